@@ -1,0 +1,190 @@
+"""What an energy is: a value F(ρ) and the velocity v = −∇ δF/δρ at the samples. Sums and multiples of energies."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ShapeError
+from ..measures import PushedMeasure
+
+_USER_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+
+
+class Term(NamedTuple):
+    """A multiple of an elementary energy inside a sum; `name` is unique there."""
+
+    name: str
+    coefficient: float
+    energy: Energy
+
+
+class Energy(ABC):
+    """A functional F of a measure, with its velocity field. Energies add up and take factors: `V + 0.5 * Entropy()`.
+
+    `pairwise` marks energies whose sampled value couples the samples (interactions, functionals): they get antithetic,
+    moment-matched samples and are never split into blocks.
+    """
+
+    pairwise: bool = False
+
+    @abstractmethod
+    def __call__(self, rho: PushedMeasure) -> Tensor:
+        """F(ρ) estimated on ρ's samples: a scalar tensor, differentiable when ρ's θ is."""
+
+    @abstractmethod
+    def velocity(self, rho: PushedMeasure) -> Tensor:
+        """v = −∇ δF/δρ at ρ's samples x, (n,d), detached."""
+
+    def terms(self) -> list[Term]:
+        """The elementary energies this one is made of, each with its coefficient."""
+        return [Term(self.label, 1.0, self)]
+
+    @property
+    def label(self) -> str:
+        """Name of the term in files and messages."""
+        return type(self).__name__.lower()
+
+    def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
+        """(drift terms, temperature) with which particles dX = Σ c·v(X) dt + √(2·temperature) dW follow the flow.
+
+        Raises:
+            ConfigError: the energy has none (it needs a density).
+        """
+        raise ConfigError(
+            f"particles have no density, which {type(self).__name__} needs; particles follow sums of Potential, "
+            "Interaction, KL and Entropy. Use scheme PWGF for this energy."
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON that names the energy; callables by qualified name only."""
+        named = {k: qualified_name(v) if callable(v) else v for k, v in vars(self).items() if not k.startswith("_")}
+        return {"name": type(self).__name__, **named}
+
+    def __add__(self, other: Energy) -> Energy:
+        if not isinstance(other, Energy):
+            return NotImplemented
+        return Combination([*self.terms(), *other.terms()])
+
+    def __mul__(self, factor: float) -> Energy:
+        if isinstance(factor, Energy) or not isinstance(factor, (int, float)):
+            return NotImplemented
+        if not math.isfinite(factor):
+            raise ConfigError(f"the factor of an energy must be finite; got {factor!r}.")
+        return Combination([term._replace(coefficient=factor * term.coefficient) for term in self.terms()])
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other: Energy) -> Energy:
+        return self + (-1.0) * other
+
+    def __neg__(self) -> Energy:
+        return (-1.0) * self
+
+
+class Combination(Energy):
+    """A weighted sum of energies; made by `+` and `*`."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        self._terms, seen = [], dict[str, int]()
+        for term in terms:
+            base = term.name.rstrip("0123456789").rstrip("_") or term.name
+            seen[base] = seen.get(base, 0) + 1
+            self._terms.append(term._replace(name=base if seen[base] == 1 else f"{base}_{seen[base]}"))
+        self.pairwise = any(term.energy.pairwise for term in self._terms)
+
+    def terms(self) -> list[Term]:
+        """The weighted elementary energies."""
+        return list(self._terms)
+
+    def __call__(self, rho: PushedMeasure) -> Tensor:
+        """Σ c·F(ρ)."""
+        return torch.stack([term.coefficient * term.energy(rho) for term in self._terms]).sum()
+
+    def velocity(self, rho: PushedMeasure) -> Tensor:
+        """Σ c·v."""
+        return torch.stack([term.coefficient * term.energy.velocity(rho) for term in self._terms]).sum(0)
+
+    def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
+        """Drifts and temperatures of the terms added up."""
+        drifts, temperature = [], 0.0
+        for term in self._terms:
+            more, heat = term.energy.particle_form()
+            drifts += [(term.coefficient * c, energy) for c, energy in more]
+            temperature += term.coefficient * heat
+        return drifts, temperature
+
+    def to_config(self) -> dict[str, Any]:
+        """The terms with their coefficients."""
+        return {
+            "name": "Combination",
+            "terms": [{"coefficient": term.coefficient, **term.energy.to_config()} for term in self._terms],
+        }
+
+
+def check_callable(f: object, call: str) -> None:
+    """Raises ConfigError unless f can be called."""
+    if not callable(f):
+        raise ConfigError(f"{call} needs a function of a tensor; got {type(f).__name__} {f!r:.60}.")
+
+
+def qualified_name(f: Callable[..., Any]) -> str:
+    """module.name of a function or class instance, for records; callables have no identity beyond this."""
+    owner = f if hasattr(f, "__qualname__") else type(f)
+    return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, *arguments: Any) -> Tensor:
+    """Calls a user's function and checks that it returns a tensor of the given shape, dtype and device.
+
+    Raises:
+        ConfigError: the function raised, or returned another dtype or device.
+        ShapeError: it returned no tensor, or one of another shape.
+    """
+    given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
+    try:
+        y = f(*arguments)
+    except ConfigError:
+        raise
+    except _USER_ERRORS as error:
+        raise ConfigError(
+            f"{call} failed on {given}: {type(error).__name__}: {error}. It must be a differentiable torch function "
+            "(no NumPy inside); tensors that it captures must have the input's dtype and device: captured.to(x)."
+        ) from error
+    if not isinstance(y, Tensor):
+        raise ShapeError(
+            f"{call} must return a torch tensor of shape {tuple(shape)} for {given}; got {type(y).__name__}. "
+            "Use torch operations, one value per sample, e.g. (x**2).sum(-1)."
+        )
+    if y.shape != shape:
+        cure = "sum over the last axis: .sum(-1)" if y.ndim == like.ndim else "return one value per sample"
+        raise ShapeError(f"{call} must return shape {tuple(shape)} for {given}; got {tuple(y.shape)}. Cure: {cure}.")
+    if y.dtype != like.dtype or y.device != like.device:
+        raise ConfigError(
+            f"{call} returned {y.dtype} on {y.device} for {given}; tensors that it captures or makes must follow the "
+            "input: captured.to(x), torch.zeros_like(x[..., 0])."
+        )
+    return y
+
+
+def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:
+    """∇Σy with respect to leaf; zeros where y is constant.
+
+    Raises:
+        ConfigError: y varies with the samples but not differentiably.
+    """
+    g = torch.autograd.grad(y.sum(), leaf, allow_unused=True)[0] if y.requires_grad else None
+    if g is not None and (len(leaf) < 2 or bool(g.any())):
+        return g
+    flat = y.detach().reshape(-1)
+    if not bool((flat == flat[0]).logical_or(flat.isnan()).all()):
+        raise ConfigError(
+            f"{call} varies with its input but has no gradient: it is not differentiable as written. Use torch "
+            "operations throughout; no .detach(), .item(), .numpy(), rounding or comparisons."
+        )
+    return torch.zeros_like(leaf)

@@ -1,0 +1,93 @@
+"""Any functional of the samples and their log-densities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..measures import PushedMeasure
+from .base import Energy, check_callable, evaluate
+
+
+class _Samples:
+    """What a user's functional sees of a measure: x (n,d) and log_density (n,); nothing else."""
+
+    def __init__(self, x: Callable[[], Tensor], log_density: Callable[[], Tensor]) -> None:
+        self._x, self._log_density = x, log_density
+
+    @property
+    def x(self) -> Tensor:
+        """Samples (n,d)."""
+        return self._x()
+
+    @property
+    def log_density(self) -> Tensor:
+        """log ρ(x), (n,)."""
+        return self._log_density()
+
+    @property
+    def score(self) -> Tensor:
+        raise ConfigError(
+            "Functional(F): F must not read rho.score: the velocity of such an F needs higher derivatives of the "
+            "density. Write F with rho.x and rho.log_density."
+        )
+
+
+class Functional(Energy):
+    r"""F(ρ) = F(rho), a scalar made of `rho.x` (n,d) and `rho.log_density` (n,).
+
+    With x and ℓ = log ρ as independent leaves and φ_i = n ∂F/∂ℓ_i, the velocity is
+    v_i = −n ∂F/∂x_i − ∂ₓφ_i − (φ_i + ∂_ℓφ_i)·score_i; it is exact when F is a mean of local terms plus any function of x.
+
+    Args:
+        F: takes an object with `x` and `log_density`, returns a scalar tensor.
+
+    Raises:
+        ConfigError: F is not callable, reads the score, or fails.
+        ShapeError: F returns no scalar tensor.
+    """
+
+    pairwise = True
+
+    def __init__(self, F: Callable[[_Samples], Tensor]) -> None:
+        check_callable(F, "Functional(F)")
+        self.F = F
+
+    def __call__(self, rho: PushedMeasure) -> Tensor:
+        """F on the samples."""
+        view = _Samples(lambda: rho.x, lambda: rho.log_density)
+        return evaluate(self.F, "Functional: F(rho)", torch.Size(()), rho.x, view)
+
+    def velocity(self, rho: PushedMeasure) -> Tensor:
+        """−n ∂F/∂x_i − ∂ₓφ_i − (φ_i + ∂_ℓφ_i)·score_i, (n,d)."""
+        n, leaves = len(rho.x), dict[str, Tensor]()
+
+        def log_density() -> Tensor:
+            if "ell" not in leaves:  # the density is computed only when F reads it
+                leaves["ell"] = rho.log_density.detach().requires_grad_(True)
+            return leaves["ell"]
+
+        with torch.enable_grad():
+            x = rho.x.detach().requires_grad_(True)
+            value = evaluate(self.F, "Functional: F(rho)", torch.Size(()), x, _Samples(lambda: x, log_density))
+            if not value.requires_grad:
+                return torch.zeros_like(x)
+            by_x = _grad(value, x, create_graph="ell" in leaves)
+            v = -n * by_x.detach()
+            if "ell" in leaves:
+                ell = leaves["ell"]
+                phi = n * _grad(value, ell, create_graph=True)
+                by_ell = phi
+                if phi.requires_grad:
+                    v = v - _grad(phi, x, create_graph=True).detach()
+                    by_ell = phi + _grad(phi, ell, create_graph=False)
+                v = v - by_ell.detach().unsqueeze(1) * rho.score
+        return v
+
+
+def _grad(y: Tensor, leaf: Tensor, *, create_graph: bool) -> Tensor:
+    got = torch.autograd.grad(y.sum(), leaf, create_graph=create_graph, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if got is None else got

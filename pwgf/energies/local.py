@@ -1,0 +1,134 @@
+"""Local energies E_ρ[g(x, log ρ(x))]: entropy, internal energies, porous medium, and any g of the user's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..measures import PushedMeasure
+from .base import Energy, check_callable, evaluate, slope
+
+
+class Local(Energy):
+    r"""F(ρ) = E_ρ[g(x, ℓ)] with ℓ = log ρ(x).
+
+    The velocity follows from g by automatic differentiation, with partial derivatives at fixed ℓ and fixed x:
+    v = −∇ₓ(g + ∂_ℓg) − (∂_ℓg + ∂²_ℓg)·score.
+
+    Args:
+        g: (n,d), (n,) → (n,), twice differentiable in ℓ.
+
+    Raises:
+        ConfigError, ShapeError: g is not callable; at the first use: it fails, or returns another shape.
+
+    Example:
+        >>> from pwgf import energies
+        >>> weighted_entropy = energies.Local(lambda x, log_rho: (1 + x.square().sum(-1)) * log_rho)
+    """
+
+    def __init__(self, g: Callable[[Tensor, Tensor], Tensor]) -> None:
+        check_callable(g, f"{type(self).__name__}(g)")
+        self.g = g
+
+    def _g(self, x: Tensor, log_rho: Tensor) -> Tensor:
+        return evaluate(self.g, f"{type(self).__name__}: g(x, log_rho)", x.shape[:1], x, x, log_rho)
+
+    def __call__(self, rho: PushedMeasure) -> Tensor:
+        """Mean of g over the samples."""
+        return self._g(rho.x, rho.log_density).mean()
+
+    def velocity(self, rho: PushedMeasure) -> Tensor:
+        """−∇ₓ(g + ∂_ℓg) − (∂_ℓg + ∂²_ℓg)·score, (n,d)."""
+        call = f"{type(self).__name__}: g(x, log_rho)"
+        with torch.enable_grad():
+            x = rho.x.detach().requires_grad_(True)
+            ell = rho.log_density.detach().requires_grad_(True)
+            g = self._g(x, ell)
+            g_ell = torch.zeros_like(ell)
+            if g.requires_grad:
+                got = torch.autograd.grad(g.sum(), ell, create_graph=True, allow_unused=True)[0]
+                g_ell = got if got is not None else g_ell
+            total = g + g_ell
+            by_ell = torch.autograd.grad(total.sum(), ell, retain_graph=True, allow_unused=True)[0] if total.requires_grad else None
+            by_x = slope(total, x, call) if by_ell is None else _partial(total, x)
+        v = -by_x
+        if by_ell is not None:
+            v = v - by_ell.detach().unsqueeze(1) * rho.score
+        return v.detach()
+
+
+def _partial(total: Tensor, x: Tensor) -> Tensor:
+    """∇ₓ at fixed ℓ; zeros when x does not enter."""
+    got = torch.autograd.grad(total.sum(), x, allow_unused=True)[0]
+    return got if got is not None else torch.zeros_like(x)
+
+
+class Entropy(Local):
+    """F(ρ) = ∫ρ log ρ (the sign of optimal transport), velocity −∇log ρ; its flow is the heat equation.
+
+    Multiply it by the temperature: `0.5 * Entropy()`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_log_density)
+
+    def velocity(self, rho: PushedMeasure) -> Tensor:
+        """−score, (n,d)."""
+        return -rho.score
+
+    def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
+        """Pure noise, temperature 1."""
+        return [], 1.0
+
+
+def _log_density(x: Tensor, log_rho: Tensor) -> Tensor:
+    return log_rho
+
+
+class InternalEnergy(Local):
+    """F(ρ) = ∫U(ρ(x)) dx, velocity −∇U′(ρ) = −U″(ρ)ρ·score.
+
+    Args:
+        U: (n,) → (n,), twice differentiable on (0, ∞), e.g. `lambda rho: rho**2`.
+
+    Raises:
+        ConfigError, ShapeError: U is not callable; at the first use: it fails, or returns another shape.
+    """
+
+    def __init__(self, U: Callable[[Tensor], Tensor]) -> None:
+        check_callable(U, "InternalEnergy(U)")
+        self.U = U
+
+        def per_mass(x: Tensor, log_rho: Tensor) -> Tensor:
+            rho = log_rho.exp()
+            value = U(rho)
+            return value / rho if isinstance(value, Tensor) else value
+
+        super().__init__(per_mass)
+
+
+class PorousMedium(Local):
+    """F(ρ) = ∫ρ^m/(m−1), velocity −m ρ^{m−1}·score; its flow is ∂ₜρ = Δρ^m.
+
+    Args:
+        m: exponent > 0, not 1 (m < 1 is fast diffusion, m = 1 the heat equation: use `Entropy`).
+
+    Raises:
+        ConfigError: m out of range.
+    """
+
+    def __init__(self, m: float) -> None:
+        if not (isinstance(m, (int, float)) and math.isfinite(m) and m > 0) or m == 1:
+            raise ConfigError(f"PorousMedium(m) must be positive and not 1 (for m = 1 use Entropy()); got {m!r}.")
+        self.m = float(m)
+        super().__init__(lambda x, log_rho: torch.exp((self.m - 1) * log_rho) / (self.m - 1))
+
+    def velocity(self, rho: PushedMeasure) -> Tensor:
+        """−m ρ^{m−1}·score, (n,d); zero where ρ vanishes."""
+        weight = self.m * torch.exp((self.m - 1) * rho.log_density)
+        v = -weight.unsqueeze(1) * rho.score
+        return torch.where((weight == 0).unsqueeze(1), torch.zeros_like(v), v)

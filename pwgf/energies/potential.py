@@ -1,0 +1,79 @@
+"""Potential energy ∫V dρ, and the Kullback–Leibler divergence to an unnormalised density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..measures import PushedMeasure
+from .base import Energy, check_callable, evaluate, slope
+
+
+class Potential(Energy):
+    """F(ρ) = ∫V dρ, velocity −∇V.
+
+    Args:
+        V: (n,d) → (n,), differentiable torch function.
+
+    Raises:
+        ConfigError: V is not callable; at the first use: V fails or is not differentiable.
+        ShapeError: at the first use: V returns anything but a tensor of shape (n,).
+
+    Example:
+        >>> from pwgf import energies
+        >>> energy = energies.Potential(lambda x: 0.5 * x.square().sum(-1)) + energies.Entropy()
+        >>> [term.name for term in energy.terms()]
+        ['potential', 'entropy']
+    """
+
+    def __init__(self, V: Callable[[Tensor], Tensor]) -> None:
+        check_callable(V, "Potential(V)")
+        self.V = V
+
+    def __call__(self, rho: PushedMeasure) -> Tensor:
+        """Mean of V over the samples."""
+        return evaluate(self.V, "Potential: V(x)", rho.x.shape[:1], rho.x, rho.x).mean()
+
+    def velocity(self, rho: PushedMeasure) -> Tensor:
+        """−∇V(x), (n,d)."""
+        with torch.enable_grad():
+            x = rho.x.detach().requires_grad_(True)
+            value = evaluate(self.V, "Potential: V(x)", x.shape[:1], x, x)
+            return -slope(value, x, "Potential: V(x)")
+
+    def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
+        """Pure drift."""
+        return [(1.0, self)], 0.0
+
+
+class KL(Energy):
+    """F(ρ) = ∫ρ log(ρ/π), velocity ∇log π − ∇log ρ; for an unnormalised π up to the constant log Z.
+
+    Args:
+        log_target: log π, (n,d) → (n,), differentiable.
+
+    Raises:
+        ConfigError, ShapeError: as `Potential`.
+    """
+
+    def __init__(self, log_target: Callable[[Tensor], Tensor]) -> None:
+        check_callable(log_target, "KL(log_target)")
+        self.log_target = log_target
+
+    def __call__(self, rho: PushedMeasure) -> Tensor:
+        """Mean of log ρ − log π over the samples."""
+        target = evaluate(self.log_target, "KL: log_target(x)", rho.x.shape[:1], rho.x, rho.x)
+        return (rho.log_density - target).mean()
+
+    def velocity(self, rho: PushedMeasure) -> Tensor:
+        """∇log π(x) − score, (n,d)."""
+        with torch.enable_grad():
+            x = rho.x.detach().requires_grad_(True)
+            target = evaluate(self.log_target, "KL: log_target(x)", x.shape[:1], x, x)
+            return slope(target, x, "KL: log_target(x)") - rho.score
+
+    def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
+        """Langevin dynamics at temperature 1."""
+        return [(1.0, Potential(lambda x: -self.log_target(x)))], 1.0

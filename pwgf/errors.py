@@ -1,0 +1,59 @@
+"""Every error the package raises on purpose; all derive from `PWGFError`.
+
+Misuse is told at the door (`ConfigError`, `ShapeError`), numerical failure where it happens (`NonFiniteError`,
+`SolverError`), trouble with files by `StorageError` and its kin. Messages name what was called, what was expected,
+what came, and the cure.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class PWGFError(Exception):
+    """Base class of all errors of this package.
+
+    `run` holds the rows so far (a `Trajectory`) when a run without a file failed, else None.
+    """
+
+    run: Any = None
+
+
+class ConfigError(PWGFError, ValueError):
+    """An argument has a value that cannot work; the message names the argument and the cure."""
+
+
+class ShapeError(PWGFError, ValueError):
+    """An array, or what a user's function returned, has the wrong shape, type or dtype."""
+
+
+class NonFiniteError(PWGFError):
+    """A term became NaN or infinite; the message names the term, the time, likely causes and cures."""
+
+
+class SolverError(PWGFError):
+    """A numerical method failed (linear solve, Newton inverse, step control); the message names the cure."""
+
+
+class StorageError(PWGFError, OSError):
+    """A file could not be written or read (disk full, no permission, locked by another run)."""
+
+
+class PathError(ConfigError, StorageError):
+    """A path handed in by the user cannot serve: missing, a folder, already there, or not writable."""
+
+
+class SchemaError(PathError):
+    """A file is there but is not a trajectory this version can trust: foreign, damaged, hostile or too new."""
+
+
+class ResumeMismatchError(ConfigError):
+    """A run is resumed under settings, or with an energy, that differ from the stored ones."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest known name, or "" when nothing is close."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

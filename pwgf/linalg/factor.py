@@ -1,0 +1,74 @@
+"""Solves with a damped Gram matrix: Cholesky where it is safe, the symmetric spectrum where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pwgf.linalg.base import Check, NormalEquations, Solution
+
+NUM_REFINEMENTS = 2
+
+
+def damped_inverse(problem: NormalEquations, gram: Tensor, shift: float, damping: float) -> Callable[[Tensor], Tensor]:
+    """The map r ↦ (K + shift·I)⁻¹ r for a positive semi-definite K, factorised once, in float64 for every dtype.
+
+    The error of a float32 Gram matrix is about ε tr K/√k in norm, harmless against a damping of 1e-7, while a float32
+    factorisation of it is not (displacement off by 20 % there); for k of one or two thousand float64 is cheap.
+
+    A damping at or above a tenth of the round-off ε of K's dtype takes Cholesky, k³/3 flops. Below it (then Cholesky
+    of a singular K returns noise without complaint), or where Cholesky fails, K = QΛQᵀ, about 9k³ flops: the spectrum
+    is clamped at 0, and with such a small damping eigenvalues under k·ε·max Λ are dropped: the pseudo-inverse.
+
+    Args:
+        problem: names the solver in the message.
+        gram: K, (k, k).
+        shift: added to the diagonal, ≥ 0, in the units of K.
+        damping: shift relative to tr K, decides between the two.
+
+    Raises:
+        NonFiniteError: K holds NaN or infinity.
+    """
+    if not bool(torch.isfinite(gram).all()):
+        raise problem.non_finite("the Gram matrix")
+    dtype, eps = gram.dtype, torch.finfo(gram.dtype).eps
+    K = gram.double()
+    if damping >= eps / 10:
+        factor, info = torch.linalg.cholesky_ex(K + shift * torch.eye(len(K), dtype=K.dtype, device=K.device))
+        if int(info) == 0:
+            return lambda r: torch.cholesky_solve(r.double()[:, None], factor)[:, 0].to(dtype)
+    spectrum, basis = torch.linalg.eigh(K)
+    spectrum = spectrum.clamp(min=0)
+    inverse = 1 / (spectrum + shift)
+    if damping < eps / 10:
+        inverse = torch.where(spectrum > len(K) * eps * spectrum[-1], inverse, 0.0)
+    return lambda r: (basis @ (inverse * (basis.T @ r.double()))).to(dtype)
+
+
+def refine(problem: NormalEquations, first: Tensor, correction: Callable[[Tensor, Check], Tensor]) -> Solution:
+    """Improves a direct solution by iterative refinement until the true residual is √ε, at most twice.
+
+    In float64 it is almost always there at once; float32 with a damping near 1e-7 needs the help. A step that does not
+    lower the residual is dropped.
+
+    Args:
+        problem: the equations.
+        first: y from the factorisation, (p,).
+        correction: (y, check) ↦ δ (p,), an approximate solution of (Ĝ+μI) δ = check.gradient.
+
+    Returns:
+        The solution; converged if the residual is at most 10 √ε (1.5e-7 in float64, 3.5e-3 in float32).
+    """
+    tolerance = torch.finfo(first.dtype).eps ** 0.5
+    y, check = first, problem.check(first)
+    for _ in range(NUM_REFINEMENTS):
+        if check.residual <= tolerance:
+            break
+        trial = y + correction(y, check)
+        trial_check = problem.check(trial)
+        if trial_check.residual >= check.residual:
+            break
+        y, check = trial, trial_check
+    return problem.solution(y, check, check.residual <= 10 * tolerance)

@@ -1,0 +1,31 @@
+"""Push-forward maps T_θ. A new family is one file with a subclass of `PushForward`, listed in `_SHELF`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ConfigError, nearest
+from .affine import Affine
+from .base import Block, Layer, Linearisation, PushForward
+from .from_module import FromModule
+from .residual import ResidualMLP
+
+__all__ = ["Affine", "Block", "FromModule", "Layer", "Linearisation", "PushForward", "ResidualMLP", "from_config"]
+
+_SHELF: dict[str, type[PushForward]] = {cls.__name__: cls for cls in (Affine, ResidualMLP)}
+
+
+def from_config(config: dict[str, Any]) -> PushForward:
+    """Rebuilds a map from `to_config()`.
+
+    Raises:
+        ConfigError: the map is not one of this package's; hand it over instead.
+    """
+    settings = dict(config)
+    name = settings.pop("name", "")
+    if name not in _SHELF:
+        raise ConfigError(
+            f"the stored map {name!r} cannot be rebuilt from the file; pass it: pwgf.load(path, map=…)."
+            + nearest(name, _SHELF)
+        )
+    return _SHELF[name](**settings)

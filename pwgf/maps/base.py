@@ -1,0 +1,192 @@
+"""The push-forward map T_θ: what every map can do, and defaults that are right for all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jacfwd, vmap
+
+from ..errors import ConfigError, ShapeError, SolverError
+
+
+class Layer(NamedTuple):
+    """One matrix W (out, in) in θ that acts on each sample by itself: ∂T_k(z_i)/∂W[o, j] = g[i, k, o] · a[i, j].
+
+    `offset` is where W starts in θ (row-major), `a` (n, in) is what the layer is fed (a bias is a column of ones),
+    `g` (n, d, out) the derivative of T with respect to the layer's output; None stands for the identity (out = d).
+    """
+
+    offset: int
+    shape: tuple[int, int]
+    a: Tensor
+    g: Tensor | None
+
+
+@dataclass(frozen=True)
+class Linearisation:
+    """The tangent J = ∂_θT at fixed (θ, z): `jv` η (p,) → Jη (n,d), `jtu` u (n,d) → Jᵀu (p,).
+
+    `layers` gives the factors of J where the map is made of per-sample linear layers, else None.
+    """
+
+    jv: Callable[[Tensor], Tensor]
+    jtu: Callable[[Tensor], Tensor]
+    layers: Callable[[], list[Layer]] | None = None
+
+
+class Block(NamedTuple):
+    """A named block of the flat θ: `theta[offset : offset + prod(shape)].view(shape)`."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def blocks(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Block]:
+    """Lays named shapes out one after another."""
+    out, offset = [], 0
+    for name, shape in shapes:
+        out.append(Block(name, tuple(shape), offset))
+        offset += int(torch.Size(shape).numel())
+    return out
+
+
+class PushForward(ABC):
+    """A map T_θ: R^d → R^d, differentiable in θ (p,) and in z (n,d) for any n ≥ 1.
+
+    A subclass gives `__call__`, `initial` and `layout`; it overrides `jacobian`, `log_abs_det`, `inverse` and
+    `linearise` where its family knows a cheaper route. All methods follow the dtype and device of θ and z.
+    """
+
+    dim: int
+
+    @abstractmethod
+    def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
+        """T_θ(z): (p,), (n,d) → (n,d)."""
+
+    @abstractmethod
+    def initial(self, seed: int = 0) -> Tensor:
+        """θ₀ (p,), float64 on the CPU, at which T is the identity (or the map it was built from)."""
+
+    @abstractmethod
+    def layout(self) -> list[Block]:
+        """Name, shape and offset of every parameter block of θ."""
+
+    @property
+    def num_params(self) -> int:
+        """p, the length of θ."""
+        last = self.layout()[-1]
+        return last.offset + int(torch.Size(last.shape).numel())
+
+    def unpack(self, theta: Tensor) -> list[Tensor]:
+        """Views of θ's blocks, in the order of `layout`."""
+        return [theta[b.offset : b.offset + int(torch.Size(b.shape).numel())].view(b.shape) for b in self.layout()]
+
+    def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
+        """∂_zT (n,d,d), entry [i,k,j] = ∂T_k/∂z_j at z_i; differentiable in θ and z. Cost: d tangents of T."""
+        return vmap(jacfwd(lambda zi: self(theta, zi[None])[0]))(z)
+
+    def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
+        """log|det ∂_zT| (n,); differentiable. Cost: `jacobian` and n LU factorisations of size d."""
+        return torch.linalg.slogdet(self.jacobian(theta, z)).logabsdet
+
+    def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
+        """z with T_θ(z) = x, (n,d), by Newton's method; raises SolverError where it fails."""
+        return newton_inverse(self, theta, x)
+
+    def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
+        """J = ∂_θT at (θ, z), by double backward on a retained graph. Cost of a product: about two of T."""
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_(True)
+            x = self(leaf, z.detach())
+            seed = torch.zeros_like(x, requires_grad=True)
+            (pulled,) = torch.autograd.grad(x, leaf, seed, create_graph=True)
+
+        def jv(eta: Tensor) -> Tensor:
+            return torch.autograd.grad(pulled, seed, eta, retain_graph=True)[0]
+
+        def jtu(u: Tensor) -> Tensor:
+            return torch.autograd.grad(x, leaf, u, retain_graph=True)[0]
+
+        return Linearisation(jv, jtu)
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON from which `maps.from_config` rebuilds this map."""
+        return {"name": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}  # type: ignore[arg-type]
+
+
+def check_dim(dim: int, call: str) -> None:
+    """Raises ConfigError unless dim is a positive integer."""
+    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+        raise ConfigError(f"{call}: dim must be an integer ≥ 1; got {dim!r}.")
+
+
+def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations: int = 40) -> Tensor:
+    """Solves T_θ(z) = x for each row of x (n,d) → (n,d).
+
+    Newton's method with backtracking from z = x; rows where it fails are reached by continuation along the straight
+    line from T(0) to x, which succeeds for every diffeomorphism given enough steps.
+
+    Raises:
+        SolverError: some rows have no solution that the method finds (a folded map, or x outside its range).
+    """
+    if x.ndim != 2 or x.shape[1] != map.dim:
+        raise ShapeError(f"inverse(x): x must have shape (n, {map.dim}); got {tuple(x.shape)}.")
+    theta, x = theta.detach(), x.detach()
+    accuracy = 100 * torch.finfo(x.dtype).eps
+    z, solved = _newton(map, theta, x, x.clone(), accuracy, max_iterations)
+    for steps in (16, 128):
+        if bool(solved.all()):
+            return z
+        failed = ~solved
+        target, start = x[failed], torch.zeros_like(x[failed])
+        origin = map(theta, start)
+        for s in torch.linspace(1.0 / steps, 1.0, steps).tolist():
+            start, ok = _newton(map, theta, origin + s * (target - origin), start, accuracy, 10)
+        z[failed], solved[failed] = start, ok
+    if not bool(solved.all()):
+        worst = (map(theta, z[~solved]) - x[~solved]).norm(dim=1).max()
+        raise SolverError(
+            f"{type(map).__name__}.inverse: Newton failed at {int((~solved).sum())} of {len(x)} points "
+            f"(largest |T(z) − x| = {float(worst):.2e}). Causes: (a) the map folds there (see fold_fraction): use a map "
+            "that cannot fold; (b) x lies outside the range of T: evaluate the density nearer to the samples."
+        )
+    return z
+
+
+def _newton(
+    map: PushForward, theta: Tensor, x: Tensor, z: Tensor, accuracy: float, max_iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Backtracked Newton; returns (z, solved) where solved (n,) marks |T(z) − x| ≤ accuracy·(1+|x|)."""
+    goal = accuracy * (1 + x.norm(dim=1))
+    residual = map(theta, z) - x
+    size = residual.norm(dim=1)
+    for _ in range(max_iterations):
+        active = size > goal
+        if not bool(active.any()):
+            break
+        za, ra, sa = z[active], residual[active], size[active]
+        jacobian = map.jacobian(theta, za)
+        step, info = torch.linalg.solve_ex(jacobian, ra.unsqueeze(-1))
+        step = torch.where((info == 0).view(-1, 1), step.squeeze(-1), ra)
+        best_z, best_r, best_s = za.clone(), ra.clone(), sa.clone()
+        open_ = torch.ones_like(sa, dtype=torch.bool)
+        for halving in range(8):
+            trial = za - 0.5**halving * step
+            r = map(theta, trial) - x[active]
+            s = r.norm(dim=1)
+            better = open_ & (s < sa)
+            best_z[better], best_r[better], best_s[better] = trial[better], r[better], s[better]
+            open_ &= ~better
+            if not bool(open_.any()):
+                break
+        z, residual, size = z.clone(), residual.clone(), size.clone()
+        z[active], residual[active], size[active] = best_z, best_r, best_s
+        if bool((best_s >= sa).all()):
+            break
+    return z, size <= goal

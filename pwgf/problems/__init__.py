@@ -1,0 +1,60 @@
+"""Problems with known answers: each has a reference, an energy, times, and the exact law at every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError, nearest
+from .aggregation import Aggregation
+from .barenblatt import BarenblattFlow
+from .base import Law, Problem
+from .ornstein_uhlenbeck import OrnsteinUhlenbeck
+from .styblinski_tang import ProductLaw, StyblinskiTang
+
+__all__ = [
+    "Aggregation",
+    "BarenblattFlow",
+    "Law",
+    "OrnsteinUhlenbeck",
+    "Problem",
+    "ProductLaw",
+    "StyblinskiTang",
+    "from_config",
+    "names",
+]
+
+_TABLE: dict[str, type[Problem]] = {
+    cls.__name__: cls for cls in (OrnsteinUhlenbeck, StyblinskiTang, BarenblattFlow, Aggregation)
+}
+
+
+def names() -> list[str]:
+    """Names of all problems.
+
+    Example:
+        >>> names()
+        ['OrnsteinUhlenbeck', 'StyblinskiTang', 'BarenblattFlow', 'Aggregation']
+    """
+    return list(_TABLE)
+
+
+def from_config(config: Mapping[str, Any]) -> Problem:
+    """Builds a problem from its name and arguments, such as the result of `to_config()`.
+
+    Args:
+        config: {"name": one of `names()`, further entries: arguments of its constructor}.
+
+    Raises:
+        ConfigError: the name is missing or unknown, or an entry is not an argument.
+
+    Example:
+        >>> from_config({"name": "StyblinskiTang", "dim": 2, "c": 0.5}).to_config()
+        {'name': 'StyblinskiTang', 'dim': 2, 'c': 0.5, 'end_time': 0.24}
+    """
+    name = str(config.get("name", ""))
+    if name not in _TABLE:
+        raise ConfigError(
+            f"problems.from_config needs a name out of {', '.join(_TABLE)}; got {name!r}." + nearest(name, _TABLE)
+        )
+    return _TABLE[name].from_config(config)

@@ -1,0 +1,161 @@
+"""What a problem is: a reference measure, an energy, times, and the exact law at every time."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..energies.base import Energy
+from ..errors import ConfigError, ShapeError, nearest
+from ..measures import Reference
+
+
+@dataclass(frozen=True, eq=False)
+class Law(ABC):
+    """The exact law of a flow at one time.
+
+    Args:
+        mean: (d,) float64.
+        cov: (d, d) float64.
+    """
+
+    mean: Tensor
+    cov: Tensor
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n independent samples, (n, d) float64."""
+
+    @abstractmethod
+    def log_density(self, x: Tensor) -> Tensor:
+        """Log density at x (n, d), (n,); −inf outside the support."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasureLaw(Law):
+    """A law that is one of the reference measures, such as a Gaussian.
+
+    Args:
+        mean, cov: its moments.
+        measure: the measure that samples and densities come from.
+    """
+
+    measure: Reference
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n independent samples, (n, d) float64."""
+        return self.measure.sample(n, generator)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Log density at x (n, d), (n,)."""
+        return self.measure.log_density(check_samples(type(self.measure).__name__, x, len(self.mean)))
+
+
+class Problem(ABC):
+    """A flow whose law is known at every time: ρ = `reference` at times[0], moved down `energy`.
+
+    A subclass names its constructor's arguments in `_arguments`; what it offers beyond that it computes when asked.
+    """
+
+    dim: int
+
+    @property
+    def name(self) -> str:
+        """Name in `problems.names()`."""
+        return type(self).__name__
+
+    @property
+    @abstractmethod
+    def reference(self) -> Reference:
+        """The reference measure λ, which is the law at times[0]."""
+
+    @property
+    @abstractmethod
+    def energy(self) -> Energy:
+        """The energy F."""
+
+    @property
+    @abstractmethod
+    def times(self) -> np.ndarray:
+        """Times worth storing, (T,) float64; times[0] is the start."""
+
+    @property
+    def temperature(self) -> float:
+        """Weight of the entropy ∫ρ log ρ in F; 0 where F has none."""
+        return 0.0
+
+    @property
+    def convexity(self) -> float | None:
+        """A K for which F is K-convex along geodesics; None where none is known."""
+        return None
+
+    @abstractmethod
+    def exact(self, t: float) -> Law:
+        """The law at time t.
+
+        Args:
+            t: a time, not before times[0]; it may lie beyond times[-1].
+
+        Raises:
+            ConfigError: t lies before the start or is not finite.
+        """
+
+    def exact_energy(self, t: float) -> float | None:
+        """F of the exact law at time t, with the constants of `energy`; None where it is not known."""
+        return None
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON-ready settings, from which `problems.from_config` rebuilds the problem."""
+        return {"name": self.name, **self._arguments()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Problem:
+        """Rebuilds this problem from `to_config()`; its "name" is not looked at.
+
+        Raises:
+            ConfigError: an entry is not an argument of the constructor.
+        """
+        arguments = {key: value for key, value in config.items() if key != "name"}
+        known = list(inspect.signature(cls).parameters)
+        for key in arguments:
+            if key not in known:
+                raise ConfigError(
+                    f"{cls.__name__}.from_config: unknown entry {key!r}; it takes {', '.join(known)}."
+                    + nearest(key, known)
+                )
+        return cls(**arguments)
+
+    @abstractmethod
+    def _arguments(self) -> dict[str, Any]:
+        """The constructor's arguments as JSON values."""
+
+    def _check_time(self, t: float) -> float:
+        start = float(self.times[0])
+        if not (math.isfinite(t) and t >= start - 1e-12):
+            raise ConfigError(
+                f"{self.name}.exact(t=…) needs a finite time t ≥ {start:g}, where the flow starts; got t={t}. "
+                f"The problem's own times are {self.name}.times."
+            )
+        return max(float(t), start)
+
+
+def check_positive(call: str, name: str, value: float) -> float:
+    """The value as a float; ConfigError unless it is a finite number above zero."""
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ConfigError(f"{call}({name}=…) needs a finite number > 0; got {value!r}. Try {name}=1.0.")
+    return float(value)
+
+
+def check_samples(call: str, x: Tensor, dim: int) -> Tensor:
+    """x itself; ShapeError unless it is (n, dim)."""
+    if x.ndim != 2 or x.shape[1] != dim:
+        raise ShapeError(f"{call}.log_density(x) needs x of shape (n, {dim}); got {tuple(x.shape)}. Rows are samples.")
+    return x

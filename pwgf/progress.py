@@ -1,0 +1,45 @@
+"""Progress of a long run: a bar on a terminal, a plain line every 30 seconds elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+_INTERVAL = 30.0  # seconds between plain lines
+
+
+class Progress:
+    """Shows how far t has come; everything shown is also stored in the rows.
+
+    Args:
+        first, last: times of the run.
+        show: True, False, or None to show unless `PWGF_PROGRESS=0` is set.
+    """
+
+    def __init__(self, first: float, last: float, show: bool | None = None) -> None:
+        wanted = os.environ.get("PWGF_PROGRESS", "1") != "0" if show is None else show
+        self._first, self._last, self._said = first, last, time.monotonic()
+        self._plain = wanted and not sys.stderr.isatty()
+        self._bar = None
+        if wanted and not self._plain:
+            layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+            self._bar = tqdm(total=last - first, bar_format=layout, file=sys.stderr, leave=False)
+
+    def update(self, t: float, **figures: float) -> None:
+        """The run has reached t."""
+        shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
+        if self._bar is not None:
+            self._bar.n = t - self._first
+            self._bar.set_postfix_str(f"t {t:.4g}, {shown}")
+        elif self._plain and time.monotonic() - self._said >= _INTERVAL:
+            self._said = time.monotonic()
+            sys.stderr.write(f"pwgf: t = {t:.4g} of {self._last:g}, {shown}\n")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()

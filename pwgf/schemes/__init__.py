@@ -1,0 +1,37 @@
+"""Schemes: ways to move a measure in time. A new one is a file here that follows `Scheme`, listed in `replay`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import maps, measures
+from ..errors import SchemaError
+from ..maps.base import PushForward
+from ..measures import Reference
+from .base import MapReplay, Replay, Row, Scheme
+from .particles import EulerMaruyama, ParticleReplay
+from .pwgf import PWGF
+
+__all__ = ["PWGF", "EulerMaruyama", "MapReplay", "ParticleReplay", "Replay", "Row", "Scheme", "replay"]
+
+
+def replay(config: dict[str, Any], *, map: PushForward | None = None, reference: Reference | None = None) -> Replay:
+    """What reads the rows of a stored run back as measures, from the scheme's `to_config()`.
+
+    Args:
+        config: as stored.
+        map, reference: stand in for a user's own, which cannot be rebuilt from the file.
+
+    Raises:
+        ConfigError: a user's own map or reference is needed and was not given.
+        SchemaError: the scheme is not known to this version.
+    """
+    reference = reference if reference is not None else measures.from_config(config["reference"])
+    dtype = getattr(torch, config["dtype"])
+    if config["name"] == "PWGF":
+        return MapReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
+    if config["name"] == "EulerMaruyama":
+        return ParticleReplay(reference, dtype)
+    raise SchemaError(f"the file was written by scheme {config['name']!r}, which this version of pwgf does not know; update pwgf.")

@@ -1,0 +1,191 @@
+"""Plain particles: the Euler–Maruyama discretisation of the Langevin (McKean–Vlasov) dynamics behind a flow."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..energies import Energy
+from ..errors import ConfigError, NonFiniteError
+from ..maps.base import Block
+from ..measures import Reference
+from ..state import Info, Rows, State
+from .base import Row, check_integer, check_number, check_points, member_config, merge_counters, nearest_row
+
+
+class Cloud:
+    """What an energy without density sees of a measure: its samples x (n,d)."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @property
+    def log_density(self) -> Tensor:
+        """Particles have none."""
+        raise ConfigError("particles have no density; use scheme PWGF for an energy that needs one.")
+
+    score = log_density
+
+
+class ParticleReplay:
+    """Stored particles read back as a measure.
+
+    Args:
+        reference: λ, for `sample`.
+        dtype: of the particles in memory.
+    """
+
+    def __init__(self, reference: Reference, dtype: torch.dtype = torch.float64) -> None:
+        self.reference, self.dtype = reference, dtype
+
+    def push(self, rows: Rows, t: float, z: Tensor) -> Tensor:
+        """As many particles as z has rows, (n,d); z serves as a source of randomness, so equal z give equal choices.
+
+        Between rows each is taken from the row before or after, with probabilities linear in t, which interpolates
+        the law; more than there are stored are drawn with replacement.
+        """
+        check_points(z, self.reference.dim, "push(t, z): z")
+        digest = hashlib.sha256(z.double().cpu().contiguous().numpy().tobytes()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        k = nearest_row(rows.t, t)
+        before = int(np.searchsorted(rows.t, t)) - 1 if k is None else k
+        x = rows.theta(before).view(-1, self.reference.dim)
+        n = len(z)
+        index = torch.randperm(len(x), generator=generator)[:n]
+        if n > len(x):
+            index = torch.randint(len(x), (n,), generator=generator)
+        chosen = x[index]
+        if k is None:
+            share = (t - rows.t[before]) / (rows.t[before + 1] - rows.t[before])
+            later = torch.rand(n, generator=generator, dtype=torch.float64) < share
+            chosen = torch.where(later.unsqueeze(1), rows.theta(before + 1).view_as(x)[index], chosen)
+        return chosen.to(self.dtype)
+
+    def log_density(self, rows: Rows, t: float, x: Tensor) -> Tensor:
+        """Particles have none: ConfigError."""
+        raise ConfigError("this run holds particles, which have no density; solve with pwgf.PWGF to get log_density.")
+
+    def score(self, rows: Rows, t: float, x: Tensor) -> Tensor:
+        """Particles have none: ConfigError."""
+        raise ConfigError("this run holds particles, which have no score; solve with pwgf.PWGF to get one.")
+
+
+class EulerMaruyama(ParticleReplay):
+    r"""Particles X ← X + dt·v(X) + √(2τ dt) ξ, whose law follows the flow of potential, interaction and entropy.
+
+    Potential (and KL) and interaction terms drift the particles; the entropy's coefficient is the temperature τ. The
+    weak error is O(dt), the sampling error 1/√num_samples. θ in rows and state holds the particles, (num_samples·d,).
+    With an entropy the free energy needs a density, so the column `energy` is NaN and only its parts
+    `energy_potential`, `energy_interaction` are given.
+
+    Args:
+        energy: sum of Potential, Interaction, KL and Entropy with non-negative temperature.
+        reference: law of the particles at the start.
+        num_samples: number of particles.
+        dt: step, in units of t.
+        dtype: torch.float64 or torch.float32.
+        device: where the particles live.
+
+    Raises:
+        ConfigError: an energy that needs a density, or an argument out of range.
+
+    Example:
+        >>> import pwgf
+        >>> from pwgf import energies
+        >>> energy = energies.Potential(lambda x: x.square().sum(-1) / 2) + energies.Entropy()
+        >>> scheme = pwgf.EulerMaruyama(energy, pwgf.Gaussian(dim=1), num_samples=100, dt=0.1)
+        >>> len(pwgf.solve(scheme, times=[0.0, 1.0], progress=False))
+        2
+
+    References:
+        Kloeden, Platen, Numerical Solution of Stochastic Differential Equations, 1992, §10.2.
+    """
+
+    def __init__(
+        self, energy: Energy, reference: Reference, *, num_samples: int = 10_000, dt: float,
+        dtype: torch.dtype = torch.float64, device: str = "cpu",
+    ) -> None:  # fmt: skip
+        if not isinstance(energy, Energy):
+            raise ConfigError(f"EulerMaruyama(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.")
+        if not isinstance(reference, Reference):
+            raise ConfigError(f"EulerMaruyama(reference=…) must be a reference measure; got {type(reference).__name__}.")
+        check_integer(num_samples, "num_samples", "EulerMaruyama")
+        check_number(dt, "dt", "EulerMaruyama", low=0.0, high=math.inf, open_low=True)
+        super().__init__(reference, dtype)
+        self.energy, self.num_samples, self.dt, self.device = energy, num_samples, float(dt), str(torch.device(device))
+        self._drifts, self.temperature = energy.particle_form()
+        if self.temperature < 0:
+            raise ConfigError(f"EulerMaruyama: the entropy's coefficient must be ≥ 0; got {self.temperature:g}.")
+
+    def start(self, seed: int = 0, t: float = 0.0) -> State:
+        """Independent particles from the reference; checks the drift once."""
+        generator = torch.Generator().manual_seed(seed)
+        x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
+        self._drift(x[: min(64, len(x))], t)
+        theta = x.reshape(-1)
+        return State(t, theta, torch.zeros_like(theta), self.dt, generator.get_state(), {"num_steps": 0, "num_stages": 0})
+
+    def _drift(self, x: Tensor, t: float) -> Tensor:
+        v = torch.zeros_like(x)
+        for coefficient, term in self._drifts:
+            v = v + coefficient * term.velocity(Cloud(x))  # type: ignore[arg-type]
+        if not bool(torch.isfinite(v).all()):
+            bad = int((~torch.isfinite(v).all(1)).sum())
+            raise NonFiniteError(
+                f"the drift is NaN or infinite at {bad} of {len(x)} particles at t = {t:.6g}. Causes: (a) the energy is not "
+                "finite there: check it; (b) the step is unstable: smaller dt."
+            )
+        return v
+
+    def step(self, state: State, t1: float) -> tuple[State, Info]:
+        """One step of length dt, cut at t1."""
+        generator = state.generator()
+        last = self.dt >= (t1 - state.t) * (1 - 1e-9)
+        h = t1 - state.t if last else self.dt
+        x = state.theta.view(self.num_samples, -1)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+        v = self._drift(x, state.t)
+        moved = (x + h * v + math.sqrt(2 * self.temperature * h) * noise).reshape(-1)
+        t = t1 if last else state.t + h
+        counters = merge_counters(state.counters, num_steps=1, num_stages=1)
+        after = State(t, moved, v.reshape(-1), self.dt, generator.get_state(), counters)
+        return after, Info(state.t, t, h, 1, 0, {"velocity_rms": float(v.square().sum(1).mean().sqrt())})
+
+    def measure(self, state: State) -> Row:
+        """Particles, energy of the drift terms, second moment."""
+        x = state.theta.view(self.num_samples, -1)
+        v = self._drift(x, state.t)
+        row: Row = {"theta": state.theta, "theta_dot": state.theta_dot}
+        total = 0.0
+        for coefficient, term in self._drifts:
+            with torch.no_grad():
+                part = coefficient * float(term(Cloud(x)))  # type: ignore[arg-type]
+            row[f"energy_{term.label}"] = float(row.get(f"energy_{term.label}", 0.0)) + part
+            total += part
+        row["energy"] = total if self.temperature == 0 else math.nan
+        row["velocity_rms"] = float(v.square().sum(1).mean().sqrt())
+        row["second_moment"] = float(x.square().sum(1).mean())
+        row.update({name: float(count) for name, count in state.counters.items()}, dt=state.dt)
+        return row
+
+    def fingerprint(self, state: State) -> np.ndarray:
+        """Drift at the first 16 particles, with the temperature."""
+        v = self._drift(state.theta.view(self.num_samples, -1)[:16], state.t)
+        return np.append(v.double().cpu().numpy().ravel(), self.temperature)
+
+    def layout(self) -> list[Block]:
+        """The particles as one block."""
+        return [Block("particles", (self.num_samples, self.reference.dim), 0)]
+
+    def to_config(self) -> dict[str, Any]:
+        """The resolved settings as JSON."""
+        return {
+            "name": "EulerMaruyama", "energy": member_config(self.energy), "reference": member_config(self.reference),
+            "num_samples": self.num_samples, "dt": self.dt, "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+        }  # fmt: skip

@@ -1,0 +1,275 @@
+"""The parameterised Wasserstein gradient flow: θ̇ = argmin E|J θ̇ − v|², stepped on redrawn samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..energies import Energy
+from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError, nearest
+from ..integrate import ADAPTIVE, Advance, advance, check_method
+from ..linalg import LinearSolver, get_solver
+from ..maps.base import PushForward
+from ..measures import Reference
+from ..state import Info, State
+from .base import MapReplay, Row, check_integer, check_number, fork, member_config, merge_counters, tensor_config
+from .evaluation import evaluate_row
+from .right_side import Problem, RightSide, finite_velocity
+
+_DEFAULT_TOLERANCE = 1e-4
+_REDRAWS = 4  # failed intervals in a row before the run stops
+
+
+class PWGF(MapReplay):
+    r"""Parameterised Wasserstein gradient flow of an energy by a push-forward map.
+
+    ρ_θ = (T_θ)#λ follows ∂ₜρ = ∇·(ρ∇δF/δρ) through θ̇ = argmin_η E_λ|∂_θT η − v|², v = −∇δF/δρ(T_θ(z)). Each right side
+    is one damped least-squares solve on `num_samples` samples of λ, which are frozen during a sampling interval and
+    redrawn after it.
+
+    Args:
+        energy: F, e.g. `energies.Potential(V) + energies.Entropy()`.
+        map: T, e.g. `maps.ResidualMLP(dim)`.
+        reference: λ, e.g. `Gaussian(dim)`.
+        theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
+        num_samples: n, samples of a right side.
+        num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
+        method: adaptive `bosh3`, `dopri5`, `adaptive_heun`, `fehlberg2`, `dopri8`; fixed `euler`, `midpoint`, `heun2`,
+            `heun3`, `rk4`.
+        tolerance: adaptive methods: largest rms displacement error of a sample per substep, in units of x; None means
+            1e-4.
+        dt: fixed methods: the step, in units of t; adaptive ones: the first step (None: from the velocity).
+        damping: λ of the solve, relative to the metric's trace. Smaller is more accurate and less stable.
+        momentum: the damping is centred at momentum × last accepted θ̇; in [0, 1].
+        solver: `auto`, `primal`, `dual`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
+        clip: None, or limit |v| to clip × rms|v| at samples where the map has (nearly) folded; ≥ 5.
+        form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
+        chunk_size: samples per block in densities, tangents and evaluation; None: all at once.
+        max_rejections: substeps rejected within an interval before it is drawn anew.
+        dtype, device: of θ and all computation.
+
+    Raises:
+        ConfigError: an argument that cannot work; the message says which and what would.
+
+    Example:
+        >>> import torch, pwgf
+        >>> from pwgf import energies, maps
+        >>> energy = energies.Potential(lambda x: 2 * (x - 3).square().sum(-1)) + energies.Entropy()
+        >>> scheme = pwgf.PWGF(energy, maps.Affine(dim=2), pwgf.Gaussian(dim=2), num_samples=200)
+        >>> run = pwgf.solve(scheme, times=[0.0, 0.5], progress=False)
+        >>> bool((run.sample(t=0.5, n=1000).mean(0) - 3 * (1 - torch.exp(torch.tensor(-2.0)))).abs().max() < 0.1)
+        True
+
+    References:
+        Jin, Liu, Wu, Ye, Zhou, Parameterized Wasserstein gradient flow, 2024, arXiv 2404.19133.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        map: PushForward,
+        reference: Reference,
+        *,
+        theta0: Tensor | None = None,
+        num_samples: int = 1000,
+        num_eval: int = 10_000,
+        method: str = "bosh3",
+        tolerance: float | None = None,
+        dt: float | None = None,
+        damping: float = 1e-6,
+        momentum: float = 0.9,
+        solver: str | LinearSolver = "auto",
+        clip: float | None = None,
+        form: str = "velocity",
+        chunk_size: int | None = None,
+        max_rejections: int = 20,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+    ) -> None:
+        _check_members(energy, map, reference)
+        check_method(method, tolerance, dt)
+        for name, value in (("num_samples", num_samples), ("num_eval", num_eval), ("max_rejections", max_rejections)):
+            check_integer(value, name, "PWGF")
+        if chunk_size is not None:
+            check_integer(chunk_size, "chunk_size", "PWGF")
+        check_number(damping, "damping", "PWGF", low=0.0, high=math.inf)
+        check_number(momentum, "momentum", "PWGF", low=0.0, high=1.0)
+        if clip is not None:
+            check_number(clip, "clip", "PWGF", low=5.0, high=math.inf)
+        if form not in ("velocity", "gradient"):
+            raise ConfigError(f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}")
+        if dtype not in (torch.float32, torch.float64):
+            raise ConfigError(f"PWGF(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}.")
+        super().__init__(map, reference, dtype, str(torch.device(device)))
+        self.energy, self.theta0 = energy, _check_theta0(theta0, map)
+        self.num_samples, self.num_eval, self.method = num_samples, num_eval, method
+        self.tolerance = tolerance if method not in ADAPTIVE or tolerance is not None else _DEFAULT_TOLERANCE
+        self.dt, self.momentum, self.max_rejections = dt, momentum, max_rejections
+        solver_ = get_solver(solver)
+        self._problem = Problem(energy, map, reference, solver_, damping, form, clip, chunk_size)
+
+    def start(self, seed: int = 0, t: float = 0.0) -> State:
+        """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is told at once.
+
+        Raises:
+            ConfigError, ShapeError, NonFiniteError: the energy, map and reference do not work together.
+        """
+        theta = self.map.initial(seed) if self.theta0 is None else self.theta0
+        theta = theta.to(self.dtype).to(self.device)
+        generator = torch.Generator().manual_seed(seed)
+        rng = generator.get_state()
+        rho = self._problem.pushed(theta, self._draw(min(self.num_samples, 64), fork(rng, "start")))
+        value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
+        if not bool(torch.isfinite(value)):
+            bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(rho)))]
+            raise NonFiniteError(
+                f"the energy is {float(value)} at the start (term '{bad[0] if bad else 'sum'}'), t = {t:.6g}. Causes: (a) "
+                "V or g is NaN or infinite at samples of the reference; (b) the map has no density there (det ∂_zT = 0)."
+            )
+        dt = self.dt
+        if dt is None:  # one per cent of the samples' spread; the error control takes over from there
+            spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
+            dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
+        counters = {"num_steps": 0, "num_stages": 0, "num_rejected": 0, "num_redraws": 0, "num_products": 0}
+        return State(t, theta, torch.zeros_like(theta), dt, rng, counters)
+
+    def step(self, state: State, t1: float) -> tuple[State, Info]:
+        """One sampling interval towards t1: draw z, integrate, keep the proposal for the next.
+
+        Raises:
+            SolverError, NonFiniteError: no interval succeeded, however short; the last good state is untouched.
+        """
+        generator, dt, momentum = state.generator(), state.dt, self.momentum
+        rejected, stages = 0, 0
+        for redraw in range(_REDRAWS + 1):
+            z = self._draw(self.num_samples, generator)
+            length = t1 - state.t if dt >= (t1 - state.t) * (1 - 1e-9) else dt
+            side = RightSide(self._problem, z, momentum * state.theta_dot, state.t)
+            try:
+                moved = advance(
+                    side, state.theta, length, method=self.method, tolerance=self.tolerance,
+                    first_step=dt if self.method in ADAPTIVE else length, max_rejections=self.max_rejections,
+                )  # fmt: skip
+                break
+            except (SolverError, NonFiniteError) as error:
+                rejected, stages = rejected + self.max_rejections, stages + side.num_stages
+                if redraw == _REDRAWS or self.method not in ADAPTIVE:
+                    raise self._gave_up(error, state, dt) from error
+                dt, momentum = dt / 4, 0.0
+        t_end = t1 if length == t1 - state.t else state.t + length
+        counters = merge_counters(
+            state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
+            num_rejected=rejected + moved.num_rejected, num_redraws=redraw,
+        )  # fmt: skip
+        proposal = moved.proposal if self.method in ADAPTIVE else dt
+        after = State(t_end, moved.theta, moved.theta_dot, proposal, generator.get_state(), counters)
+        return after, self._info(side, state, after, moved, rejected)
+
+    def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
+        energy, speed2 = side.start or (math.nan, math.nan)
+        end = side.energy_at(moved.theta)
+        values = {
+            "energy": end,
+            "energy_change": end - energy,
+            "predicted_change": -(after.t - before.t) * speed2 * (1 - min(side.fit, 1.0)),
+            "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
+            "solver_residual": side.residual,
+            "fit": side.fit,
+            "num_products": float(side.num_products),
+            "clipped_fraction": side.clipped,
+        }
+        return Info(before.t, after.t, moved.dt, side.num_stages, rejected + moved.num_rejected, values)
+
+    def _gave_up(self, error: Exception, state: State, dt: float) -> Exception:
+        kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
+        return kind(
+            f"no step from t = {state.t:.6g} succeeded (last tried dt = {dt:.2e}, {_REDRAWS} redraws): {error}. The state at "
+            f"t = {state.t:.6g} is good and stored. Causes: (a) the map folds or is too small for the flow: another map, "
+            "more samples (num_samples), clip=5; (b) the linear system is too ill-conditioned: larger damping; (c) the "
+            "energy is not finite on the way: check it; (d) fixed step too long: smaller dt, or method='bosh3'."
+        )
+
+    def measure(self, state: State) -> Row:
+        """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
+        generator = fork(state.rng, "measure")
+        side = RightSide(self._problem, self._draw(self.num_samples, generator), self.momentum * state.theta_dot, state.t)
+        theta_dot = side(state.theta)
+        row: Row = {"theta": state.theta, "theta_dot": theta_dot}
+        row.update(evaluate_row(self._problem, state.theta, theta_dot, self._blocks(generator)))
+        row.update({name: float(count) for name, count in state.counters.items()})
+        row.update(
+            dt=state.dt, damping=self._problem.damping, solver_residual=side.residual, solver_iterations=float(side.num_products)
+        )
+        return row
+
+    def _blocks(self, generator: torch.Generator) -> list[Tensor]:
+        """Fresh evaluation samples in blocks of at most num_samples (pairwise energies couple only within a block)."""
+        size = self.num_samples if self._problem.chunk_size is None else min(self._problem.chunk_size, self.num_samples)
+        size = max(size, 100)
+        return [self._draw(min(size, self.num_eval - start), generator) for start in range(0, self.num_eval, size)]
+
+    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
+        matched = self.energy.pairwise and hasattr(self.reference, "matched_sample")
+        z = self.reference.matched_sample(n, generator) if matched else self.reference.sample(n, generator)
+        if not isinstance(z, Tensor) or z.shape != (n, self.map.dim):
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ShapeError(f"reference.sample(n={n}) must return shape ({n}, {self.map.dim}); got {got}.")
+        return z.to(self.dtype).to(self.device)
+
+    def fingerprint(self, state: State) -> np.ndarray:
+        """F and v on 16 fixed samples at this θ, (1 + 16d,) float64."""
+        rho = self._problem.pushed(state.theta, self._draw(16, torch.Generator().manual_seed(0)))
+        values = torch.cat([self.energy(rho).detach().reshape(1), self.energy.velocity(rho).reshape(-1)])
+        return values.double().cpu().numpy()
+
+    def to_config(self) -> dict[str, Any]:
+        """The resolved settings as JSON."""
+        problem = self._problem
+        solver = {"name": problem.solver.name}
+        if dataclasses.is_dataclass(problem.solver):
+            solver.update({f.name: getattr(problem.solver, f.name) for f in dataclasses.fields(problem.solver)})
+        return {
+            "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
+            "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
+            "num_samples": self.num_samples, "num_eval": self.num_eval, "method": self.method,
+            "tolerance": self.tolerance, "dt": self.dt, "damping": problem.damping, "momentum": self.momentum,
+            "solver": solver, "clip": problem.clip, "form": problem.form, "chunk_size": problem.chunk_size,
+            "max_rejections": self.max_rejections, "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+        }  # fmt: skip
+
+
+def _check_members(energy: Energy, map: PushForward, reference: Reference) -> None:
+    """The right kinds in the right places, of one dimension."""
+    if not isinstance(energy, Energy):
+        hint = " Wrap a potential: energies.Potential(V)." if callable(energy) else ""
+        raise ConfigError(f"PWGF(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
+    if not isinstance(map, PushForward):
+        hint = " Wrap a module: maps.FromModule(module, dim)." if isinstance(map, torch.nn.Module) else ""
+        raise ConfigError(f"PWGF(map=…) must be a map from pwgf.maps; got {type(map).__name__}.{hint}")
+    if not isinstance(reference, Reference):
+        raise ConfigError(
+            f"PWGF(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
+            f"got {type(reference).__name__}."
+        )
+    if map.dim != reference.dim:
+        raise ConfigError(
+            f"PWGF: map and reference must have the same dimension; got map.dim = {map.dim} and reference.dim = "
+            f"{reference.dim}."
+        )
+
+
+def _check_theta0(theta0: Tensor | None, map: PushForward) -> Tensor | None:
+    if theta0 is None:
+        return None
+    theta = torch.as_tensor(theta0).detach().clone()
+    if theta.shape != (map.num_params,):
+        raise ShapeError(f"PWGF(theta0=…) must have shape ({map.num_params},) for this map; got {tuple(theta.shape)}.")
+    if not bool(torch.isfinite(theta).all()):
+        raise ConfigError("PWGF(theta0=…) must be finite; got NaN or infinite entries.")
+    return theta

@@ -1,0 +1,13 @@
+"""Runs on disk: the only place that knows HDF5.
+
+While a run is written, `run.h5` is accompanied by the folder `run.h5.parts/` with segments of rows, each published
+whole, and a manifest that names them; at the end they become the one file `run.h5`. `open_record` reads either, at any
+moment.
+"""
+
+from pwgf.storage.packing import pack
+from pwgf.storage.reader import Record, open_record
+from pwgf.storage.schema import Header
+from pwgf.storage.writer import Writer
+
+__all__ = ["Header", "Record", "Writer", "open_record", "pack"]

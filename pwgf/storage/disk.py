@@ -1,0 +1,194 @@
+"""Disk: every change of a file goes through this one small layer, so that a test can fail or kill at the k-th call.
+
+A file is published whole: written beside its place as `NAME.tmp`, fsynced, renamed, and the folder fsynced. Whoever
+reads sees the old file or the new one, and neither a kill nor a power cut leaves half of one (POSIX).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+from collections.abc import Iterator
+
+from pwgf.errors import StorageError
+
+
+class Disk:
+    """The primitive changes of files; each is one call that may fail, and none does more than its name says."""
+
+    def create(self, path: str) -> int:
+        """Opens `path` for writing, emptied, and returns its file descriptor."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        """Writes all of `data` at `offset`."""
+        rest = memoryview(data)
+        while rest:
+            done = os.pwrite(fd, rest, offset)
+            rest, offset = rest[done:], offset + done
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cuts or extends the open file to `size` bytes."""
+        os.ftruncate(fd, size)
+
+    def fsync(self, fd: int) -> None:
+        """Returns when the open file's bytes have reached the disk."""
+        os.fsync(fd)
+
+    def replace(self, source: str, target: str) -> None:
+        """Renames `source` to `target` in one atomic step."""
+        os.replace(source, target)
+
+    def fsync_dir(self, folder: str) -> None:
+        """Returns when the folder's entries have reached the disk."""
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def remove(self, path: str) -> None:
+        """Removes one file."""
+        os.remove(path)
+
+    def make_dir(self, path: str) -> None:
+        """Makes a folder with its parents; one that is there already is fine."""
+        os.makedirs(path, exist_ok=True)
+
+    def remove_dir(self, path: str) -> None:
+        """Removes an empty folder."""
+        os.rmdir(path)
+
+    def publish(self, path: str, data: bytes) -> None:
+        """Puts `data` at `path` whole, through `path`.tmp.
+
+        Args:
+            path: where to.
+            data: the file's content.
+
+        Raises:
+            StorageError: the disk refused; what was at `path` is still there.
+        """
+        temporary = path + ".tmp"
+        with self.telling(path, temporary, len(data)):
+            fd = self.create(temporary)
+            try:
+                self.write(fd, data, 0)
+                self.fsync(fd)
+            finally:
+                os.close(fd)
+            self.replace(temporary, path)
+            self.fsync_dir(os.path.dirname(path))
+
+    @contextlib.contextmanager
+    def telling(self, path: str, temporary: str, needed: int) -> Iterator[None]:
+        """Turns an OSError of the block into a StorageError with path and bytes missing, and drops `temporary`."""
+        try:
+            yield
+        except OSError as error:
+            written = os.path.getsize(temporary) if os.path.exists(temporary) else 0
+            with contextlib.suppress(OSError):
+                self.remove(temporary)
+            if isinstance(error, StorageError):
+                raise
+            raise StorageError(refusal(error, path, needed, written)) from error
+
+    def require(self, path: str, needed: int) -> None:
+        """Refuses at once what the file system of `path` has no room for; raises StorageError."""
+        there = os.statvfs(os.path.dirname(path))
+        free = there.f_bavail * there.f_frsize
+        if free < needed:
+            raise StorageError(refusal(OSError(errno.ENOSPC, "No space left on device"), path, needed, free))
+
+
+def refusal(error: OSError, path: str, needed: int, written: int) -> str:
+    """The message for a refused write of `needed` bytes, of which `written` found room."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        missing = max(needed - written, 0) or needed
+        return (
+            f"writing {path!r}: the disk is full; the file needs {needed} bytes, of which {missing} bytes are missing. "
+            "What was published before is untouched. Free some space, then publish again or continue with resume=True."
+        )
+    return (
+        f"writing {path!r} ({needed} bytes) failed: {error}. What was published before is untouched. "
+        "Check the disk and the permissions, then publish again or continue with resume=True."
+    )
+
+
+class Stored(io.RawIOBase):
+    """A file open for reading, in the form that h5py reads through; closed with the last reference to it."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__()
+        self._fd, self._position = fd, 0
+
+    def readinto(self, buffer) -> int:
+        """Reads at the present position."""
+        data = os.pread(self._fd, len(buffer), self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves the position."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: os.fstat(self._fd).st_size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def close(self) -> None:
+        """Closes the descriptor."""
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+
+class Stream(Stored):
+    """A new file that HDF5 writes to; it never shows HDF5 an error, since HDF5 crashes the process on one.
+
+    The first failure (a full disk, a kill) is remembered and what follows is dropped; `check` raises it.
+    """
+
+    def __init__(self, disk: Disk, path: str) -> None:
+        super().__init__(disk.create(path))
+        self._disk = disk
+        self._failure: BaseException | None = None
+
+    def check(self) -> None:
+        """Raises the first failure, if there was one."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _attempt(self, change: str, *args) -> None:
+        if self._failure is None:
+            try:
+                getattr(self._disk, change)(self._fd, *args)
+            except BaseException as failure:  # not even KeyboardInterrupt may unwind through HDF5; check() raises it
+                self._failure = failure
+
+    def write(self, data) -> int:
+        """Writes at the present position."""
+        view = memoryview(data).cast("B")
+        self._attempt("write", view, self._position)
+        self._position += len(view)
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cuts or extends the file."""
+        size = self._position if size is None else size
+        self._attempt("truncate", size)
+        return size
+
+    def fsync(self) -> None:
+        """Returns when all bytes have reached the disk; raises the first failure."""
+        self._attempt("fsync")
+        self.check()

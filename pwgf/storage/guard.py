@@ -1,0 +1,247 @@
+"""Guard: what a file may contain before anything in it is believed.
+
+An HDF5 file from elsewhere can point at any file of the user's (external links, external storage, virtual datasets),
+load a plugin (filters), or ask for terabytes in a kilobyte. All of that is refused here, by a walk that opens objects
+but reads no data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+import h5py
+import numpy as np
+
+from pwgf._version import __version__
+from pwgf.errors import PathError, PWGFError, SchemaError, StorageError
+from pwgf.storage.disk import Stored
+from pwgf.storage.schema import DTYPES, SCHEMA, VECTORS
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+MAX_OBJECTS = 10_000
+MAX_DEPTH = 16
+MAX_BYTES = 1 << 36  # 64 GiB a dataset, as it would be in memory
+MAX_CHUNK_BYTES = 16 << 20
+MAX_TEXT_BYTES = 64 << 20
+MAX_DEFLATE_RATIO = 1100  # deflate cannot do better than 1032:1
+MAX_ATTR_BYTES = 4096
+# What h5py raises on damaged files, found by flipping bytes.
+DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+
+
+@contextlib.contextmanager
+def trusting(path: str) -> Iterator[None]:
+    """Turns whatever h5py raises on a damaged file into a SchemaError that names the path."""
+    try:
+        yield
+    except PWGFError:
+        raise
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES):
+            raise StorageError(f"reading {path!r} failed: {error}. Check the disk and the permissions.") from error
+        raise refused(path, f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def refused(path: str, what: str) -> SchemaError:
+    """The error for a file that cannot be trusted."""
+    return SchemaError(
+        f"opening {path!r}: expected a trajectory written by pwgf, but {what}. "
+        "Check the path, or take the file from a backup."
+    )
+
+
+def open_stored(path: str) -> Stored:
+    """Opens a regular file for reading; PathError for a folder, StorageError without permission.
+
+    Raises:
+        FileNotFoundError: nothing is there (the caller knows what that means).
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "a pipe or a device"
+        raise PathError(f"opening {path!r}: expected a file, got {what}. Give the file's own path.")
+    try:
+        return Stored(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(str(error)) from error
+    except OSError as error:
+        raise StorageError(f"opening {path!r} failed: {error}. Check the permissions.") from error
+
+
+def open_guarded(
+    stream: io.IOBase, path: str, kind: str, run_id: str | None = None
+) -> tuple[h5py.File, dict[str, h5py.Dataset]]:
+    """Opens an HDF5 file and checks all of it but the data.
+
+    Args:
+        stream: binary file object; HDF5 reads through it, so that no lock is taken and no other file is meant.
+        path: for messages.
+        kind: the `pwgf_kind` expected.
+        run_id: the run it must belong to; None for any.
+
+    Returns:
+        The open file, and all its datasets by name.
+
+    Raises:
+        SchemaError: no HDF5, foreign, damaged, hostile, of another kind or run, or of a newer major schema.
+    """
+    if stream.read(len(SIGNATURE)) != SIGNATURE:
+        raise refused(path, "it is no HDF5 file")
+    size = stream.seek(0, os.SEEK_END)
+    with trusting(path):
+        file = h5py.File(stream, "r")
+        try:
+            check_stamps(file, path, kind, run_id)
+            datasets = dict(walk(file, path))
+            check_datasets(datasets, path, size)
+            if kind in ("trajectory", "rows"):
+                check_rows(datasets, read_attr(file, "num_params"), path)
+            if kind == "trajectory":
+                check_trajectory(datasets, read_attr(file, "dim"), path)
+        except BaseException:
+            file.close()
+            raise
+    return file, datasets
+
+
+def read_attr(item: h5py.Group | h5py.Dataset, name: str) -> str | int | None:
+    """A small text or integer attribute; None where it is missing or something else."""
+    if name not in item.attrs:
+        return None
+    stored = item.attrs.get_id(name)
+    if stored.shape != () or stored.dtype.kind not in "SOiu" or stored.dtype.itemsize > MAX_ATTR_BYTES:
+        return None
+    if stored.dtype.kind == "O" and h5py.check_string_dtype(stored.dtype) is None:
+        return None
+    value = item.attrs[name]
+    if isinstance(value, bytes):
+        return value.decode()
+    return value if isinstance(value, str) else int(value)
+
+
+def check_stamps(file: h5py.File, path: str, kind: str, run_id: str | None) -> None:
+    """Ours, of a schema we know, of the expected kind and run?"""
+    schema = read_attr(file, "pwgf_schema")
+    if schema is None:
+        raise refused(path, "it is an HDF5 file of something else (no attribute pwgf_schema)")
+    if not re.fullmatch(r"\d{1,6}\.\d{1,6}", str(schema)):
+        raise refused(path, f"its schema is {str(schema)[:40]!r}")
+    if int(str(schema).split(".")[0]) > int(SCHEMA.split(".")[0]):
+        raise SchemaError(
+            f"opening {path!r}: it has schema {schema}, and pwgf {__version__} reads schemas up to {SCHEMA[0]}.x. "
+            f"It was written by pwgf {str(read_attr(file, 'pwgf_version'))[:40]}: install that version or a newer one."
+        )
+    found = read_attr(file, "pwgf_kind")
+    if found != kind:
+        raise refused(path, f"it is a part of a run ({found!r} where {kind!r} was expected)")
+    if run_id is not None and read_attr(file, "run_id") != run_id:
+        raise refused(path, "it belongs to another run")
+
+
+def walk(file: h5py.File, path: str) -> Iterator[tuple[str, h5py.Dataset]]:
+    """All datasets with their names; refuses links, types, cycles, and more than MAX_OBJECTS objects."""
+    seen: set[int] = set()
+    groups: list[tuple[str, h5py.Group, int]] = [("", file["/"], 0)]
+    while groups:
+        prefix, group, depth = groups.pop()
+        if depth > MAX_DEPTH or len(group) + len(seen) > MAX_OBJECTS:
+            raise refused(path, f"it has more than {MAX_OBJECTS} objects or {MAX_DEPTH} levels")
+        for name in group:
+            if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+                raise refused(path, f"{prefix + name!r} is a link to elsewhere")
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                raise refused(path, f"{prefix + name!r} has a second name")
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                groups.append((f"{prefix}{name}/", item, depth + 1))
+            elif isinstance(item, h5py.Dataset):
+                yield prefix + name, item
+            else:
+                raise refused(path, f"{prefix + name!r} is neither a group nor a dataset")
+
+
+def check_datasets(datasets: dict[str, h5py.Dataset], path: str, file_size: int) -> None:
+    """Storage, dtype, filters and sizes of every dataset."""
+    stored = 0
+    for name, dataset in datasets.items():
+        layout = check_storage(name, dataset, path)
+        is_text = check_dtype(name, dataset, path)
+        size = dataset.id.get_storage_size()
+        stored += size
+        nominal = math.prod(int(n) for n in dataset.shape) * dataset.id.get_type().get_size()
+        limit = MAX_TEXT_BYTES if is_text else MAX_BYTES
+        if nominal > limit:
+            raise refused(path, f"{name!r} asks for {nominal} bytes, more than the limit of {limit}")
+        if nominal > size * (MAX_DEFLATE_RATIO if layout == "deflated" else 1):
+            raise refused(path, f"{name!r} asks for {nominal} bytes where the file holds {size} for it")
+    if stored > file_size:
+        raise refused(path, f"its datasets claim {stored} bytes of a file of {file_size}")
+
+
+def check_storage(name: str, dataset: h5py.Dataset, path: str) -> str:
+    """Refuses external and virtual storage, plugin filters and huge chunks; says whether the data is deflated."""
+    plan = dataset.id.get_create_plist()
+    if plan.get_layout() not in (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED):
+        raise refused(path, f"{name!r} is a virtual dataset")
+    if plan.get_external_count() > 0:
+        raise refused(path, f"{name!r} has external storage: it would read another file")
+    filters = {plan.get_filter(k)[0] for k in range(plan.get_nfilters())}
+    if not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}:
+        raise refused(path, f"{name!r} needs filters other than gzip, shuffle and fletcher32")
+    if plan.get_layout() == h5py.h5d.CHUNKED:
+        chunk = math.prod(int(n) for n in plan.get_chunk()) * dataset.id.get_type().get_size()
+        if chunk > MAX_CHUNK_BYTES:
+            raise refused(path, f"{name!r} has chunks of {chunk} bytes, more than the limit of {MAX_CHUNK_BYTES}")
+    return "deflated" if h5py.h5z.FILTER_DEFLATE in filters else "plain"
+
+
+def check_dtype(name: str, dataset: h5py.Dataset, path: str) -> bool:
+    """Refuses all dtypes but ours; True for text."""
+    if dataset.shape is None:
+        raise refused(path, f"{name!r} is empty")
+    text = h5py.check_string_dtype(dataset.dtype)
+    if text is not None:
+        if text.encoding != "utf-8" or dataset.shape != ():
+            raise refused(path, f"{name!r} is text other than one UTF-8 string")
+        return True
+    if dataset.dtype.hasobject or dataset.dtype.names or dataset.dtype not in DTYPES:
+        raise refused(path, f"{name!r} has dtype {dataset.dtype}; allowed are f8, f4, i8, u1, bool and UTF-8 text")
+    return False
+
+
+def check_rows(datasets: dict[str, h5py.Dataset], num_params: int | str | None, path: str) -> None:
+    """Are the rows there, with matching lengths and dtype f8?"""
+    for name in ("t", *VECTORS):
+        if name not in datasets:
+            raise refused(path, f"it has no dataset {name!r}")
+    count = datasets["t"].shape[0] if datasets["t"].ndim == 1 else -1
+    expected: dict[str, tuple[int | str | None, ...]] = dict.fromkeys(columns(datasets), (count,))
+    expected |= dict.fromkeys(VECTORS, (count, num_params))
+    for name, shape in expected.items():
+        found = datasets[name]
+        if found.shape != shape or found.dtype != np.dtype("<f8"):
+            raise refused(path, f"{name!r} is {found.dtype} {found.shape} where float64 {shape} was expected")
+
+
+def check_trajectory(datasets: dict[str, h5py.Dataset], dim: int | str | None, path: str) -> None:
+    """Are the scales and texts of a packed file there?"""
+    for name, shape in {"param": datasets["theta"].shape[1:], "dim": (dim,), "config": (), "layout": ()}.items():
+        if name not in datasets:
+            raise refused(path, f"it has no dataset {name!r}")
+        if datasets[name].shape != shape:
+            raise refused(path, f"{name!r} has shape {datasets[name].shape}, not {shape}")
+        if shape == () and h5py.check_string_dtype(datasets[name].dtype) is None:
+            raise refused(path, f"{name!r} is no text")
+
+
+def columns(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of the scalar columns, "t" first: every root dataset that is no vector, scale or text."""
+    others = ("t", "param", "dim", "config", "layout", *VECTORS)
+    return ("t", *(name for name in names if "/" not in name and name not in others))

@@ -1,0 +1,161 @@
+"""Lock: one writer a run. `run.lock` is held by flock and says by whom; readers look at it and never take it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+
+from pwgf.errors import PathError, StorageError
+from pwgf.storage.disk import Disk, refusal
+from pwgf.storage.manifest import parts_of
+
+NAME = "run.lock"
+
+
+class RunLock:
+    """The lock of one run, held from `acquire` to `release` or to the end of the process.
+
+    The kernel drops a dead process's lock, so that one is simply taken over.
+
+    Args:
+        path: the lock file.
+        fd: descriptor that holds the flock.
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        self._path, self._fd = path, fd
+
+    @classmethod
+    def acquire(cls, path: str, disk: Disk) -> RunLock:
+        """Takes the lock.
+
+        Args:
+            path: the lock file; its folder is there.
+            disk: layer of writes.
+
+        Returns:
+            The lock.
+
+        Raises:
+            StorageError: another writer holds it; the message names its pid.
+        """
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                cls._flock(fd, path)
+                if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
+                    disk.truncate(fd, 0)
+                    disk.write(fd, json.dumps(_myself()).encode(), 0)
+                    return cls(path, fd)
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # the former holder removed the file between our open and our flock: it locks nothing
+
+    @staticmethod
+    def _flock(fd: int, path: str) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            held = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            if held or holder_alive(path):  # a file system without flock leaves only the pid to go by
+                raise StorageError(_refusal(path, held)) from None
+
+    @property
+    def released(self) -> bool:
+        """Has it been given back?"""
+        return self._fd < 0
+
+    def release(self) -> None:
+        """Gives the lock back; a second call does nothing."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):
+                os.remove(self._path)  # while still held, so that it is certainly ours
+            os.close(fd)
+
+
+def lock_run(path: str, disk: Disk) -> RunLock:
+    """Makes the folder of a run's parts and takes its lock there.
+
+    Args:
+        path: of the run.
+        disk: layer of writes.
+
+    Returns:
+        The lock.
+
+    Raises:
+        PathError: one cannot write there.
+        StorageError: another writer holds it, or the disk is full.
+    """
+    try:
+        for _ in range(100):
+            disk.make_dir(parts_of(path))
+            with contextlib.suppress(FileNotFoundError):  # a writer that ended just now removed the folder
+                return RunLock.acquire(os.path.join(parts_of(path), NAME), disk)
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
+            raise StorageError(refusal(error, parts_of(path), 4096, 0)) from error
+        raise PathError(
+            f"writing {path!r}: expected a place where files can be made; {error}. "
+            "Check the permissions and the disk, or give another path."
+        ) from error
+    raise StorageError(f"writing {path!r}: the folder {parts_of(path)!r} keeps vanishing. Give another path.")
+
+
+def holder_alive(path: str) -> bool:
+    """Does the process named in the lock file live? Takes no lock. Another host's process is taken to live."""
+    who = _holder(path)
+    pid = who.get("pid")
+    if not isinstance(pid, int) or pid < 1:
+        return False
+    if who.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    started = _started(pid)
+    return started != "dead" and (started is None or who.get("started") in (None, started))
+
+
+def _refusal(path: str, held: bool) -> str:
+    run, who = path.removesuffix("/run.lock").removesuffix(".parts"), _holder(path)
+    name = f"process {who.get('pid', 'unknown')} on {who.get('host', 'an unknown host')}"
+    if held and not holder_alive(path):
+        name += " (gone, but a process that it started, or one in another container, still holds the lock)"
+    return f"{run!r} is being written by {name}; a run has one writer. Wait for it or end it, or write elsewhere."
+
+
+def _myself() -> dict[str, object]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+
+
+def _holder(path: str) -> dict:
+    try:
+        with open(path, "rb") as file:
+            who = json.loads(file.read(4096))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return who if isinstance(who, dict) else {}
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in clock ticks (pids are reused); "dead" for a zombie, None where /proc has no word."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return "dead" if fields[0] in (b"Z", b"X") else fields[19].decode()

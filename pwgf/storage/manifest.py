@@ -1,0 +1,133 @@
+"""Manifest: the one small file that says which parts make a run; replacing it is what publishes.
+
+Parts are written under new names first and the manifest last, so that every manifest names files that are there and
+whole. The parts it no longer names are removed afterwards; a reader that still wants one reads the manifest again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+
+from pwgf._version import __version__
+from pwgf.errors import SchemaError
+from pwgf.storage.guard import open_stored, refused
+from pwgf.storage.schema import SCHEMA
+
+NAME = "manifest.json"
+PART = re.compile(r"(header|restart)-\d{6,12}\.h5|seg-\d{6,12}-\d{6,12}\.h5")
+STATUSES = ("running", "failed", "interrupted", "complete")
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a run: its name, the sha256 of its bytes and, for a segment, its rows."""
+
+    file: str
+    sha256: str
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Which parts make the run.
+
+    Args:
+        run_id, created: identity and UTC time of the run.
+        status: "running", "failed", "interrupted" or "complete".
+        serial: number of publications; later ones are greater, also across resumes.
+        dim, num_params: d and p.
+        config_sha256: of the JSON text of the config.
+        header: the part with the header.
+        segments: the parts with rows, in order of time.
+        restart: the part with the newest restart state; None when there is none, or when the base has it.
+        base_rows, base_sha256: rows and content_sha256 of the packed file that this run continues, else 0 and "".
+    """
+
+    run_id: str
+    created: str
+    status: str
+    serial: int
+    dim: int
+    num_params: int
+    config_sha256: str
+    header: Part
+    segments: tuple[Part, ...] = ()
+    restart: Part | None = None
+    base_rows: int = 0
+    base_sha256: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the run."""
+        return self.base_rows + sum(segment.rows for segment in self.segments)
+
+    def files(self) -> set[str]:
+        """Names of all parts."""
+        return {part.file for part in (self.header, self.restart, *self.segments) if part is not None}
+
+    def encode(self) -> bytes:
+        """JSON with its own sha256."""
+        body = {"schema": SCHEMA, "pwgf_version": __version__, **dataclasses.asdict(self)}
+        return json.dumps({"sha256": _digest(body), **body}, indent=1).encode()
+
+
+def decode(data: bytes, path: str) -> Manifest:
+    """The manifest in `data`; SchemaError where it is damaged, foreign or of a newer major schema."""
+    try:
+        body = json.loads(data)
+        digest = body.pop("sha256")
+        schema, version = str(body.pop("schema")), body.pop("pwgf_version")
+        if int(schema.split(".")[0]) > int(SCHEMA.split(".")[0]):
+            raise SchemaError(
+                f"opening {path!r}: it has schema {schema[:40]}, and pwgf {__version__} reads schemas up to "
+                f"{SCHEMA[0]}.x. It was written by pwgf {str(version)[:40]}: install that version or a newer one."
+            )
+        if digest != _digest({"schema": schema, "pwgf_version": version, **body}):
+            raise refused(path, "it does not match its own sha256")
+        known = {field.name for field in dataclasses.fields(Manifest)}
+        values = {name: value for name, value in body.items() if name in known}  # a later minor schema may add some
+        values["header"] = _part(values["header"])
+        values["segments"] = tuple(_part(segment) for segment in values["segments"])
+        values["restart"] = None if values["restart"] is None else _part(values["restart"])
+        manifest = Manifest(**values)
+        numbers = (manifest.serial, manifest.dim, manifest.num_params, manifest.base_rows)
+        if manifest.status not in STATUSES or not all(isinstance(n, int) and n >= 0 for n in numbers):
+            raise ValueError("impossible values")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, SchemaError):
+            raise
+        raise refused(path, f"it is no manifest ({type(error).__name__}: {error})") from error
+    return manifest
+
+
+def _part(values: dict) -> Part:
+    part = Part(str(values["file"]), str(values["sha256"]), int(values["rows"]))
+    if not PART.fullmatch(part.file) or part.rows < 0:  # a manifest may name no file outside its own folder
+        raise ValueError(f"{part.file!r} is no name of a part")
+    return part
+
+
+def _digest(body: dict) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def parts_of(path: str) -> str:
+    """The folder of a run's parts."""
+    return path + ".parts"
+
+
+def read(path: str) -> tuple[Manifest, bytes] | None:
+    """The manifest of the run at `path` with its bytes, or None where there is none; SchemaError when damaged."""
+    name = os.path.join(parts_of(path), NAME)
+    try:
+        with open_stored(name) as file:
+            data = file.read(MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    return decode(data, name), data

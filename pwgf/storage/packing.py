@@ -1,0 +1,156 @@
+"""Packing: the parts of a run become one file, row by row, with memory flat in the length of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import numpy as np
+
+from pwgf.errors import PathError, SchemaError
+from pwgf.storage import manifest as manifests
+from pwgf.storage.disk import Disk, Stream
+from pwgf.storage.guard import DAMAGE, walk
+from pwgf.storage.lock import lock_run
+from pwgf.storage.manifest import Manifest, parts_of
+from pwgf.storage.pieces import Piece
+from pwgf.storage.reader import Record, open_record
+from pwgf.storage.schema import (
+    VECTORS,
+    Digest,
+    add_scales,
+    content_digest,
+    create_rows,
+    dataset_digest,
+    new_file,
+    put_attr,
+    put_header,
+    put_restart,
+)
+
+
+def pack(path: str | os.PathLike) -> str:
+    """Packs the parts of a killed, failed, interrupted or finished run into one file; a packed run is left alone.
+
+    The file says truthfully whether the run is complete, and such a run can still be resumed.
+
+    Args:
+        path: of the run.
+
+    Returns:
+        The run's absolute path.
+
+    Raises:
+        PathError: nothing is there, or no row.
+        SchemaError: a part is damaged; nothing was changed.
+        StorageError: the disk is full, or the run is still being written.
+    """
+    path, disk = os.path.abspath(os.fspath(path)), Disk()
+    open_record(path).close()
+    if manifests.read(path) is not None:
+        lock = lock_run(path, disk)
+        try:
+            with open_record(path) as record:
+                status = "killed" if record.status == "running" else record.status  # the lock is ours: nobody writes
+                if not len(record):
+                    raise PathError(f"pack({path!r}) needs a run with at least one row; it has none. Remove its parts.")
+                pack_record(record, status, disk)
+            remove_parts(path, disk)
+        finally:
+            lock.release()
+        with contextlib.suppress(OSError):
+            disk.remove_dir(parts_of(path))
+    return path
+
+
+def pack_record(record: Record, status: str, disk: Disk) -> None:
+    """Writes all that a record holds to its path as one file; the parts stay.
+
+    Args:
+        record: whose rows, header and restart state are copied; nothing to do when it is packed already.
+        status: to be stored.
+        disk: layer of writes.
+
+    Raises:
+        StorageError: no room; what was at the path is still there.
+        SchemaError: a part is damaged, or what was written does not read back.
+    """
+    manifest, path, temporary = record.manifest, record.path, record.path + ".tmp"
+    if manifest is None:  # but the last attempt may have failed at the folder's fsync
+        with disk.telling(path, temporary, 0):
+            disk.fsync_dir(os.path.dirname(path))
+        return
+    needed = len(record) * 8 * (len(record.names) + 2 * record.num_params)
+    with disk.telling(path, temporary, needed):
+        disk.require(path, needed)
+        stream = Stream(disk, temporary)
+        try:
+            _write(stream, record, manifest, status)
+            stream.fsync()
+        finally:
+            stream.close()
+        piece = Piece.packed(temporary)
+        problems = piece.problems()
+        piece.close()
+        if problems:
+            raise SchemaError(f"packing {path!r}: the packed file does not read back: {problems[0]}")
+        disk.replace(temporary, path)
+        disk.fsync_dir(os.path.dirname(path))
+
+
+def _write(stream: Stream, record: Record, manifest: Manifest, status: str) -> None:
+    """The packed file's content; a failed write of the stream is raised in place of what HDF5 makes of it."""
+    stamps: dict[str, str | int] = {
+        "run_id": record.run_id,
+        "created": record.created,
+        "dim": record.dim,
+        "num_params": record.num_params,
+    }
+    stamps |= {"serial": manifest.serial, "status": status, "complete": int(status == "complete")}
+    names = record.names
+    try:
+        with new_file(stream, "trajectory", stamps) as file:
+            put_header(file, record.header)
+            put_restart(file, record.restart())
+            create_rows(file, names, record.num_params, len(record))
+            add_scales(file, names, record.dim, record.num_params)
+            rows = {name: Digest(file[name].dtype, file[name].shape) for name in (*names, *VECTORS)}
+            start = 0
+            for batch in record.iter_rows():
+                stop = start + len(batch["t"])
+                for name, values in batch.items():
+                    file[name][start:stop] = values
+                    rows[name].feed(np.asarray(values, dtype="<f8"))
+                stream.check()
+                start = stop
+            digests = {name: digest.hex() for name, digest in rows.items()}
+            others = {name: item for name, item in walk(file, record.path) if name not in rows}
+            digests |= {name: dataset_digest(item) for name, item in others.items()}
+            for name, digest in digests.items():
+                put_attr(file[name], "sha256", digest)
+            put_attr(file, "content_sha256", content_digest(digests))
+    except DAMAGE:
+        stream.check()
+        raise
+    stream.check()
+
+
+def remove_parts(path: str, disk: Disk, keep: frozenset[str] = frozenset()) -> None:
+    """Removes the parts of a run, the manifest first: what is left without one counts for nothing.
+
+    A part that will not go is left; the run reads the same with it, and the next writer tries again.
+
+    Args:
+        path: of the run.
+        disk: layer of writes.
+        keep: names to leave.
+    """
+    folder = parts_of(path)
+    for name in sorted(os.listdir(folder), key=lambda name: (name != manifests.NAME, name)):
+        stem = name.removesuffix(".tmp")
+        if (manifests.PART.fullmatch(stem) or stem == manifests.NAME) and name not in keep:
+            try:
+                disk.remove(os.path.join(folder, name))
+            except OSError:
+                if name == manifests.NAME:
+                    return

@@ -1,0 +1,148 @@
+"""Pieces: the HDF5 files that a run is read from, each opened through the guard and checked against its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pwgf.errors import SchemaError
+from pwgf.storage.guard import columns, open_guarded, open_stored, read_attr, refused, trusting
+from pwgf.storage.manifest import Part
+from pwgf.storage.schema import VECTORS, Header, content_digest, dataset_digest, get
+
+
+class Piece:
+    """One open HDF5 file of a run.
+
+    Args:
+        path: of the file, for messages.
+        file: the open file.
+        datasets: all its datasets by name.
+        digests: sha256 of each dataset by name, for a packed file; None for a part, whose bytes were hashed whole.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        file: h5py.File,
+        datasets: Mapping[str, h5py.Dataset],
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path, self._file, self._datasets, self._digests = path, file, datasets, digests
+
+    @classmethod
+    def packed(cls, path: str) -> Piece:
+        """Opens a packed file and checks that its dataset hashes are the ones it was published with.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            SchemaError: it is no trajectory, or damaged.
+        """
+        file, datasets = open_guarded(open_stored(path), path, "trajectory")
+        with trusting(path):
+            digests = {name: str(read_attr(dataset, "sha256")) for name, dataset in datasets.items()}
+            if content_digest(digests) != read_attr(file, "content_sha256"):
+                raise refused(path, "its hashes do not match content_sha256: it is damaged or was changed")
+        return cls(path, file, datasets, digests)
+
+    @classmethod
+    def part(cls, folder: str, part: Part, kind: str, run_id: str) -> Piece:
+        """Reads a part whole and checks its bytes; FileNotFoundError or SchemaError."""
+        path = os.path.join(folder, part.file)
+        with open_stored(path) as stream:
+            data = stream.read()
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise refused(path, "it is damaged: its bytes do not match the sha256 in the manifest")
+        piece = cls(path, *open_guarded(io.BytesIO(data), path, kind, run_id))
+        if kind == "rows" and piece.rows != part.rows:
+            raise refused(path, f"it has {piece.rows} rows where the manifest says {part.rows}")
+        return piece
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self._datasets["t"].shape[0]
+
+    @property
+    def is_packed(self) -> bool:
+        """A packed file, whose datasets have their own hashes, or a part?"""
+        return self._digests is not None
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the scalar columns, "t" first."""
+        return columns(self._datasets)
+
+    def attr(self, name: str) -> str | int | None:
+        """A root attribute."""
+        with trusting(self.path):
+            return read_attr(self._file, name)
+
+    def text(self, name: str) -> str:
+        """A root attribute that must be text."""
+        value = self.attr(name)
+        if not isinstance(value, str):
+            raise refused(self.path, f"it has no attribute {name!r}")
+        return value
+
+    def number(self, name: str) -> int:
+        """A root attribute that must be an integer."""
+        value = self.attr(name)
+        if not isinstance(value, int):
+            raise refused(self.path, f"it has no attribute {name!r}")
+        return value
+
+    def value(self, name: str) -> Any:
+        """A whole dataset, checked against its hash."""
+        with trusting(self.path):
+            dataset = self._datasets[name]
+            if self._digests is not None and dataset_digest(dataset) != self._digests[name]:
+                raise refused(self.path, f"{name!r} is damaged: it does not match its sha256")
+            return get(dataset)
+
+    def values(self, group: str) -> dict[str, Any]:
+        """All datasets below a group by their names within it; {} where there is no such group."""
+        prefix = group + "/"
+        return {name.removeprefix(prefix): self.value(name) for name in self._datasets if name.startswith(prefix)}
+
+    def header(self) -> Header:
+        """Config, layout, provenance and arrays."""
+        with trusting(self.path):
+            config, layout = json.loads(self.value("config")), json.loads(self.value("layout"))
+            provenance = {name: json.loads(value) for name, value in self.values("provenance").items()}
+        if not isinstance(config, dict) or not isinstance(layout, list):
+            raise refused(self.path, "its config or layout has the wrong form")
+        arrays = {name: np.asarray(value) for name, value in self.values("arrays").items()}
+        dim, num_params = self.number("dim"), self.number("num_params")
+        if dim < 1 or num_params < 1:
+            raise refused(self.path, f"it says dim={dim}, num_params={num_params}")
+        return Header(config, layout, provenance, dim, num_params, arrays)
+
+    def vectors(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start … stop−1 of θ or θ̇, (stop − start, p); their chunks are checked by fletcher32."""
+        with trusting(self.path):
+            return np.asarray(self._datasets[name][start:stop])
+
+    def problems(self) -> list[str]:
+        """What is wrong when every byte is read; [] when nothing is."""
+        found = []
+        for name in VECTORS if self._digests is None else self._digests:
+            try:
+                with trusting(self.path):
+                    digest = dataset_digest(self._datasets[name])
+                if self._digests is not None and digest != self._digests[name]:
+                    raise refused(self.path, f"{name!r} is damaged: it does not match its sha256")
+            except SchemaError as error:
+                found.append(str(error))
+        return found
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,223 @@
+"""Record: a run read from disk, while it is written, after a kill or a failure, or finished. Readers take no lock."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pwgf.errors import ConfigError, PWGFError, StorageError, nearest
+from pwgf.storage import snapshot
+from pwgf.storage.guard import refused
+from pwgf.storage.manifest import parts_of
+from pwgf.storage.pieces import Piece
+from pwgf.storage.schema import VECTORS
+
+BATCH_BYTES = 8 << 20
+
+
+def open_record(path: str | os.PathLike) -> Record:
+    """Opens the run at `path`, whatever became of it.
+
+    Reads and checks the header and the newest segment, at most some MB; other rows are read when they are asked for.
+
+    Args:
+        path: what was given as `out=`.
+
+    Returns:
+        A snapshot of what is published now; see `Record`.
+
+    Raises:
+        PathError: nothing is there, or a folder.
+        SchemaError: foreign, damaged, hostile, or of a newer major schema.
+        StorageError: it cannot be read.
+
+    Example:
+        >>> open_record("no/such/run.h5")
+        Traceback (most recent call last):
+        pwgf.errors.PathError: opening 'no/such/run.h5': no such file; expected a run. Check the path given as out=….
+    """
+    path = os.fspath(path)
+    return Record(path, snapshot.take(path))
+
+
+class Record:
+    """A run on disk: what was published when it was opened. Made by `open_record`.
+
+    Attributes:
+        path: of the run.
+        status: "running", "killed" (its process is gone), "failed", "interrupted" or "complete".
+        complete: did the run reach its end?
+        run_id, created, schema: identity, UTC time of creation, schema version.
+        config, layout, provenance, dim, num_params, arrays: as in `Header`.
+        header: these six as a `Header`.
+        content_sha256: of a packed file; "" for a run in parts.
+        manifest, serial: for the writer: the manifest (None when packed) and the number of publications.
+    """
+
+    def __init__(self, path: str, now: snapshot.Snapshot) -> None:
+        self.path, self._now, self._count = path, now, now.rows
+        self._segment: tuple[str, Piece] | None = None  # the closed segment read last
+        self._cache: dict[str, dict[str, np.ndarray]] = {}  # columns by the hash of their file
+        self.status, self.complete = now.status, now.status == "complete"
+        self.run_id, self.created, self.schema, self.header = now.run_id, now.created, now.schema, now.header
+        self.config, self.layout, self.provenance = now.header.config, now.header.layout, now.header.provenance
+        self.dim, self.num_params, self.arrays = now.header.dim, now.header.num_params, dict(now.header.arrays)
+
+        self.manifest, self.serial, self.content_sha256 = now.manifest, now.serial, now.content_sha256
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __repr__(self) -> str:
+        return f"Record({self.path!r}, {self.status}, {len(self)} rows)"
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the scalar columns, "t" first; ("t",) before the first row."""
+        return self._piece(len(self) - 1).column_names if len(self) else ("t",)
+
+    def column(self, name: str) -> np.ndarray:
+        """A scalar column.
+
+        Args:
+            name: one of `names`.
+
+        Returns:
+            (T,) float64.
+
+        Raises:
+            ConfigError: no such column.
+            SchemaError: damaged.
+        """
+        names = self.names
+        if name not in names:
+            raise ConfigError(
+                f"Record.column(name) needs one of {', '.join(names)}; got {name!r}.{nearest(name, names)}"
+            )
+        values, row = [np.zeros(0)], 0
+        while row < len(self):
+            column, span = self._column(row, name), self._now.span(row)
+            values.append(column[row - span.first :])
+            row = span.last
+        return np.concatenate(values)[: len(self)]
+
+    def vector(self, name: str, k: int) -> np.ndarray:
+        """θ or θ̇ of row k, read now.
+
+        Args:
+            name: "theta" or "theta_dot".
+            k: row, negative from the end.
+
+        Returns:
+            (p,) float64.
+
+        Raises:
+            ConfigError: no such name or row.
+            SchemaError: damaged.
+        """
+        if name not in VECTORS or not -len(self) <= k < len(self):
+            raise ConfigError(
+                f"Record.vector(name, k) needs one of {', '.join(VECTORS)} and a row of {len(self)}; got {name!r}, {k}."
+            )
+        row = k % len(self)
+        piece = self._piece(row)
+        start = row - self._now.span(row).first
+        return piece.vectors(name, start, start + 1)[0]
+
+    def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
+        """All rows in order, in batches; memory stays flat.
+
+        Args:
+            batch: most rows at a time, ≥ 1; fewer where they would take more than 8 MB or a file ends.
+
+        Yields:
+            Columns (b,) and "theta", "theta_dot" (b, p) by name.
+        """
+        row, most = 0, max(1, min(batch, BATCH_BYTES // (16 * self.num_params)))
+        while row < len(self):
+            columns = {name: self._column(row, name) for name in self.names}
+            piece, span = self._piece(row), self._now.span(row)
+            stop = min(row + most, span.last, len(self))
+            a, b = row - span.first, stop - span.first
+            yield {n: c[a:b] for n, c in columns.items()} | {n: piece.vectors(n, a, b) for n in VECTORS}
+            row = stop
+
+    def restart(self) -> dict[str, Any]:
+        """The newest published restart state, as it was handed to the writer; {} when there is none."""
+        return {} if self._now.restart is None else self._now.restart.values("restart")
+
+    def refresh(self) -> Record:
+        """A new record of what is there now; columns that were read are not read again."""
+        record = open_record(self.path)
+        if record.run_id == self.run_id:
+            record._cache.update(self._cache)
+        return record
+
+    def verify(self) -> list[str]:
+        """Reads and hashes everything.
+
+        Returns:
+            What is wrong, one line each; [] for a good run.
+        """
+        found: list[str] = []
+        row = 0
+        while row < len(self):
+            try:
+                found += self._piece(row).problems()
+            except PWGFError as error:
+                found.append(str(error))
+            row = self._now.span(row).last
+        try:
+            self.restart()
+            if not found and np.any(np.diff(self.column("t")) <= 0):
+                found.append(f"{self.path!r}: the times of the rows do not increase")
+        except PWGFError as error:
+            found.append(str(error))
+        return found
+
+    def close(self) -> None:
+        """Closes the files that are held open; the record reads no rows afterwards."""
+        self._now.close()
+
+    def _piece(self, row: int) -> Piece:
+        """The file with `row`, opened."""
+        span = self._now.span(row)
+        if span.held is not None:
+            return span.held
+        if self._segment is not None and self._segment[0] == span.key:
+            return self._segment[1]
+        try:
+            piece = Piece.part(parts_of(self.path), span.part, "rows", self.run_id)
+        except FileNotFoundError:
+            self._follow()
+            return self._piece(row)
+        self._segment = (span.key, piece)
+        return piece
+
+    def _follow(self) -> None:
+        """The writer packed the run since it was opened: read the same rows from what is there now."""
+        before, now = self._now, snapshot.take(self.path)
+        self._now = dataclasses.replace(now, restart=before.restart)  # that of these rows, and held open
+        if self._now.run_id != self.run_id or self._now.rows < len(self):
+            raise StorageError(f"{self.path!r} was replaced by another run while it was read. Open it again.")
+        if self._now.manifest is not None and self._now.manifest == before.manifest:
+            raise refused(self.path, "a part that its manifest names is missing")
+
+    def _column(self, row: int, name: str) -> np.ndarray:
+        """A scalar column of the file with `row`; read once a file, and all of them once a part is open."""
+        if name not in self._cache.get(self._now.span(row).key, {}):
+            piece = self._piece(row)  # first, since it may lead on to the packed file, another one
+            names = (name,) if piece.is_packed else dict.fromkeys((*piece.column_names, name))
+            known = self._cache.setdefault(self._now.span(row).key, {})
+            known.update({name: np.asarray(piece.value(name)) for name in names})
+        return self._cache[self._now.span(row).key][name]

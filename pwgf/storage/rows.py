@@ -1,0 +1,129 @@
+"""Rows: checked at the door, and turned into the parts that are published."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pwgf.errors import ConfigError, ShapeError
+from pwgf.storage.manifest import Manifest
+from pwgf.storage.schema import (
+    RESERVED,
+    VECTORS,
+    Header,
+    check_values,
+    create_rows,
+    new_file,
+    put_header,
+    put_restart,
+    to_json,
+)
+
+SEGMENT_ROWS = 64
+SEGMENT_BYTES = 8 << 20
+Row = dict[str, Any]
+
+
+def column_names(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the scalars of a row, "t" first."""
+    return ("t", *(name for name in row if name not in ("t", *VECTORS)))
+
+
+def checked_row(row: Mapping[str, Any], names: Sequence[str], num_params: int, after: float) -> Row:
+    """A row as float64 copies, "t" first.
+
+    Args:
+        row: as handed to `Writer.append`.
+        names: of the scalars, "t" first.
+        num_params: p.
+        after: time of the last row.
+
+    Returns:
+        Scalars and vectors by name.
+
+    Raises:
+        ConfigError: other names, or a time that does not increase.
+        ShapeError: a value of the wrong shape or type.
+    """
+    expected = {*names, *VECTORS}
+    odd = {str(n) for n in row if not (isinstance(n, str) and n.isidentifier()) or n in RESERVED.difference(VECTORS)}
+    if set(row) != expected or odd:
+        raise ConfigError(
+            f"Writer.append(row) needs the values {', '.join(sorted(map(str, expected - odd)))} in every row; missing "
+            f"{sorted(expected - set(row))}, unexpected {sorted({str(n) for n in row if n not in expected} | odd)}. "
+            f"Give the names of the first row, none of them {', '.join(sorted(RESERVED.difference(VECTORS)))}."
+        )
+    values: Row = {}
+    for name in (*names, *VECTORS):
+        shape = (num_params,) if name in VECTORS else ()
+        try:
+            array = np.array(row[name], dtype="<f8")
+        except (TypeError, ValueError) as error:
+            raise ShapeError(f"Writer.append(row) needs numbers at {name!r}; {error}. Turn it into float64.") from error
+        if array.shape != shape:
+            raise ShapeError(f"Writer.append(row) needs shape {shape} at {name!r}; got {array.shape}. Reshape it.")
+        values[name] = array if name in VECTORS else float(array)
+    if not values["t"] > after:
+        raise ConfigError(
+            f"Writer.append(row) needs t > {after}, the time of the last row; got {values['t']}. "
+            "After a StorageError the row is kept: call publish() instead."
+        )
+    return values
+
+
+def copied(restart: Mapping[str, Any]) -> dict[str, Any]:
+    """A restart state that later changes of the caller's arrays do not reach; ConfigError, ShapeError."""
+    check_values("Writer.append(restart)", restart)
+    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in restart.items()}
+
+
+def row_bytes(names: Sequence[str], num_params: int) -> int:
+    """Size of a row."""
+    return 8 * (len(names) + 2 * num_params)
+
+
+def segment_rows(names: Sequence[str], num_params: int) -> int:
+    """Number of rows of a full segment: 64, fewer where they exceed 8 MB, at least 1."""
+    return max(1, min(SEGMENT_ROWS, SEGMENT_BYTES // row_bytes(names, num_params)))
+
+
+def rows_image(manifest: Manifest, rows: Sequence[Row], restart: Mapping[str, Any] | None) -> bytes:
+    """A segment: rows, and the restart state after the last one."""
+    target = io.BytesIO()
+    with new_file(target, "rows", _stamps(manifest)) as file:
+        create_rows(file, column_names(rows[0]), manifest.num_params, len(rows))
+        for name in rows[0]:
+            file[name][...] = np.array([row[name] for row in rows])
+        if restart is not None:
+            put_restart(file, restart)
+    return target.getvalue()
+
+
+def restart_image(manifest: Manifest, restart: Mapping[str, Any]) -> bytes:
+    """A restart state alone."""
+    target = io.BytesIO()
+    with new_file(target, "restart", _stamps(manifest)) as file:
+        put_restart(file, restart)
+    return target.getvalue()
+
+
+def header_image(manifest: Manifest, header: Header) -> bytes:
+    """A header."""
+    target = io.BytesIO()
+    with new_file(target, "header", _stamps(manifest)) as file:
+        put_header(file, header)
+    return target.getvalue()
+
+
+def config_digest(header: Header) -> str:
+    """sha256 of the JSON text of the config."""
+    return hashlib.sha256(to_json("Header(config=…)", header.config).encode()).hexdigest()
+
+
+def _stamps(manifest: Manifest) -> dict[str, str | int]:
+    stamps: dict[str, str | int] = {"run_id": manifest.run_id, "created": manifest.created}
+    return stamps | {"dim": manifest.dim, "num_params": manifest.num_params}

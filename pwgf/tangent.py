@@ -1,0 +1,141 @@
+"""The tangent J = ∂_θT on a batch of samples: products, trace and Gram matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from .maps.base import Layer, Linearisation, PushForward
+
+_ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
+
+
+class Tangent:
+    """J at (θ, z), seen as an (n·d, p) matrix; Ĝ = JᵀJ/n is the pullback metric.
+
+    Maps made of per-sample linear layers give Gram matrices from the layers' factors, without forming J; others form
+    rows of J block by block.
+
+    Args:
+        map: T.
+        theta: (p,).
+        z: (n,d).
+        chunk_size: samples per block of cached activations; None keeps all in one block.
+    """
+
+    def __init__(self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None) -> None:
+        self.map, self.theta, self.z = map, theta.detach(), z.detach()
+        (self.n, self.d), self.p = z.shape, theta.numel()
+        self.dtype, self.device = theta.dtype, theta.device
+        self.chunk_size = chunk_size or max(self.n, 1)
+        self._parts: list[Linearisation] = [map.linearise(self.theta, part) for part in self.z.split(self.chunk_size)]
+        self.layered = self._parts[0].layers is not None
+
+    def jv(self, eta: Tensor) -> Tensor:
+        """Jη: (p,) → (n,d), the velocities that θ̇ = η gives the samples."""
+        return torch.cat([part.jv(eta) for part in self._parts])
+
+    def jtu(self, u: Tensor) -> Tensor:
+        """Jᵀu: (n,d) → (p,), summed over the samples."""
+        pieces = u.split(self.chunk_size)
+        return torch.stack([part.jtu(piece) for part, piece in zip(self._parts, pieces, strict=True)]).sum(0)
+
+    def subset(self, index: Tensor) -> Tangent:
+        """The tangent at some of the samples, index (m,)."""
+        return Tangent(self.map, self.theta, self.z[index], self.chunk_size)
+
+    @cached_property
+    def _trace(self) -> Tensor:
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        if not self.layered:
+            return sum((rows.square().sum() for rows in self._rows()), total) / self.n
+        for layers in self._layers():
+            for layer in layers:
+                a2 = layer.a.square().sum(1)
+                total = total + (a2.sum() * self.d if layer.g is None else (a2 * layer.g.square().sum((1, 2))).sum())
+        return total / self.n
+
+    def trace(self) -> Tensor:
+        """tr Ĝ = |J|²/n, a scalar, exact."""
+        return self._trace
+
+    def gram_dual(self) -> Tensor:
+        """JJᵀ, (n·d, n·d), rows ordered (sample, coordinate): Σ_layers (a_i·a_j)(g_ik·g_jl)."""
+        if not self.layered:
+            rows = torch.cat(list(self._rows()))
+            return rows @ rows.T
+        identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
+        gram = torch.zeros(self.n, self.d, self.n, self.d, dtype=self.dtype, device=self.device)
+        for layer in self._whole_layers():
+            inputs = layer.a @ layer.a.T
+            if layer.g is None:
+                gram += inputs[:, None, :, None] * identity[None, :, None, :]
+            else:
+                flat = layer.g.reshape(self.n * self.d, -1)
+                gram += (flat @ flat.T).view(gram.shape) * inputs[:, None, :, None]
+        return gram.view(self.n * self.d, self.n * self.d)
+
+    def gram_primal(self) -> Tensor:
+        """Ĝ = JᵀJ/n, (p,p): blocks Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ) for each pair of layers."""
+        gram = torch.zeros(self.p, self.p, dtype=self.dtype, device=self.device)
+        if not self.layered:
+            for rows in self._rows():
+                gram.addmm_(rows.T, rows)
+            return gram / self.n
+        for layers in self._layers():
+            for k, one in enumerate(layers):
+                for other in layers[k:]:
+                    block = _layer_pair(one, other)
+                    rows_, cols = slice(one.offset, one.offset + len(block)), slice(other.offset, other.offset + block.shape[1])
+                    gram[rows_, cols] += block
+                    if other is not one:
+                        gram[cols, rows_] += block.T
+        return gram / self.n
+
+    def dense(self) -> Tensor:
+        """J itself, (n·d, p): for tests and small problems."""
+        return torch.cat(list(self._rows()))
+
+    def _rows(self) -> Iterator[Tensor]:
+        """Rows of J in blocks of whole samples, (b·d, p)."""
+        per_block = max(1, _ENTRIES // max(self.d * self.p, 1))
+        row = jacrev(lambda theta, zi: self.map(theta, zi[None])[0])
+        for block in self.z.split(per_block):
+            yield vmap(row, (None, 0))(self.theta, block).reshape(-1, self.p).detach()
+
+    def _layers(self) -> Iterator[list[Layer]]:
+        for part in self._parts:
+            yield part.layers()  # type: ignore[misc]
+
+    def _whole_layers(self) -> list[Layer]:
+        groups = list(zip(*self._layers(), strict=True))
+        return [
+            Layer(g[0].offset, g[0].shape, torch.cat([b.a for b in g]), None if g[0].g is None else torch.cat([b.g for b in g]))  # type: ignore[misc]
+            for g in groups
+        ]
+
+
+def _layer_pair(one: Layer, other: Layer) -> Tensor:
+    """Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ), (out·in, out′·in′), in blocks of samples."""
+    (o, i), (o2, i2) = one.shape, other.shape
+    if one.g is None and other.g is None:
+        inputs = one.a.T @ other.a
+        eye = torch.eye(o, dtype=inputs.dtype, device=inputs.device)
+        return (eye[:, None, :, None] * inputs[None, :, None, :]).reshape(o * i, o2 * i2)
+    total = one.a.new_zeros(o * o2, i * i2)
+    block = max(1, _ENTRIES // max(o * o2 + i * i2, 1))
+    for start in range(0, len(one.a), block):
+        part = slice(start, start + block)
+        if one.g is None:
+            outputs = other.g[part]  # type: ignore[index]
+        elif other.g is None:
+            outputs = one.g[part].transpose(1, 2)
+        else:
+            outputs = one.g[part].transpose(1, 2) @ other.g[part]
+        inputs = one.a[part].unsqueeze(2) * other.a[part].unsqueeze(1)
+        total.addmm_(outputs.reshape(-1, o * o2).T, inputs.reshape(-1, i * i2))
+    return total.view(o, o2, i, i2).transpose(1, 2).reshape(o * i, o2 * i2)

@@ -1,0 +1,146 @@
+"""What every problem promises, looped over all of them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pwgf import problems
+from pwgf.errors import ConfigError, ShapeError
+from pwgf.measures import PushedMeasure
+
+CASES = {
+    "ou default": (lambda: problems.OrnsteinUhlenbeck(dim=2), 0.3),
+    "ou correlated": (
+        lambda: problems.OrnsteinUhlenbeck(dim=3, cov=[[2, 0.5, 0], [0.5, 1, 0.2], [0, 0.2, 0.3]], mean=[1, -1, 0.5]),
+        0.7,
+    ),
+    "double wells": (lambda: problems.StyblinskiTang(dim=2), 0.5),
+    "steep double wells": (lambda: problems.StyblinskiTang(dim=1, c=0.5), 0.16),
+    "porous medium": (lambda: problems.BarenblattFlow(dim=2), 1.7),
+    "cubic porous medium": (lambda: problems.BarenblattFlow(dim=1, m=3, t0=0.5, t1=1), 0.8),
+    "aggregation": (lambda: problems.Aggregation(dim=2), 0.5),
+    "aggregation in 5-D": (lambda: problems.Aggregation(dim=5), 1.0),
+}
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request):
+    build, t = CASES[request.param]
+    return build(), t
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_describes_itself(case):
+    problem, _ = case
+    assert problem.name in problems.names()
+    assert problem.times.dtype == np.float64
+    assert problem.times.ndim == 1
+    assert (np.diff(problem.times) > 0).all()
+    assert problem.temperature in (0.0, 1.0)
+    assert problem.convexity is None or math.isfinite(problem.convexity)
+    assert problem.reference.dim == problem.dim
+
+
+def test_samples_have_the_moments_of_the_law(case, generator):
+    problem, t = case
+    law = problem.exact(t)
+    n = 40_000
+    x = law.sample(n, generator)
+    assert x.shape == (n, problem.dim)
+    assert x.dtype == torch.float64
+    scale = law.cov.diagonal().sqrt()
+    assert float(((x.mean(0) - law.mean) / scale).abs().max()) < 5 / math.sqrt(n)
+    correlation_error = (torch.atleast_2d(torch.cov(x.T)) - law.cov) / torch.outer(scale, scale)
+    assert float(correlation_error.abs().max()) < 12 / math.sqrt(n)
+    assert law.log_density(x).shape == (n,)
+    assert torch.isfinite(law.log_density(x)).all()
+
+
+def test_density_has_mass_one(case, generator):
+    """∫ρ by importance sampling from a wider Gaussian: no part of the law's own code is used on the other side."""
+    problem, t = case
+    law = problem.exact(t)
+    wide = torch.distributions.MultivariateNormal(law.mean, 3 * law.cov)
+    x = law.mean + torch.randn(100_000, problem.dim, generator=generator).double() @ wide.scale_tril.T
+    ratio = (law.log_density(x) - wide.log_prob(x)).exp()
+    assert float(ratio.mean()) == pytest.approx(1.0, abs=5 * float(ratio.std()) / math.sqrt(len(x)))
+
+
+def test_starts_at_the_reference(case, generator):
+    problem, _ = case
+    law = problem.exact(float(problem.times[0]))
+    z = problem.reference.sample(500, generator)
+    assert torch.allclose(law.log_density(z), problem.reference.log_density(z), rtol=1e-10, atol=1e-10)
+
+
+def test_energy_value_is_that_of_the_energy_on_samples(case, generator):
+    """F of the law from the package's energy on exact samples, against the closed form or quadrature."""
+    problem, t = case
+    law = problem.exact(t)
+
+    class Samples(PushedMeasure):
+        def __init__(self, x):
+            self.x, self.log_density = x, law.log_density(x)
+
+        x = log_density = None
+
+    values = torch.stack([problem.energy(Samples(law.sample(1000, generator))) for _ in range(8)])
+    error = float(values.std()) / math.sqrt(len(values))
+    assert float(values.mean()) == pytest.approx(problem.exact_energy(t), abs=5 * error + 1e-9)
+
+
+def test_energy_decreases(case):
+    problem, _ = case
+    values = [problem.exact_energy(float(t)) for t in problem.times[:: max(1, len(problem.times) // 3)]]
+    assert (np.diff(values) < 0).all()
+
+
+def test_survives_a_round_trip_through_json(case, generator):
+    problem, t = case
+    twin = problems.from_config(json.loads(json.dumps(problem.to_config())))
+    assert type(twin) is type(problem)
+    assert twin.to_config() == problem.to_config()
+    x = problem.exact(t).sample(10, generator)
+    assert torch.equal(problem.exact(t).log_density(x), twin.exact(t).log_density(x))
+
+
+def test_refuses_times_before_the_start_and_wrong_shapes(case):
+    problem, t = case
+    for wrong in (float(problem.times[0]) - 0.1, math.nan):
+        with pytest.raises(ConfigError, match=rf"{problem.name}\.exact\(t=…\) needs a finite time t ≥"):
+            problem.exact(wrong)
+    with pytest.raises(ShapeError, match=rf"log_density\(x\) needs x of shape \(n, {problem.dim}\)"):
+        problem.exact(t).log_density(torch.zeros(3, problem.dim + 1))
+
+
+@pytest.mark.parametrize("name", problems.names())
+def test_constructors_check_dim_and_entries(name):
+    with pytest.raises(ConfigError, match=r"dim must be an integer ≥ 1"):
+        problems.from_config({"name": name, "dim": 0})
+    with pytest.raises(ConfigError, match=rf"{name}\.from_config: unknown entry 'dims'; it takes dim.*Did you mean"):
+        problems.from_config({"name": name, "dims": 2})
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ConfigError, match=r"problems\.from_config needs a name.*got 'Agregation'.*'Aggregation'"):
+        problems.from_config({"name": "Agregation", "dim": 2})
+
+
+def test_arguments_of_single_problems_are_checked():
+    with pytest.raises(ShapeError, match=r"OrnsteinUhlenbeck\(dim=2, cov, mean\) needs shapes \(2, 2\) and \(2,\)"):
+        problems.OrnsteinUhlenbeck(dim=2, cov=torch.eye(3))
+    with pytest.raises(ConfigError, match=r"OrnsteinUhlenbeck\(dim=2, cov=…\).*positive definite"):
+        problems.OrnsteinUhlenbeck(dim=2, cov=-torch.eye(2))
+    with pytest.raises(ConfigError, match=r"StyblinskiTang\(c=…\) needs a finite number > 0; got -1"):
+        problems.StyblinskiTang(dim=1, c=-1)
+    with pytest.raises(ConfigError, match=r"BarenblattFlow\(m=…\) needs m > 1; got 1"):
+        problems.BarenblattFlow(dim=1, m=1)
+    with pytest.raises(ConfigError, match=r"BarenblattFlow\(t0, t1\) needs t1 > t0; got t0=2, t1=1"):
+        problems.BarenblattFlow(dim=1, t0=2, t1=1)
