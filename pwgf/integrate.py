@@ -66,7 +66,9 @@ def check_method(method: str, tolerance: float | None, dt: float | None) -> None
             "use method='bosh3'."
         )
     if method in FIXED and dt is None:
-        raise ConfigError(f"PWGF(method={method!r}) takes fixed steps and needs their length: PWGF(dt=…), in units of t.")
+        raise ConfigError(
+            f"PWGF(method={method!r}) takes fixed steps and needs their length: PWGF(dt=…), in units of t."
+        )
     for name, value in (("tolerance", tolerance), ("dt", dt)):
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
             raise ConfigError(f"PWGF({name}=…) must be positive and finite; got {value!r}.")
@@ -99,7 +101,7 @@ def advance(
     watch = _Watch(field, method, length, max_rejections)
     times = torch.tensor([0.0, length], dtype=torch.float64, device=theta.device)
     if method in FIXED:
-        end = odeint(watch, theta, times, method=method)[-1]
+        end = odeint(watch.__call__, theta, times, method=method)[-1]  # bare: fixed steps know no callbacks, and warn
         return Advance(end, watch.theta_dot, length, length, 0)
     options = {"norm": watch.norm, "first_step": first_step * (1 + 1e-9), "step_t": times[1:]}
     try:
@@ -124,6 +126,8 @@ class _Watch:
             return torch.zeros_like(theta)
         try:
             self.theta_dot = self.field(theta)
+            if not bool(torch.isfinite(self.theta_dot).all()):
+                raise NonFiniteError("the right side θ̇ is NaN or infinite")
         except (SolverError, NonFiniteError) as error:
             if not self.attempting or not self.order:
                 raise
@@ -152,5 +156,5 @@ class _Watch:
     def callback_reject_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.num_rejected += 1
         if self.num_rejected > self.max_rejections:
-            why = f"last: {self.failure}" if self.failure else f"error still {self.ratio:.1f} × tolerance"
+            why = f"last: {self.failure}" if self.failure else f"error still {self.ratio:.2g} × tolerance"
             raise SolverError(f"{self.num_rejected} substeps rejected, down to dt = {self.tried:.2e}; {why}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, ShapeError, nearest
-from .maps.base import PushForward, check_dim
+from .maps.base import PushForward, check_dim, is_real
 
 
 @runtime_checkable
@@ -37,13 +37,21 @@ class Reference(Protocol):
         ...
 
 
+def _as_float64(value: Any, expected: str) -> Tensor:
+    """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{expected}; got {value!r:.60}, which is not made of numbers.") from error
+
+
 def _antithetic(n: int, draw: Callable[[int], Tensor]) -> Tensor:
     """n points of a law symmetric about 0 whose mean is 0 (n even) or nearly so."""
     half = draw((n + 1) // 2)
     return torch.cat([half, -half])[:n]
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False)
 class Gaussian:
     """The normal law N(mean, cov).
 
@@ -68,12 +76,16 @@ class Gaussian:
 
     def __init__(self, dim: int, mean: Any = 0.0, cov: Any = None) -> None:
         check_dim(dim, "Gaussian(dim)")
-        m = torch.as_tensor(mean, dtype=torch.float64).detach().cpu()
-        c = torch.as_tensor(1.0 if cov is None else cov, dtype=torch.float64).detach().cpu()
+        m = _as_float64(mean, f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},)")
+        c = _as_float64(1.0 if cov is None else cov, f"Gaussian(dim={dim}): cov must be a number or a matrix")
         if m.ndim > 1 or (m.ndim == 1 and len(m) != dim):
-            raise ShapeError(f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},); got {tuple(m.shape)}.")
+            raise ShapeError(
+                f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},); got {tuple(m.shape)}."
+            )
         if c.ndim not in (0, 2) or (c.ndim == 2 and c.shape != (dim, dim)):
-            raise ShapeError(f"Gaussian(dim={dim}): cov must be a number or have shape ({dim}, {dim}); got {tuple(c.shape)}.")
+            raise ShapeError(
+                f"Gaussian(dim={dim}): cov must be a number or have shape ({dim}, {dim}); got {tuple(c.shape)}."
+            )
         object.__setattr__(self, "dim", dim)
         object.__setattr__(self, "mean", m.expand(dim).clone())
         object.__setattr__(self, "cov", c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64))
@@ -87,10 +99,15 @@ class Gaussian:
         return self.mean + unit @ self._factor.T  # type: ignore[attr-defined]
 
     def matched_sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n antithetic samples (n,d) whose mean and covariance (divided by n) are exact; plain ones when n < 4d."""
-        if n < 4 * self.dim:
+        """n evenly spread samples (n,d): a scrambled Sobol set, transformed so that mean and covariance are exact.
+
+        The covariance is that of division by n. Plain samples when n < 4d, where no such transformation is sensible.
+        """
+        if n < 4 * self.dim or self.dim > torch.quasirandom.SobolEngine.MAXDIM:
             return self.sample(n, generator)
-        unit = _antithetic(n, lambda k: torch.randn(k, self.dim, generator=generator, dtype=torch.float64))
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        uniform = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+        unit = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))  # a Sobol coordinate can be 0 exactly
         unit = unit - unit.mean(0)
         factor = torch.linalg.cholesky(unit.T @ unit / n)
         unit = torch.linalg.solve_triangular(factor, unit.T, upper=False).T
@@ -113,11 +130,15 @@ def check_cov(cov: Tensor, call: str) -> Tensor:
     if not bool(torch.isfinite(cov).all()):
         raise ConfigError(f"{call}: cov must be finite; got NaN or infinite entries.")
     if float((cov - cov.T).abs().max()) > 1e-8 * float(cov.abs().max()):
-        raise ConfigError(f"{call}: cov must be symmetric positive definite; it is not symmetric. Use (cov + cov.T) / 2.")
+        raise ConfigError(
+            f"{call}: cov must be symmetric positive definite; it is not symmetric. Use (cov + cov.T) / 2."
+        )
     factor, info = torch.linalg.cholesky_ex(cov)
     if int(info) != 0:
         smallest = float(torch.linalg.eigvalsh(cov)[0])
-        raise ConfigError(f"{call}: cov must be symmetric positive definite; its smallest eigenvalue is {smallest:.3g}.")
+        raise ConfigError(
+            f"{call}: cov must be symmetric positive definite; its smallest eigenvalue is {smallest:.3g}."
+        )
     return factor
 
 
@@ -147,10 +168,12 @@ class Barenblatt:
 
     def __post_init__(self) -> None:
         check_dim(self.dim, "Barenblatt(dim, m, t)")
-        if not (math.isfinite(self.m) and self.m > 1):
-            raise ConfigError(f"Barenblatt(m=…) must be > 1 (m = 1 is the heat equation: use Gaussian); got {self.m!r}.")
-        if not (math.isfinite(self.t) and self.t > 0):
-            raise ConfigError(f"Barenblatt(t=…) must be > 0; got {self.t!r}.")
+        if not (is_real(self.m) and self.m > 1):
+            raise ConfigError(
+                f"Barenblatt(m=…) must be > 1 (m = 1 is the heat equation: use Gaussian); got {self.m!r}."
+            )
+        if not (is_real(self.t) and self.t > 0):
+            raise ConfigError(f"Barenblatt(t=…) must be > 0 (at t = 0 all mass is in one point); got {self.t!r}.")
 
     @property
     def q(self) -> float:
@@ -235,7 +258,7 @@ def from_config(config: dict[str, Any]) -> Reference:
             f"the stored reference {name!r} cannot be rebuilt from the file; pass it: pwgf.load(path, reference=…)."
             + nearest(name, _SHELF)
         )
-    return _SHELF[name](**settings)  # type: ignore[no-any-return]
+    return _SHELF[name](**settings)
 
 
 class PushedMeasure:

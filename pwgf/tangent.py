@@ -90,10 +90,11 @@ class Tangent:
             for k, one in enumerate(layers):
                 for other in layers[k:]:
                     block = _layer_pair(one, other)
-                    rows_, cols = slice(one.offset, one.offset + len(block)), slice(other.offset, other.offset + block.shape[1])
-                    gram[rows_, cols] += block
+                    down = slice(one.offset, one.offset + block.shape[0])
+                    across = slice(other.offset, other.offset + block.shape[1])
+                    gram[down, across] += block
                     if other is not one:
-                        gram[cols, rows_] += block.T
+                        gram[across, down] += block.T
         return gram / self.n
 
     def dense(self) -> Tensor:
@@ -112,11 +113,12 @@ class Tangent:
             yield part.layers()  # type: ignore[misc]
 
     def _whole_layers(self) -> list[Layer]:
-        groups = list(zip(*self._layers(), strict=True))
-        return [
-            Layer(g[0].offset, g[0].shape, torch.cat([b.a for b in g]), None if g[0].g is None else torch.cat([b.g for b in g]))  # type: ignore[misc]
-            for g in groups
-        ]
+        whole = []
+        for group in zip(*self._layers(), strict=True):
+            outputs = [layer.g for layer in group if layer.g is not None]
+            inputs = torch.cat([layer.a for layer in group])
+            whole.append(Layer(group[0].offset, group[0].shape, inputs, torch.cat(outputs) if outputs else None))
+        return whole
 
 
 def _layer_pair(one: Layer, other: Layer) -> Tensor:

@@ -26,16 +26,26 @@ _log = logging.getLogger("pwgf")
 class Source(Protocol):
     """Where rows come from: a file's `storage.Record`, or memory."""
 
-    names: tuple[str, ...]
     config: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Scalar columns."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def column(self, name: str) -> np.ndarray: ...
+    def column(self, name: str) -> np.ndarray:
+        """A scalar column, (T,) float64."""
+        ...
 
-    def vector(self, name: str, k: int) -> np.ndarray: ...
+    def vector(self, name: str, k: int) -> np.ndarray:
+        """Row k of theta or theta_dot, (p,)."""
+        ...
 
-    def restart(self) -> dict[str, Any]: ...
+    def restart(self) -> dict[str, Any]:
+        """The last restart state, as plain values."""
+        ...
 
 
 class Memory:
@@ -77,8 +87,8 @@ class Trajectory:
 
     `run["energy"]` is a float64 array with a value per row (`run.names` lists the columns); `run.sample(t, n)`,
     `run.push(t, z)`, `run.log_density(t, x)` and `run.score(t, x)` read the measure, and `run.theta(t)` the parameters.
-    Between rows θ is the cubic Hermite interpolant of the stored θ and θ̇. Tensors come back detached, on the CPU, in the
-    run's dtype. Rows of θ are read from the file when asked for.
+    Between rows θ is the cubic Hermite interpolant of the stored θ and θ̇. Tensors come back detached, on the CPU, in
+    the run's dtype. Rows of θ are read from the file when asked for.
 
     Args:
         source: rows.
@@ -118,7 +128,9 @@ class Trajectory:
         if name in ("theta", "theta_dot"):
             return np.stack([self._source.vector(name, k) for k in range(len(self))])
         if name not in self._source.names:
-            raise ConfigError(f"run[{name!r}]: no such column.{nearest(name, self.names)} There are: {', '.join(self.names)}.")
+            raise ConfigError(
+                f"run[{name!r}]: no such column.{nearest(name, self.names)} There are: {', '.join(self.names)}."
+            )
         return self._source.column(name)
 
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
@@ -136,18 +148,19 @@ class Trajectory:
 
     def theta(self, t: float) -> Tensor:
         """θ(t), (p,)."""
-        from_rows = schemes.base.hermite(_Rows(self), t)
+        from_rows = schemes.base.hermite(_Rows(self), checked_time(t))
         return from_rows.to(self._dtype())
 
     def push(self, t: float, z: Tensor) -> Tensor:
         """T_θ(t)(z), (n,d): samples of ρ_t from samples z of the reference."""
+        t = checked_time(t)
         self._check_interpolation(t)
         return self._read().push(_Rows(self), t, torch.as_tensor(z))
 
     def sample(self, t: float, n: int, seed: int = 0) -> Tensor:
         """n samples of ρ_t, (n,d); equal seeds couple times and runs."""
         if not isinstance(n, int) or n < 1:
-            raise ConfigError(f"run.sample(n=…) must be an integer ≥ 1; got {n!r}.")
+            raise ConfigError(f"run.sample(n=…) must be an integer ≥ 1; got {n!r}. Give e.g. n=1000.")
         reader = self._read()
         return self.push(t, reference_sample(reader, n, seed))
 
@@ -158,11 +171,13 @@ class Trajectory:
             ConfigError: the run holds particles.
             SolverError: the map cannot be inverted at some x.
         """
+        t = checked_time(t)
         self._check_interpolation(t)
         return self._read().log_density(_Rows(self), t, torch.as_tensor(x))
 
     def score(self, t: float, x: Tensor) -> Tensor:
         """∇ log ρ_t(x), (n,d); errors as `log_density`."""
+        t = checked_time(t)
         self._check_interpolation(t)
         return self._read().score(_Rows(self), t, torch.as_tensor(x))
 
@@ -183,7 +198,7 @@ class Trajectory:
         return self._reader
 
     def _dtype(self) -> torch.dtype:
-        return getattr(torch, self.config["scheme"]["dtype"])  # type: ignore[no-any-return]
+        return getattr(torch, self.config["scheme"]["dtype"])
 
     def _check_interpolation(self, t: float) -> None:
         """Warns once per gap when the interpolant between rows is off by more than the tolerance.
@@ -208,9 +223,23 @@ class Trajectory:
         allowed = self.config["scheme"].get("tolerance") or 1e-3
         if error > allowed:
             _log.warning(
-                "between rows t = %g and %g the interpolated samples are off by about %.1e (tolerance %.1e): store rows "
-                "more densely (times) to read the measure there", self.t[gap], self.t[gap + 1], error, allowed,
-            )  # fmt: skip
+                "between rows t = %g and %g the interpolated samples are off by about %.1e (tolerance %.1e): store "
+                "rows more densely (times) to read the measure there",
+                self.t[gap],
+                self.t[gap + 1],
+                error,
+                allowed,
+            )
+
+
+def checked_time(t: Any) -> float:
+    """t as a float; ConfigError where it is no number (NaN is told by the rows, which know their range)."""
+    try:
+        return float(t)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"run.sample(t=…) and the like need a number for t; got {t!r:.60} ({error}). Give e.g. t=0.5."
+        ) from error
 
 
 class _Rows:
@@ -278,6 +307,11 @@ def restart_to_state(plain: Mapping[str, Any], dtype: torch.dtype, device: str =
 
     extra = {name.removeprefix("extra_"): tensor(name) for name in plain if name.startswith("extra_")}
     return State(
-        t=float(plain["t"]), theta=tensor("theta"), theta_dot=tensor("theta_dot"), dt=float(plain["dt"]),
-        rng=torch.from_numpy(np.array(plain["rng"], dtype=np.uint8)), counters=json.loads(str(plain["counters"])), extra=extra,
-    )  # fmt: skip
+        t=float(plain["t"]),
+        theta=tensor("theta"),
+        theta_dot=tensor("theta_dot"),
+        dt=float(plain["dt"]),
+        rng=torch.from_numpy(np.array(plain["rng"], dtype=np.uint8)),
+        counters=json.loads(str(plain["counters"])),
+        extra=extra,
+    )

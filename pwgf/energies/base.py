@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import PushedMeasure
 
 _USER_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
@@ -93,7 +94,7 @@ class Combination(Energy):
     def __init__(self, terms: Sequence[Term]) -> None:
         self._terms, seen = [], dict[str, int]()
         for term in terms:
-            base = term.name.rstrip("0123456789").rstrip("_") or term.name
+            base = re.sub(r"_\d+$", "", term.name)  # the number that an earlier sum gave it
             seen[base] = seen.get(base, 0) + 1
             self._terms.append(term._replace(name=base if seen[base] == 1 else f"{base}_{seen[base]}"))
         self.pairwise = any(term.energy.pairwise for term in self._terms)
@@ -149,7 +150,7 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
     try:
         y = f(*arguments)
-    except ConfigError:
+    except PWGFError:
         raise
     except _USER_ERRORS as error:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -40,7 +41,8 @@ class Functional(Energy):
     r"""F(ρ) = F(rho), a scalar made of `rho.x` (n,d) and `rho.log_density` (n,).
 
     With x and ℓ = log ρ as independent leaves and φ_i = n ∂F/∂ℓ_i, the velocity is
-    v_i = −n ∂F/∂x_i − ∂ₓφ_i − (φ_i + ∂_ℓφ_i)·score_i; it is exact when F is a mean of local terms plus any function of x.
+    v_i = −n ∂F/∂x_i − ∂ₓφ_i − (φ_i + ∂_ℓφ_i)·score_i; it is exact when F is a mean of local terms plus any function
+    of x.
 
     Args:
         F: takes an object with `x` and `log_density`, returns a scalar tensor.
@@ -74,6 +76,7 @@ class Functional(Energy):
             x = rho.x.detach().requires_grad_(True)
             value = evaluate(self.F, "Functional: F(rho)", torch.Size(()), x, _Samples(lambda: x, log_density))
             if not value.requires_grad:
+                self._check_constant(float(value), x.detach(), leaves)
                 return torch.zeros_like(x)
             by_x = _grad(value, x, create_graph="ell" in leaves)
             v = -n * by_x.detach()
@@ -86,6 +89,17 @@ class Functional(Energy):
                     by_ell = phi + _grad(phi, ell, create_graph=False)
                 v = v - by_ell.detach().unsqueeze(1) * rho.score
         return v
+
+    def _check_constant(self, value: float, x: Tensor, leaves: dict[str, Tensor]) -> None:
+        """Raises ConfigError when an F without gradient varies all the same: seen at samples moved and stretched."""
+        ell = leaves["ell"].detach() if "ell" in leaves else None
+        moved = _Samples(lambda: 1.5 * x + 1, lambda: x.new_zeros(len(x)) if ell is None else 1.5 * ell + 1)
+        other = float(evaluate(self.F, "Functional: F(rho)", torch.Size(()), x, moved))
+        if other != value and not math.isnan(value):
+            raise ConfigError(
+                f"Functional: F(rho) varies with the samples (from {value:.6g} to {other:.6g}) but has no gradient: it "
+                "is not differentiable as written. Use torch operations throughout; no .detach(), .item() or .numpy()."
+            )
 
 
 def _grad(y: Tensor, leaf: Tensor, *, create_graph: bool) -> Tensor:

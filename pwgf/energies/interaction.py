@@ -55,7 +55,8 @@ class Interaction(Energy):
             with torch.enable_grad():
                 r, off_diagonal = _differences(rows, x, start)
                 r.requires_grad_(True)
-                g = slope(torch.where(off_diagonal, self._kernel(r), 0.0), r, "Interaction: W(r)")
+                g = slope(self._kernel(r), r, "Interaction: W(r)")
+            g = torch.where(off_diagonal.unsqueeze(-1), g, 0.0)
             total[start : start + len(rows)] += g.sum(1)
             total -= g.sum(0)
         return -0.5 * total / max(len(x) - 1, 1)

@@ -53,7 +53,9 @@ class Local(Energy):
                 got = torch.autograd.grad(g.sum(), ell, create_graph=True, allow_unused=True)[0]
                 g_ell = got if got is not None else g_ell
             total = g + g_ell
-            by_ell = torch.autograd.grad(total.sum(), ell, retain_graph=True, allow_unused=True)[0] if total.requires_grad else None
+            by_ell = None
+            if total.requires_grad:
+                by_ell = torch.autograd.grad(total.sum(), ell, retain_graph=True, allow_unused=True)[0]
             by_x = slope(total, x, call) if by_ell is None else _partial(total, x)
         v = -by_x
         if by_ell is not None:
@@ -105,8 +107,7 @@ class InternalEnergy(Local):
 
         def per_mass(x: Tensor, log_rho: Tensor) -> Tensor:
             rho = log_rho.exp()
-            value = U(rho)
-            return value / rho if isinstance(value, Tensor) else value
+            return evaluate(self.U, "InternalEnergy: U(rho)", rho.shape, rho, rho) / rho
 
         super().__init__(per_mass)
 
@@ -129,6 +130,6 @@ class PorousMedium(Local):
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−m ρ^{m−1}·score, (n,d); zero where ρ vanishes."""
-        weight = self.m * torch.exp((self.m - 1) * rho.log_density)
+        weight = self.m * torch.exp((self.m - 1) * rho.log_density.detach())
         v = -weight.unsqueeze(1) * rho.score
         return torch.where((weight == 0).unsqueeze(1), torch.zeros_like(v), v)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim
+from ..errors import SolverError
+from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim, check_points
 
 
 def with_ones(z: Tensor) -> Tensor:
@@ -60,9 +61,16 @@ class Affine(PushForward):
         return w[:, :-1].expand(len(z), -1, -1)
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
-        """A⁻¹(x − b)."""
+        """A⁻¹(x − b); raises SolverError where A is singular."""
+        check_points(self, x)
         (w,) = self.unpack(theta.detach())
-        return torch.linalg.solve(w[:, :-1], (x - w[:, -1]).T).T
+        z, info = torch.linalg.solve_ex(w[:, :-1], (x - w[:, -1]).T)
+        if int(info) != 0:
+            raise SolverError(
+                "Affine.inverse: the matrix A in θ is singular, so T maps space onto a plane and has no inverse. "
+                "Use a smaller tolerance or more damping, so that the flow stays away from there."
+            )
+        return z.T
 
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J is linear in [z, 1] alone."""

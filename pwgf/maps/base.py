@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vmap
+from torch.func import jacrev, vmap
 
 from ..errors import ConfigError, ShapeError, SolverError
 
@@ -88,8 +89,12 @@ class PushForward(ABC):
         return [theta[b.offset : b.offset + int(torch.Size(b.shape).numel())].view(b.shape) for b in self.layout()]
 
     def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
-        """∂_zT (n,d,d), entry [i,k,j] = ∂T_k/∂z_j at z_i; differentiable in θ and z. Cost: d tangents of T."""
-        return vmap(jacfwd(lambda zi: self(theta, zi[None])[0]))(z)
+        """∂_zT (n,d,d), entry [i,k,j] = ∂T_k/∂z_j at z_i; differentiable in θ and z. Cost: T and d backward passes.
+
+        Reverse mode, because scores differentiate the result once more, and the derivative of torch's forward-mode
+        `layer_norm` is silently wrong (seen in torch 2.13); it is also the faster of the two here.
+        """
+        return vmap(jacrev(lambda zi: self(theta, zi[None])[0]))(z)
 
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
         """log|det ∂_zT| (n,); differentiable. Cost: `jacobian` and n LU factorisations of size d."""
@@ -117,13 +122,30 @@ class PushForward(ABC):
 
     def to_config(self) -> dict[str, Any]:
         """JSON from which `maps.from_config` rebuilds this map."""
-        return {"name": type(self).__name__, **{f.name: getattr(self, f.name) for f in fields(self)}}  # type: ignore[arg-type]
+        settings: dict[str, Any] = {}
+        if is_dataclass(self):
+            settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"name": type(self).__name__, **settings}
 
 
 def check_dim(dim: int, call: str) -> None:
     """Raises ConfigError unless dim is a positive integer."""
     if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
         raise ConfigError(f"{call}: dim must be an integer ≥ 1; got {dim!r}.")
+
+
+def is_real(value: object) -> bool:
+    """Whether value is a finite number (and no bool)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_points(map: PushForward, x: Tensor) -> None:
+    """Raises ShapeError unless x is (n,d)."""
+    if x.ndim != 2 or x.shape[1] != map.dim:
+        raise ShapeError(
+            f"{type(map).__name__}.inverse(theta, x): x must have shape (n, {map.dim}); got {tuple(x.shape)}. "
+            f"Reshape it: x.view(-1, {map.dim})."
+        )
 
 
 def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations: int = 40) -> Tensor:
@@ -135,8 +157,7 @@ def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations
     Raises:
         SolverError: some rows have no solution that the method finds (a folded map, or x outside its range).
     """
-    if x.ndim != 2 or x.shape[1] != map.dim:
-        raise ShapeError(f"inverse(x): x must have shape (n, {map.dim}); got {tuple(x.shape)}.")
+    check_points(map, x)
     theta, x = theta.detach(), x.detach()
     accuracy = 100 * torch.finfo(x.dtype).eps
     z, solved = _newton(map, theta, x, x.clone(), accuracy, max_iterations)
@@ -153,8 +174,8 @@ def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations
         worst = (map(theta, z[~solved]) - x[~solved]).norm(dim=1).max()
         raise SolverError(
             f"{type(map).__name__}.inverse: Newton failed at {int((~solved).sum())} of {len(x)} points "
-            f"(largest |T(z) − x| = {float(worst):.2e}). Causes: (a) the map folds there (see fold_fraction): use a map "
-            "that cannot fold; (b) x lies outside the range of T: evaluate the density nearer to the samples."
+            f"(largest |T(z) − x| = {float(worst):.2e}). Causes: (a) the map folds there (see fold_fraction): use a "
+            "map that cannot fold; (b) x lies outside the range of T: evaluate the density nearer to the samples."
         )
     return z
 

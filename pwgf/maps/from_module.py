@@ -43,12 +43,14 @@ class FromModule(PushForward):
     def __init__(self, module: nn.Module, dim: int, *, residual: bool = False) -> None:
         check_dim(dim, "FromModule(module, dim)")
         if not isinstance(module, nn.Module):
-            raise ConfigError(f"FromModule(module, dim): module must be a torch.nn.Module; got {type(module).__name__}.")
+            raise ConfigError(
+                f"FromModule(module, dim): module must be a torch.nn.Module; got {type(module).__name__}."
+            )
         for name, child in module.named_modules():
             if isinstance(child, _STATEFUL):
                 raise ConfigError(
-                    f"FromModule: {name or 'the module'} is a {type(child).__name__}, which makes T depend on the other "
-                    "samples or on chance; a map must act on each sample by itself. Remove it, or use LayerNorm."
+                    f"FromModule: {name or 'the module'} is a {type(child).__name__}, which makes T depend on the "
+                    "other samples or on chance; a map must act on each sample by itself. Remove it, or use LayerNorm."
                 )
         frozen = [name for name, q in module.named_parameters() if not q.requires_grad]
         if frozen:
@@ -76,7 +78,9 @@ class FromModule(PushForward):
             ) from error
         if not isinstance(out, Tensor) or out.shape != z.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ShapeError(f"FromModule(module, dim={self.dim}): the module must map (2, {self.dim}) to the same; got {got}.")
+            raise ShapeError(
+                f"FromModule(module, dim={self.dim}): the module must map (2, {self.dim}) to the same; got {got}."
+            )
 
     def _apply(self, theta: Tensor, z: Tensor) -> Tensor:
         values = dict(zip(self._names, self.unpack(theta), strict=True))
@@ -100,4 +104,9 @@ class FromModule(PushForward):
 
     def to_config(self) -> dict[str, Any]:
         """Names the module's class; the module itself cannot be rebuilt from JSON and is handed to `load(map=…)`."""
-        return {"name": "FromModule", "dim": self.dim, "residual": self.residual, "module": type(self._module).__qualname__}
+        return {
+            "name": "FromModule",
+            "dim": self.dim,
+            "residual": self.residual,
+            "module": type(self._module).__qualname__,
+        }

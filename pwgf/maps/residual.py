@@ -10,28 +10,33 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .affine import with_ones
-from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim
+from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim, is_real
 
 
 @dataclass(frozen=True)
 class ResidualMLP(PushForward):
-    r"""T_θ(z) = A z + b + W_out h_L,  h_l = tanh(W_l [h_{l−1}, 1]),  h_0 = z.
+    r"""T_θ(z) = A z + b + gain · W_out h_L,  h_l = tanh(W_l [h_{l−1}, 1]),  h_0 = z.
 
     The affine part represents Gaussian and self-similar flows exactly. W_out starts at zero, so T_θ₀ is the identity
     *exactly* and ρ_θ₀ = λ. A share `axis_share` of the first layer's units starts on one coordinate each, with centres
     spread over the bulk of a standard normal law, the rest in random directions; all weights stay free. Axis-aligned
     units are what makes high dimension work: most potentials of interest are nearly sums over coordinates, and random
-    directions resolve such sums only at a width that grows fast with d.
+    directions resolve such sums only at a width that grows fast with d; the dense units serve what couples the
+    coordinates.
 
     Cost: 2nd(d + 2·width) flops for T with one hidden layer, 2n·width·d² for ∂_zT.
 
     Args:
         dim: d ≥ 1.
-        width: units of each hidden layer; None means 16·d, at least 64.
+        width: units of each hidden layer; None means 24·d, at least 64.
         depth: number of hidden layers ≥ 1; one is the fastest and, with axis-aligned units, was the most accurate.
         axis_share: share of first-layer units that start on a single coordinate, in [0, 1].
         scale: typical distance of reference samples from their centre per coordinate; the first layer starts on that
             scale.
+        gain: > 0, weight of the network beside the affine part. The solve's damping is relative to the trace of the
+            metric, which a wide network with gain 1 would fill: the affine part would be damped far more than needed.
+            On Gaussian flows in d = 12 a gain of .1 is 300 times more accurate (symmetric KL 6e-7 against 1.5e-4) at
+            two thirds of the cost.
 
     Raises:
         ConfigError: an argument outside its range.
@@ -51,9 +56,9 @@ class ResidualMLP(PushForward):
     dim: int
     width: int | None = None
     depth: int = 1
-    axis_share: float = 1.0
+    axis_share: float = 0.5
     scale: float = 1.0
-    gain: float = 1.0
+    gain: float = 0.1
 
     def __post_init__(self) -> None:
         check_dim(self.dim, "ResidualMLP(dim, width, depth)")
@@ -63,15 +68,17 @@ class ResidualMLP(PushForward):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"ResidualMLP({name}=…) must be an integer ≥ 1; got {value!r}.")
-        if not 0 <= self.axis_share <= 1:
+        if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
             raise ConfigError(f"ResidualMLP(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        if not (is_real(self.scale) and self.scale > 0):
             raise ConfigError(f"ResidualMLP(scale=…) must be positive and finite; got {self.scale!r}.")
+        if not (is_real(self.gain) and self.gain > 0):
+            raise ConfigError(f"ResidualMLP(gain=…) must be positive and finite; got {self.gain!r}.")
 
     @property
     def units(self) -> int:
         """Units of a hidden layer: `width`, or its default."""
-        return self.width if self.width is not None else max(64, 16 * self.dim)
+        return self.width if self.width is not None else max(64, 24 * self.dim)
 
     def layout(self) -> list[Block]:
         """[A b], W_1 … W_L each with its bias as last column, W_out."""
@@ -98,7 +105,8 @@ class ResidualMLP(PushForward):
         rows = torch.randn(w, d + 1, generator=generator, dtype=torch.float64)
         rows[:, :-1] *= 1.5 / rows[:, :-1].norm(dim=1, keepdim=True)
         rows[:on_axis] = 0
-        for axis in range(d):  # unit k looks at coordinate k mod d; the units of an axis have evenly spread centres
+        # Unit k looks at coordinate k mod d; the units of an axis have evenly spread centres.
+        for axis in range(min(d, on_axis)):
             mine = torch.arange(axis, on_axis, d)
             centres = (torch.arange(len(mine), dtype=torch.float64) + 0.5) / max(len(mine), 1) * 5 - 2.5
             rows[mine, axis] = 1.5
@@ -142,10 +150,9 @@ class ResidualMLP(PushForward):
 
         def jv(eta: Tensor) -> Tensor:
             e_affine, *e_hidden, e_out = self.unpack(eta)
-            dh = None
-            for w, e, a, slope in zip(hidden, e_hidden, inputs, slopes, strict=False):
-                da = a @ e.T if dh is None else torch.addmm(dh @ w[:, :-1].T, a, e.T)
-                dh = slope * da
+            dh = slopes[0] * (inputs[0] @ e_hidden[0].T)
+            for w, e, a, slope in zip(hidden[1:], e_hidden[1:], inputs[1:-1], slopes[1:], strict=True):
+                dh = slope * torch.addmm(dh @ w[:, :-1].T, a, e.T)
             return torch.addmm(torch.addmm(inputs[0] @ e_affine.T, self.gain * inputs[-1][:, :-1], e_out.T), dh, out.T)
 
         def jtu(u: Tensor) -> Tensor:

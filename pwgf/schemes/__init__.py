@@ -34,4 +34,6 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
         return MapReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
     if config["name"] == "EulerMaruyama":
         return ParticleReplay(reference, dtype)
-    raise SchemaError(f"the file was written by scheme {config['name']!r}, which this version of pwgf does not know; update pwgf.")
+    raise SchemaError(
+        f"the file was written by scheme {config['name']!r}, which this version of pwgf does not know; update pwgf."
+    )

@@ -96,7 +96,10 @@ def nearest_row(times: np.ndarray, t: float) -> int | None:
     span = float(times[-1] - times[0]) if len(times) > 1 else max(abs(float(times[0])), 1.0)
     slack = 1e-6 * span
     if not math.isfinite(t) or t < times[0] - slack or t > times[-1] + slack:
-        raise ConfigError(f"t = {t!r} lies outside the run, which goes from {times[0]:g} to {times[-1]:g}.")
+        raise ConfigError(
+            f"t = {t!r} lies outside the run, which goes from {times[0]:g} to {times[-1]:g}. Give a t within it, or "
+            "solve on with longer times (resume=True)."
+        )
     k = int(np.abs(times - t).argmin())
     return k if abs(float(times[k]) - t) <= slack else None
 
@@ -104,7 +107,7 @@ def nearest_row(times: np.ndarray, t: float) -> int | None:
 def check_points(x: Tensor, dim: int, call: str) -> None:
     """ShapeError unless x has shape (n, dim)."""
     if x.ndim != 2 or x.shape[1] != dim:
-        raise ShapeError(f"{call} must have shape (n, {dim}); got {tuple(x.shape)}.")
+        raise ShapeError(f"{call} must have shape (n, {dim}), a row per sample; got {tuple(x.shape)}.")
 
 
 class MapReplay:
@@ -121,7 +124,9 @@ class MapReplay:
     dtype: torch.dtype
     device: str
 
-    def __init__(self, map: PushForward, reference: Reference, dtype: torch.dtype = torch.float64, device: str = "cpu") -> None:
+    def __init__(
+        self, map: PushForward, reference: Reference, dtype: torch.dtype = torch.float64, device: str = "cpu"
+    ) -> None:
         self.map, self.reference, self.dtype, self.device = map, reference, dtype, device
 
     def _theta(self, rows: Rows, t: float) -> Tensor:
@@ -179,6 +184,17 @@ def check_integer(value: object, name: str, call: str, *, least: int = 1) -> Non
     """ConfigError unless value is an integer ≥ least."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{call}({name}=…) must be an integer ≥ {least}; got {value!r}.")
+
+
+def check_device(device: object, call: str) -> str:
+    """The device's name; ConfigError unless torch knows it and it is there."""
+    try:
+        name = str(torch.device(device))  # type: ignore[call-overload]
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"{call}(device=…) must be 'cpu' or 'cuda'; got {device!r} ({error}).") from error
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"{call}(device={name!r}) needs a CUDA device, and torch finds none here; use device='cpu'.")
+    return name
 
 
 def check_number(value: object, name: str, call: str, *, low: float, high: float, open_low: bool = False) -> None:

@@ -15,7 +15,16 @@ from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
 from ..measures import Reference
 from ..state import Info, Rows, State
-from .base import Row, check_integer, check_number, check_points, member_config, merge_counters, nearest_row
+from .base import (
+    Row,
+    check_device,
+    check_integer,
+    check_number,
+    check_points,
+    member_config,
+    merge_counters,
+    nearest_row,
+)
 
 
 class Cloud:
@@ -111,13 +120,18 @@ class EulerMaruyama(ParticleReplay):
         dtype: torch.dtype = torch.float64, device: str = "cpu",
     ) -> None:  # fmt: skip
         if not isinstance(energy, Energy):
-            raise ConfigError(f"EulerMaruyama(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.")
+            raise ConfigError(
+                f"EulerMaruyama(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}."
+            )
         if not isinstance(reference, Reference):
-            raise ConfigError(f"EulerMaruyama(reference=…) must be a reference measure; got {type(reference).__name__}.")
+            raise ConfigError(
+                f"EulerMaruyama(reference=…) must be a reference measure; got {type(reference).__name__}."
+            )
         check_integer(num_samples, "num_samples", "EulerMaruyama")
         check_number(dt, "dt", "EulerMaruyama", low=0.0, high=math.inf, open_low=True)
         super().__init__(reference, dtype)
-        self.energy, self.num_samples, self.dt, self.device = energy, num_samples, float(dt), str(torch.device(device))
+        self.energy, self.num_samples, self.dt = energy, num_samples, float(dt)
+        self.device = check_device(device, "EulerMaruyama")
         self._drifts, self.temperature = energy.particle_form()
         if self.temperature < 0:
             raise ConfigError(f"EulerMaruyama: the entropy's coefficient must be ≥ 0; got {self.temperature:g}.")
@@ -128,7 +142,9 @@ class EulerMaruyama(ParticleReplay):
         x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
         self._drift(x[: min(64, len(x))], t)
         theta = x.reshape(-1)
-        return State(t, theta, torch.zeros_like(theta), self.dt, generator.get_state(), {"num_steps": 0, "num_stages": 0})
+        return State(
+            t, theta, torch.zeros_like(theta), self.dt, generator.get_state(), {"num_steps": 0, "num_stages": 0}
+        )
 
     def _drift(self, x: Tensor, t: float) -> Tensor:
         v = torch.zeros_like(x)
@@ -137,8 +153,8 @@ class EulerMaruyama(ParticleReplay):
         if not bool(torch.isfinite(v).all()):
             bad = int((~torch.isfinite(v).all(1)).sum())
             raise NonFiniteError(
-                f"the drift is NaN or infinite at {bad} of {len(x)} particles at t = {t:.6g}. Causes: (a) the energy is not "
-                "finite there: check it; (b) the step is unstable: smaller dt."
+                f"the drift is NaN or infinite at {bad} of {len(x)} particles at t = {t:.6g}. Causes: (a) the energy "
+                "is not finite there: check it; (b) the step is unstable: smaller dt."
             )
         return v
 

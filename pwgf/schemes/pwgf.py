@@ -17,7 +17,17 @@ from ..linalg import LinearSolver, get_solver
 from ..maps.base import PushForward
 from ..measures import Reference
 from ..state import Info, State
-from .base import MapReplay, Row, check_integer, check_number, fork, member_config, merge_counters, tensor_config
+from .base import (
+    MapReplay,
+    Row,
+    check_device,
+    check_integer,
+    check_number,
+    fork,
+    member_config,
+    merge_counters,
+    tensor_config,
+)
 from .evaluation import evaluate_row
 from .right_side import Problem, RightSide, finite_velocity
 
@@ -102,10 +112,14 @@ class PWGF(MapReplay):
         if clip is not None:
             check_number(clip, "clip", "PWGF", low=5.0, high=math.inf)
         if form not in ("velocity", "gradient"):
-            raise ConfigError(f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}")
+            raise ConfigError(
+                f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}"
+            )
         if dtype not in (torch.float32, torch.float64):
-            raise ConfigError(f"PWGF(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}.")
-        super().__init__(map, reference, dtype, str(torch.device(device)))
+            raise ConfigError(
+                f"PWGF(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}. Give torch.float64."
+            )
+        super().__init__(map, reference, dtype, check_device(device, "PWGF"))
         self.energy, self.theta0 = energy, _check_theta0(theta0, map)
         self.num_samples, self.num_eval, self.method = num_samples, num_eval, method
         self.tolerance = tolerance if method not in ADAPTIVE or tolerance is not None else _DEFAULT_TOLERANCE
@@ -128,8 +142,9 @@ class PWGF(MapReplay):
         if not bool(torch.isfinite(value)):
             bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(rho)))]
             raise NonFiniteError(
-                f"the energy is {float(value)} at the start (term '{bad[0] if bad else 'sum'}'), t = {t:.6g}. Causes: (a) "
-                "V or g is NaN or infinite at samples of the reference; (b) the map has no density there (det ∂_zT = 0)."
+                f"the energy is {float(value)} at the start (term '{bad[0] if bad else 'sum'}'), t = {t:.6g}. Causes: "
+                "(a) its function is NaN or infinite at some samples T(z): check it there, or take another reference; "
+                "(b) theta0 makes the map singular: start at map.initial()."
             )
         dt = self.dt
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
@@ -159,7 +174,7 @@ class PWGF(MapReplay):
             except (SolverError, NonFiniteError) as error:
                 rejected, stages = rejected + self.max_rejections, stages + side.num_stages
                 if redraw == _REDRAWS or self.method not in ADAPTIVE:
-                    raise self._gave_up(error, state, dt) from error
+                    raise self._gave_up(error, state, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
         t_end = t1 if length == t1 - state.t else state.t + length
         counters = merge_counters(
@@ -185,11 +200,11 @@ class PWGF(MapReplay):
         }
         return Info(before.t, after.t, moved.dt, side.num_stages, rejected + moved.num_rejected, values)
 
-    def _gave_up(self, error: Exception, state: State, dt: float) -> Exception:
+    def _gave_up(self, error: Exception, state: State, dt: float, redraws: int) -> Exception:
         kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
         return kind(
-            f"no step from t = {state.t:.6g} succeeded (last tried dt = {dt:.2e}, {_REDRAWS} redraws): {error}. The state at "
-            f"t = {state.t:.6g} is good and stored. Causes: (a) the map folds or is too small for the flow: another map, "
+            f"no step from t = {state.t:.6g} succeeded (last tried dt = {dt:.2e}, {redraws} redraws): {error}. The "
+            f"state at t = {state.t:.6g} is good. Causes: (a) the map folds or is too small for the flow: another map, "
             "more samples (num_samples), clip=5; (b) the linear system is too ill-conditioned: larger damping; (c) the "
             "energy is not finite on the way: check it; (d) fixed step too long: smaller dt, or method='bosh3'."
         )
@@ -197,13 +212,18 @@ class PWGF(MapReplay):
     def measure(self, state: State) -> Row:
         """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
         generator = fork(state.rng, "measure")
-        side = RightSide(self._problem, self._draw(self.num_samples, generator), self.momentum * state.theta_dot, state.t)
+        side = RightSide(
+            self._problem, self._draw(self.num_samples, generator), self.momentum * state.theta_dot, state.t
+        )
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(self._problem, state.theta, theta_dot, self._blocks(generator)))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
-            dt=state.dt, damping=self._problem.damping, solver_residual=side.residual, solver_iterations=float(side.num_products)
+            dt=state.dt,
+            damping=self._problem.damping,
+            solver_residual=side.residual,
+            solver_iterations=float(side.num_products),
         )
         return row
 
@@ -214,11 +234,14 @@ class PWGF(MapReplay):
         return [self._draw(min(size, self.num_eval - start), generator) for start in range(0, self.num_eval, size)]
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
-        matched = self.energy.pairwise and hasattr(self.reference, "matched_sample")
-        z = self.reference.matched_sample(n, generator) if matched else self.reference.sample(n, generator)
+        matched = getattr(self.reference, "matched_sample", None) if self.energy.pairwise else None
+        z = (matched or self.reference.sample)(n, generator)
         if not isinstance(z, Tensor) or z.shape != (n, self.map.dim):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise ShapeError(f"reference.sample(n={n}) must return shape ({n}, {self.map.dim}); got {got}.")
+            raise ShapeError(
+                f"reference.sample(n={n}, generator) must return a tensor of shape ({n}, {self.map.dim}); got {got}. "
+                "Return a row per sample."
+            )
         return z.to(self.dtype).to(self.device)
 
     def fingerprint(self, state: State) -> np.ndarray:
@@ -267,9 +290,17 @@ def _check_members(energy: Energy, map: PushForward, reference: Reference) -> No
 def _check_theta0(theta0: Tensor | None, map: PushForward) -> Tensor | None:
     if theta0 is None:
         return None
-    theta = torch.as_tensor(theta0).detach().clone()
+    try:
+        theta = torch.as_tensor(theta0).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"PWGF(theta0=…) must be a tensor like map.initial(); got {type(theta0).__name__} ({error})."
+        ) from error
     if theta.shape != (map.num_params,):
-        raise ShapeError(f"PWGF(theta0=…) must have shape ({map.num_params},) for this map; got {tuple(theta.shape)}.")
+        raise ShapeError(
+            f"PWGF(theta0=…) must have shape ({map.num_params},) for this map; got {tuple(theta.shape)}. "
+            "Start from map.initial()."
+        )
     if not bool(torch.isfinite(theta).all()):
-        raise ConfigError("PWGF(theta0=…) must be finite; got NaN or infinite entries.")
+        raise ConfigError("PWGF(theta0=…) must be finite; got NaN or infinite entries. Start from map.initial().")
     return theta

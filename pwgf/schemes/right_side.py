@@ -77,9 +77,7 @@ class RightSide:
         if self.start is None:
             self.start = (float(energy.detach()), float("nan"))
         unused = torch.zeros_like(self.z)
-        return self.problem.solver(
-            self.tangent, unused, damping=self.problem.damping, prior=self.prior, rhs=-gradient
-        )
+        return self.problem.solver(self.tangent, unused, damping=self.problem.damping, prior=self.prior, rhs=-gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
         """rms_i |J_i e| at the latest stage."""
@@ -101,6 +99,7 @@ def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
     if bool(torch.isfinite(v).all()):
         return v
     term, bad = "the sum", ~torch.isfinite(v).all(1)
+    _refuse_singular(rho, bad, t)
     for name, _, part in energy.terms():
         wrong = ~torch.isfinite(part.velocity(rho)).all(1)
         if bool(wrong.any()):
@@ -109,11 +108,23 @@ def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
     first = int(bad.nonzero()[0])
     x = ", ".join(f"{value:.4g}" for value in rho.x[first, :4].tolist()) + (", …" if rho.x.shape[1] > 4 else "")
     raise NonFiniteError(
-        f"the velocity of energy term '{term}' is NaN or infinite at {int(bad.sum())} of {len(v)} samples at t = {t:.6g}, "
-        f"first at x = ({x}). Causes: (a) the energy itself is not finite or not differentiable there: check it at this "
-        "x; (b) the map folds there, so the density is lost: use more samples (num_samples) or clip=5; (c) the step was "
-        "too long: lower tolerance or dt."
+        f"the velocity of energy term '{term}' is NaN or infinite at {int(bad.sum())} of {len(v)} samples at "
+        f"t = {t:.6g}, first at x = ({x}). Causes: (a) the energy itself is not finite or not differentiable there: "
+        "check it at this x; (b) the map folds there, so the density is lost: use more samples (num_samples) or "
+        "clip=5; (c) the step was too long: lower tolerance or dt."
     )
+
+
+def _refuse_singular(rho: PushedMeasure, bad: Tensor, t: float) -> None:
+    """NonFiniteError when det ∂_zT vanishes at bad samples: ρ has no density there, so terms that need one are lost."""
+    singular = int((bad & (rho.det_sign == 0)).sum())
+    if singular:
+        raise NonFiniteError(
+            f"det ∂_zT = 0 at {singular} of {len(rho.x)} samples at t = {t:.6g}: the map squeezes them into fewer "
+            "dimensions, so ρ has no density there. Causes: (a) the map has not full rank, whatever θ: use "
+            "maps.ResidualMLP, or maps.FromModule(module, dim, residual=True); (b) theta0 is singular: start at "
+            "map.initial(); (c) the step was too long: lower tolerance or dt."
+        )
 
 
 def clip_folded(v: Tensor, rho: PushedMeasure, clip: float | None) -> tuple[Tensor, float]:

@@ -54,6 +54,7 @@ class Record:
         run_id, created, schema: identity, UTC time of creation, schema version.
         config, layout, provenance, dim, num_params, arrays: as in `Header`.
         header: these six as a `Header`.
+        names: of the scalar columns, "t" first; ("t",) before the first row.
         content_sha256: of a packed file; "" for a run in parts.
         manifest, serial: for the writer: the manifest (None when packed) and the number of publications.
     """
@@ -67,6 +68,7 @@ class Record:
         self.config, self.layout, self.provenance = now.header.config, now.header.layout, now.header.provenance
         self.dim, self.num_params, self.arrays = now.header.dim, now.header.num_params, dict(now.header.arrays)
 
+        self.names = self._piece(len(self) - 1).column_names if len(self) else ("t",)
         self.manifest, self.serial, self.content_sha256 = now.manifest, now.serial, now.content_sha256
 
     def __len__(self) -> int:
@@ -81,11 +83,6 @@ class Record:
     def __exit__(self, *error) -> None:
         self.close()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the scalar columns, "t" first; ("t",) before the first row."""
-        return self._piece(len(self) - 1).column_names if len(self) else ("t",)
-
     def column(self, name: str) -> np.ndarray:
         """A scalar column.
 
@@ -99,10 +96,9 @@ class Record:
             ConfigError: no such column.
             SchemaError: damaged.
         """
-        names = self.names
-        if name not in names:
+        if name not in self.names:
             raise ConfigError(
-                f"Record.column(name) needs one of {', '.join(names)}; got {name!r}.{nearest(name, names)}"
+                f"Record.column(name) needs one of {', '.join(self.names)}; got {name!r}.{nearest(name, self.names)}"
             )
         values, row = [np.zeros(0)], 0
         while row < len(self):

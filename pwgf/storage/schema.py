@@ -3,9 +3,9 @@
 A run is a *trajectory* file, or while it is written the parts *header*, *rows* (segments) and *restart*; all are
 stamped alike, and what they share has the same names: a segment reads like a short trajectory.
 
-Files are written with checksummed metadata (`libver` v110), row datasets carry fletcher32, and in the trajectory every
-dataset has its own sha256; `content_sha256` covers these in name order, so that a reader who checks one dataset knows
-that it belongs to this file without reading the others.
+Files are written with checksummed metadata (`libver` v110). In the trajectory row datasets carry fletcher32 and every
+dataset has its own sha256 as attribute; `content_sha256` covers these in name order, so that a reader who checks one
+dataset knows that it belongs to this file without reading the others. A part is hashed whole, by the manifest.
 """
 
 from __future__ import annotations

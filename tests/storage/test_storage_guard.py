@@ -229,13 +229,13 @@ def test_flipped_bits_are_found(tmp_path, good):
     """In a process of its own: a crash of HDF5 would show as its exit status."""
     path = tmp_path / "run.h5"
     path.write_bytes(good)
-    code = FLIP.format(here=os.path.dirname(os.path.abspath(__file__)), path=str(path), seed=0, count=60)
+    code = FLIP.format(here=os.path.dirname(os.path.abspath(__file__)), path=str(path), seed=0, count=40)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 60
+    assert int(done.stdout) < 40
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=64)))
 def test_overwritten_bytes_are_found(tmp_path, good, cut):
     where, data = int(cut[0] * (len(good) - 1)), cut[1]
@@ -244,7 +244,7 @@ def test_overwritten_bytes_are_found(tmp_path, good, cut):
     intact_or_refused(path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.lists(st.integers(0, 1 << 40), min_size=0, max_size=3).map(tuple),
     dtype=st.sampled_from(["<f8", "<f4", "<i8", "u1", "?", "<i4", "<c16", ">i8", "S5"]),

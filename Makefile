@@ -1,0 +1,40 @@
+# make demo   solve a flow on a fresh machine; writes results/demo.h5 and results/demo.png
+# make test   the whole test suite (PYTEST_ARGS="-m 'not slow'" for the quick part)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+# one thread per process: two test processes already fill two cores, and bits must not depend on the thread count
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint format types bench clean
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plot,xarray,eval,test,dev]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/pwgf run styblinski-tang --dim 2 --out results/demo.h5 --overwrite
+	$(BIN)/pwgf info results/demo.h5
+	$(BIN)/pwgf plot results/demo.h5 --out results/demo.png
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.right_side
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

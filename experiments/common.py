@@ -1,0 +1,55 @@
+"""What the experiments share: where results go, how a run is scored, how a table is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import pwgf
+from pwgf.accuracy import errors
+from pwgf.problems import Problem
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+SCORES = 20_000  # points each way for the symmetric KL
+
+
+def solved(
+    name: str, problem: Problem, scheme: pwgf.PWGF, times: Sequence[float], seed: int, *, again: bool = False
+) -> pwgf.Trajectory:
+    """The run stored as results/NAME.h5, solved now unless it is there already with the same settings."""
+    out = RESULTS / f"{name}.h5"
+    return pwgf.solve(scheme, times, out=out, seed=seed, resume=not again, overwrite=again, problem=problem)
+
+
+def row_at(run: pwgf.Trajectory, t: float) -> int:
+    """Position of the row at t."""
+    return int(abs(run.t - t).argmin())
+
+
+def sym_kl(run: pwgf.Trajectory, problem: Problem, t: float) -> float:
+    """Symmetric KL (KL + KL) of ρ_t against the exact law, by exact densities on `SCORES` points each way."""
+    return float(errors(run, problem, n=SCORES, rows=[row_at(run, t)])["sym_kl"][0])
+
+
+def samples(run: pwgf.Trajectory, t: float, n: int, matched: bool = False) -> torch.Tensor:
+    """n samples of ρ_t (n,d) from fresh reference samples, antithetic and moment-matched if asked for."""
+    generator = torch.Generator().manual_seed(12345)
+    reference = pwgf.measures.from_config(run.config["scheme"]["reference"])
+    z = reference.matched_sample(n, generator) if matched else reference.sample(n, generator)  # type: ignore[attr-defined]
+    return run.push(t, z)
+
+
+def cost(run: pwgf.Trajectory, t: float) -> str:
+    """Right sides and CPU seconds up to t, from the file."""
+    k = row_at(run, t)
+    return f"{int(run['num_stages'][k])} | {run['cpu_time'][k]:.0f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a Markdown table."""
+    print("| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |", flush=True)

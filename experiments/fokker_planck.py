@@ -1,0 +1,112 @@
+"""Fokker–Planck equations ∂ₜρ = ∇·(ρ∇V) + Δρ from N(0, I): Gaussian targets, and a double well per coordinate.
+
+`ornstein-uhlenbeck`: V = ½(x−b)ᵀΣ⁻¹(x−b) for the targets of the JKO-ICNN study (Mokrov et al., 2021, arXiv 2106.00736,
+figure 2): symmetric KL against the exact law at t = .5 and .9, beside the published values of the same targets.
+`styblinski-tang`: V = c Σ(x⁴ − 16x² + 5x): energy, variance and mass of the left well against 1-D finite volumes.
+
+    python -m experiments.fokker_planck ornstein-uhlenbeck     # 7 to 60 minutes of one core, results/fokker_planck/ou-*.h5
+    python -m experiments.fokker_planck styblinski-tang        # 2 minutes, results/fokker_planck/st-*.h5
+
+Each writes its trajectories and a picture drawn from them; runs that are there already are not repeated.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import matplotlib
+import numpy as np
+import tyro
+
+import pwgf
+from experiments.common import RESULTS, cost, samples, solved, sym_kl, table
+from experiments.targets import ou_target, published
+from pwgf import maps, problems
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+TIMES = (0.0, 0.1, 0.5, 0.9)
+
+
+def ornstein_uhlenbeck(
+    dims: tuple[int, ...] = (1, 2, 4, 8, 12),
+    targets: tuple[int, ...] = (0, 1, 2),
+    tolerances: tuple[float, ...] = (1e-4, 1e-5),
+    map: Literal["residual", "affine"] = "residual",
+    seed: int = 0,
+) -> None:
+    """Symmetric KL to the exact Gaussian law.
+
+    Args:
+        dims: dimensions, 1 to 12.
+        targets: numbers of the study's targets, 0 to 14.
+        tolerances: rms displacement error per substep, in units of x.
+        map: the default residual map, or the affine one that holds the exact solution.
+        seed: of the runs.
+    """
+    rows, scores = [], {}
+    for d in dims:
+        for k in targets:
+            cov, mean = ou_target(d, k)
+            problem = problems.OrnsteinUhlenbeck(d, cov=cov, mean=mean)
+            for tolerance in tolerances:
+                family = maps.ResidualMLP(d) if map == "residual" else maps.Affine(d)
+                scheme = pwgf.PWGF(problem.energy, family, problem.reference, tolerance=tolerance)
+                name = f"fokker_planck/ou-{map}-d{d}-target{k}-{tolerance:g}"
+                run = solved(name, problem, scheme, TIMES, seed)
+                score = {t: sym_kl(run, problem, t) for t in (0.5, 0.9)}
+                scores[d, k, tolerance] = score[0.9]
+                theirs = published("ICNN_jko", d, 0.9)[k]
+                rows.append(
+                    [str(d), str(k), map, f"{tolerance:g}", f"{score[0.5]:.1e}", f"{score[0.9]:.1e}", cost(run, 0.9)]
+                    + [f"{theirs:.1e}", str(seed)]
+                )
+    header = ["d", "target", "map", "tolerance", "t = .5", "t = .9", "right sides", "CPU s", "JKO-ICNN, t = .9", "seed"]
+    table(header, rows)
+    _draw_gaussian(scores, dims, targets, tolerances, map)
+
+
+def _draw_gaussian(scores: dict, dims: tuple, targets: tuple, tolerances: tuple, map: str) -> None:
+    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+    theirs = [np.mean([abs(value) for value in published("ICNN_jko", d, 0.9)]) for d in dims]
+    axes.semilogy(dims, theirs, "o--", color="0.45", label="JKO-ICNN, as published")
+    for tolerance, colour in zip(tolerances, ("#0072B2", "#D55E00", "#009E73"), strict=False):
+        ours = [np.mean([scores[d, k, tolerance] for k in targets]) for d in dims]
+        axes.semilogy(dims, ours, "o-", color=colour, label=f"pwgf, tolerance {tolerance:g}")
+    axes.set(xlabel="dimension d", ylabel="symmetric KL at t = 0.9", title="Ornstein–Uhlenbeck: distance to the exact law")
+    axes.legend(frameon=False)
+    figure.savefig(RESULTS / f"fokker_planck/ou-{map}.png", dpi=150)
+
+
+def styblinski_tang(dims: tuple[int, ...] = (2, 10), c: float = 0.06, seed: int = 0) -> None:
+    """Energy per dimension, variance and left mass against finite volumes.
+
+    Args:
+        dims: dimensions.
+        c: depth of the wells.
+        seed: of the runs.
+    """
+    rows = []
+    for d in dims:
+        problem = problems.StyblinskiTang(d, c=c)
+        scheme = pwgf.PWGF(problem.energy, maps.ResidualMLP(d), problem.reference, num_eval=100_000)
+        run = solved(f"fokker_planck/st-d{d}-c{c:g}", problem, scheme, (0.0, 0.25, 0.5, 1.0), seed)
+        for t in (0.5, 1.0):
+            x, law = samples(run, t, 100_000), problem.marginal(t)
+            energy = run["energy"][abs(run.t - t).argmin()] / d - problem.exact_energy(t) / d
+            variance = float(x.var(0).mean()) / float(law.var) - 1
+            left = float((x < 0.157).double().mean()) - float(law.probability_below(0.157))
+            folds = run["fold_fraction"].max()
+            rows.append(
+                [str(d), f"{t:g}", f"{energy:+.4f}", f"{100 * variance:+.2f} %", f"{left:+.4f}", f"{folds:g}"]
+                + [cost(run, t), str(seed)]
+            )
+    header = ["d", "t", "F/d − exact", "variance", "P(x < .157) − exact", "folds", "right sides", "CPU s", "seed"]
+    table(header, rows)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict(
+        {"ornstein-uhlenbeck": ornstein_uhlenbeck, "styblinski-tang": styblinski_tang}
+    )

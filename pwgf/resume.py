@@ -1,0 +1,70 @@
+"""Whether a stored run can be continued: is one there, and is it the same one?"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import storage
+from .errors import PathError, ResumeMismatchError
+from .schemes import Scheme
+from .state import State
+
+
+def has_rows(out: str | os.PathLike[str]) -> bool:
+    """Whether a run with at least one row is at `out`."""
+    if not os.path.exists(out) and not os.path.exists(os.fspath(out) + ".parts"):
+        return False
+    try:
+        with storage.open_record(out) as record:
+            return len(record) > 0
+    except PathError:
+        if os.path.exists(out):
+            raise
+        return False  # killed before anything was published
+
+
+def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may grow at its end."""
+    now = json.loads(json.dumps(now))  # tuples become lists, as they did in the file
+    old, new = _flatten(stored), _flatten(now)
+    differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
+    if now["times"][: len(stored["times"])] != stored["times"]:
+        differ.append("times")
+    if differ:
+        shown = "; ".join(f"{key}: stored {_shown(old, key)}, now {_shown(new, key)}" for key in differ[:8])
+        raise ResumeMismatchError(
+            f"solve(resume=True): the stored run has other settings ({shown}). Restore them, choose another out=…, or "
+            "start anew with overwrite=True. times may only grow at the end."
+        )
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    return f"{settings[key]!r:.50}" if key in settings else "none"
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys: {"scheme.map.width": 64, …}."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {prefix: value}
+    parts = (_flatten(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items())
+    return {key: leaf for part in parts for key, leaf in part.items()}
+
+
+def check_fingerprint(scheme: Scheme, state: State, stored: np.ndarray) -> None:
+    """ResumeMismatchError unless energy and velocity at the stored state are still the stored ones."""
+    now = scheme.fingerprint(state)
+    close = 1e-9 if scheme.dtype == torch.float64 else 1e-3
+    scale = max(float(np.abs(stored).max(initial=0.0)), 1e-300)
+    if now.shape != stored.shape or not float(np.abs(now - stored).max(initial=0.0)) <= close * scale:
+        raise ResumeMismatchError(
+            f"solve(resume=True): energy and velocity at the stored state (t = {state.t:g}) differ from the stored "
+            "ones, so the energy's functions have changed. Resume with the energy of the first run, or choose another "
+            "out=…."
+        )

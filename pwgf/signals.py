@@ -1,0 +1,42 @@
+"""SIGINT and SIGTERM as a flag that a long run looks at between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class Signals:
+    """Turns SIGINT and SIGTERM into a flag for the duration of a `with` block; the second one acts at once.
+
+    `number` is the signal that came, 0 before. Outside the main thread, where Python allows no handlers, it stays 0.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            self.number = number
+            self.act()
+        self.number = number
+
+    def act(self) -> None:
+        """Raises what the signal asked for, if one came."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.number == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,116 @@
+"""Whole runs against exact laws: Ornstein–Uhlenbeck, Barenblatt, aggregation, and Styblinski–Tang by finite volumes."""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+import pwgf
+from pwgf import distances, maps, problems
+
+
+class Computed:
+    """The law of a run at t, as the distances see it."""
+
+    def __init__(self, run, problem, t):
+        self.run, self.reference, self.t = run, problem.reference, t
+
+    def sample(self, n, generator):
+        return self.run.push(self.t, self.reference.sample(n, generator))
+
+    def log_density(self, x):
+        return self.run.log_density(self.t, x)
+
+
+def sym_kl(run, problem, t, n=4000):
+    generator = torch.Generator().manual_seed(11)
+    return float(distances.sym_kl(Computed(run, problem, t), problem.exact(t), n, generator))
+
+
+def solved(problem, map, times, **settings):
+    settings = {"num_samples": 200, "num_eval": 1000, **settings}
+    return pwgf.solve(pwgf.PWGF(problem.energy, map, problem.reference, **settings), times, seed=1, progress=False)
+
+
+def tilted(dim):
+    """An Ornstein–Uhlenbeck flow with correlations and unequal scales."""
+    a = torch.randn(dim, dim, generator=torch.Generator().manual_seed(dim), dtype=torch.float64)
+    return problems.OrnsteinUhlenbeck(dim, cov=a @ a.T / dim + 0.3 * torch.eye(dim), mean=torch.linspace(-1, 2, dim))
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize(
+    "family", [maps.Affine, lambda dim: maps.ResidualMLP(dim, width=16)], ids=["affine", "residual"]
+)
+def test_ornstein_uhlenbeck(dim, family):
+    problem = tilted(dim)
+    run = solved(problem, family(dim), [0.0, 0.3, 1.0])
+    for t in (0.3, 1.0):
+        assert sym_kl(run, problem, t) < 1e-5
+        k = int(np.flatnonzero(run.t == t)[0])
+        assert abs(run["energy"][k] - problem.exact_energy(t)) < 4 * run["energy_stderr"][k] + 1e-4
+
+
+def test_ornstein_uhlenbeck_by_the_affine_map_in_closed_form():
+    """Mean and covariance of the affine map are those of θ = [A b]; no samples are needed to compare."""
+    problem = tilted(3)
+    run = solved(problem, maps.Affine(3), [0.0, 0.5], tolerance=1e-5)
+    w = run.theta(0.5).view(3, 4)
+    law = problem.exact(0.5)
+    assert float(distances.gaussian_sym_kl(w[:, 3], w[:, :3] @ w[:, :3].T, law.mean, law.cov)) < 1e-6
+    assert float(distances.bures_w2(w[:, 3], w[:, :3] @ w[:, :3].T, law.mean, law.cov)) < 1e-4
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize(
+    "family", [maps.Affine, lambda dim: maps.ResidualMLP(dim, width=16)], ids=["affine", "residual"]
+)
+def test_barenblatt(dim, family):
+    """The exact map is x ↦ (t/t₀)^b x, so on the same z the second moment grows by (t/t₀)^{2b}."""
+    problem = problems.BarenblattFlow(dim, m=2)
+    run = solved(problem, family(dim), [1.0, 1.5, 2.0], num_samples=300)
+    z = problem.reference.sample(10_000, torch.Generator().manual_seed(1))
+    for t in (1.5, 2.0):
+        growth = float(run.push(t, z).square().sum() / z.square().sum())
+        assert growth == pytest.approx(t ** (2 / (dim + 2)), rel=1e-4)
+
+
+def aggregation_error(t, **settings):
+    problem = problems.Aggregation(2)
+    run = solved(problem, maps.ResidualMLP(2, width=settings.pop("width")), [0.0, t], **settings)
+    z = problem.reference.matched_sample(20_000, torch.Generator().manual_seed(1))
+    return float(run.push(t, z).square().sum(1).mean()) / 2 - problem.map(t).second_moment / 2
+
+
+def test_aggregation():
+    """The pairwise average over n samples is off by about 1/n."""
+    assert abs(aggregation_error(0.1, width=16, num_samples=400)) < 2e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("t", [0.1, 0.5])
+def test_aggregation_towards_the_ring(t):
+    assert abs(aggregation_error(t, width=32, num_samples=1000)) < 1e-3
+
+
+def test_styblinski_tang_in_one_dimension():
+    problem = problems.StyblinskiTang(1, c=0.06)
+    run = solved(problem, maps.ResidualMLP(1), [0.0, 0.5], num_samples=1000)
+    z = torch.from_numpy(scipy.stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000))[
+        :, None
+    ]  # quantiles: no sampling noise
+    x, marginal = run.push(0.5, z)[:, 0], problem.marginal(0.5)
+    assert float(x.mean()) == pytest.approx(marginal.mean, abs=0.03)
+    assert float(x.var()) == pytest.approx(marginal.var, rel=0.01)
+    assert float((x < 0.157).double().mean()) == pytest.approx(marginal.probability_below(0.157), abs=0.01)
+    assert sym_kl(run, problem, 0.5) < 1e-3
+    assert run["fold_fraction"].max() == 0
+
+
+@pytest.mark.slow
+def test_styblinski_tang_in_two_dimensions():
+    problem = problems.StyblinskiTang(2, c=0.06)
+    run = solved(problem, maps.ResidualMLP(2), [0.0, 0.5], num_samples=1000, num_eval=20_000)
+    assert sym_kl(run, problem, 0.5) < 1e-2
+    assert abs(run["energy"][1] - problem.exact_energy(0.5)) < 4 * run["energy_stderr"][1] + 0.01
+    assert run["fold_fraction"].max() == 0

@@ -1,0 +1,44 @@
+"""The maps that the contract test is looped over, and parameters at which to test them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pwgf import maps
+
+
+def module(dim: int, width: int = 7) -> nn.Module:
+    """A smooth module (n,d) → (n,d), always the same one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(dim, width), nn.Tanh(), nn.LayerNorm(width), nn.Linear(width, dim)).double()
+
+
+MEMBERS = {
+    "Affine1": lambda: maps.Affine(1),
+    "Affine3": lambda: maps.Affine(3),
+    "ResidualMLP1-default": lambda: maps.ResidualMLP(1),
+    "ResidualMLP2-default": lambda: maps.ResidualMLP(2),
+    "ResidualMLP3-width1": lambda: maps.ResidualMLP(3, width=1),
+    "ResidualMLP3-width5-dense": lambda: maps.ResidualMLP(3, width=5, axis_share=0.0),
+    "ResidualMLP2-scale": lambda: maps.ResidualMLP(2, width=9, axis_share=0.5, scale=4.0),
+    "ResidualMLP2-depth2": lambda: maps.ResidualMLP(2, width=6, depth=2),
+    "ResidualMLP3-depth3": lambda: maps.ResidualMLP(3, width=4, depth=3, axis_share=0.25),
+    "FromModule2": lambda: maps.FromModule(module(2), dim=2),
+    "FromModule3-residual": lambda: maps.FromModule(module(3), dim=3, residual=True),
+}
+
+
+def starts_as_identity(map: maps.PushForward) -> bool:
+    return not isinstance(map, maps.FromModule) or map.residual
+
+
+def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Tensor:
+    """θ₀ plus normal noise of the given size: every block is away from its start."""
+    noise = torch.randn(map.num_params, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return map.initial(seed) + size * noise
+
+
+def points(n: int, dim: int, seed: int = 11) -> Tensor:
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

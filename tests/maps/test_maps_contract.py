@@ -1,0 +1,174 @@
+"""What every map promises, against automatic differentiation and dense linear algebra."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from maps_members import MEMBERS, points, random_theta, starts_as_identity
+from torch.func import jacrev, vmap
+
+from pwgf import maps
+
+pytestmark = pytest.mark.parametrize("name", MEMBERS)
+
+
+def dense_by_theta(map, theta, z):
+    """∂_θT, (n,d,p), by torch.func."""
+    return vmap(jacrev(lambda th, zi: map(th, zi[None])[0]), (None, 0))(theta, z)
+
+
+def dense_by_z(map, theta, z):
+    """∂_zT, (n,d,d), by reverse mode through the plain call, one sample at a time."""
+    return torch.stack([torch.autograd.functional.jacobian(lambda q: map(theta, q[None])[0], zi) for zi in z])
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_shapes_for_any_number_of_samples(name, n):
+    map = MEMBERS[name]()
+    theta, z, d, p = random_theta(map), points(n, map.dim), map.dim, map.num_params
+    linear = map.linearise(theta, z)
+    assert map(theta, z).shape == (n, d)
+    assert map.jacobian(theta, z).shape == (n, d, d)
+    assert map.log_abs_det(theta, z).shape == (n,)
+    assert linear.jv(torch.ones(p, dtype=torch.float64)).shape == (n, d)
+    assert linear.jtu(torch.ones(n, d, dtype=torch.float64)).shape == (p,)
+
+
+def test_start_is_the_identity_exactly(name):
+    map = MEMBERS[name]()
+    z = 3 * points(50, map.dim)
+    if starts_as_identity(map):
+        assert torch.equal(map(map.initial(), z), z)
+        assert torch.equal(map(map.initial(4).float(), z.float()), z.float())
+        identity = torch.eye(map.dim, dtype=torch.float64).expand(50, -1, -1)
+        torch.testing.assert_close(map.jacobian(map.initial(), z), identity, rtol=0, atol=1e-14)
+    else:
+        torch.testing.assert_close(map(map.initial(), z), map._module(z))
+
+
+def test_initial_is_float64_and_deterministic(name):
+    map = MEMBERS[name]()
+    theta = map.initial(3)
+    assert theta.shape == (map.num_params,)
+    assert theta.dtype == torch.float64
+    assert theta.device.type == "cpu"
+    assert torch.equal(theta, MEMBERS[name]().initial(3))
+    torch.manual_seed(99)  # the global seed plays no part
+    assert torch.equal(theta, map.initial(3))
+    assert theta.data_ptr() != map.initial(3).data_ptr()
+    random_start = isinstance(map, maps.ResidualMLP) and (map.depth > 1 or map.axis_share < 1)
+    assert torch.equal(theta, map.initial(4)) != random_start
+
+
+def test_layout_covers_theta_exactly_once(name):
+    map = MEMBERS[name]()
+    covered = torch.zeros(map.num_params, dtype=torch.int64)
+    names = [block.name for block in map.layout()]
+    for block in map.layout():
+        covered[block.offset : block.offset + torch.Size(block.shape).numel()] += 1
+    assert bool((covered == 1).all())
+    assert len(set(names)) == len(names)
+    pieces = map.unpack(random_theta(map))
+    assert [tuple(piece.shape) for piece in pieces] == [block.shape for block in map.layout()]
+    assert torch.equal(torch.cat([piece.reshape(-1) for piece in pieces]), random_theta(map))
+
+
+def test_products_agree_with_the_dense_tangent_and_are_adjoint(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map), points(6, map.dim)
+    J, linear = dense_by_theta(map, theta, z), map.linearise(theta, z)
+    eta, u = points(1, map.num_params, 1)[0], points(6, map.dim, 2)
+    torch.testing.assert_close(linear.jv(eta), J @ eta, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(linear.jtu(u), torch.einsum("nd,ndp->p", u, J), rtol=1e-10, atol=1e-12)
+    left, right = (linear.jv(eta) * u).sum(), (eta * linear.jtu(u)).sum()
+    assert abs(left - right) <= 1e-10 * (1 + abs(left))
+
+
+def test_layers_give_the_tangent_exactly(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map), points(5, map.dim)
+    linear = map.linearise(theta, z)
+    if linear.layers is None:
+        assert isinstance(map, maps.FromModule)
+        return
+    J, filled = torch.zeros(5, map.dim, map.num_params, dtype=torch.float64), 0
+    for layer in linear.layers():
+        g = torch.eye(map.dim, dtype=torch.float64).expand(5, -1, -1) if layer.g is None else layer.g
+        assert (g.shape[2], layer.a.shape[1]) == layer.shape
+        columns = torch.einsum("nko,ni->nkoi", g, layer.a).reshape(5, map.dim, -1)
+        J[:, :, layer.offset : layer.offset + columns.shape[2]] = columns
+        filled += columns.shape[2]
+    assert filled == map.num_params
+    torch.testing.assert_close(J, dense_by_theta(map, theta, z), rtol=1e-12, atol=1e-14)
+
+
+def test_jacobian_agrees_with_automatic_differentiation(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map, 0.6), points(9, map.dim)
+    torch.testing.assert_close(map.jacobian(theta, z), dense_by_z(map, theta, z), rtol=1e-11, atol=1e-12)
+
+
+def test_log_abs_det_agrees_with_slogdet_of_the_dense_jacobian(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map, 0.6), points(9, map.dim)
+    expected = torch.linalg.slogdet(dense_by_z(map, theta, z)).logabsdet
+    torch.testing.assert_close(map.log_abs_det(theta, z), expected, rtol=1e-10, atol=1e-11)
+
+
+def test_log_abs_det_is_differentiable_in_theta_and_z(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map).requires_grad_(True), points(3, map.dim).requires_grad_(True)
+    by_theta, by_z = torch.autograd.grad(map.log_abs_det(theta, z).sum(), (theta, z), materialize_grads=True)
+    h = 1e-6
+    for leaf, slope, at in ((theta, by_theta, lambda q: (q, z)), (z, by_z, lambda q: (theta, q))):
+        way = points(1, leaf.numel(), 8).view(leaf.shape)
+        with torch.no_grad():
+            up, down = (map.log_abs_det(*at(leaf + e * way)).sum() for e in (h, -h))
+        expected = (up - down) / (2 * h)
+        assert abs((slope * way).sum() - expected) <= 1e-6 * (1 + abs(expected))
+
+
+def test_the_call_is_differentiable_in_theta_and_z(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map).requires_grad_(True), points(3, map.dim).requires_grad_(True)
+    assert torch.autograd.gradcheck(map, (theta, z))
+
+
+def test_each_sample_is_mapped_by_itself(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map), points(6, map.dim)
+    one_by_one = torch.cat([map(theta, zi[None]) for zi in z])
+    torch.testing.assert_close(map(theta, z), one_by_one, rtol=1e-13, atol=1e-13)
+
+
+def test_float32(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map), points(6, map.dim)
+    single, linear = map.linearise(theta.float(), z.float()), map.linearise(theta, z)
+    eta, u = points(1, map.num_params, 1)[0], points(6, map.dim, 2)
+    pairs = [
+        (map(theta.float(), z.float()), map(theta, z)),
+        (map.jacobian(theta.float(), z.float()), map.jacobian(theta, z)),
+        (map.log_abs_det(theta.float(), z.float()), map.log_abs_det(theta, z)),
+        (single.jv(eta.float()), linear.jv(eta)),
+        (single.jtu(u.float()), linear.jtu(u)),
+    ]
+    for got, expected in pairs:
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_config_rebuilds_an_equal_map(name):
+    map = MEMBERS[name]()
+    stored = json.loads(json.dumps(map.to_config()))
+    if isinstance(map, maps.FromModule):
+        with pytest.raises(maps.base.ConfigError, match=r"'FromModule' cannot be rebuilt.*pwgf\.load\(path, map=…\)"):
+            maps.from_config(stored)
+        return
+    again = maps.from_config(stored)
+    theta, z = random_theta(map), points(4, map.dim)
+    assert again == map
+    assert torch.equal(again.initial(2), map.initial(2))
+    assert torch.equal(again(theta, z), map(theta, z))

@@ -1,0 +1,319 @@
+"""PWGF as a scheme: pure steps, exact ends, options, redraws, and the figures of a row."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+import pwgf
+from pwgf import energies, linalg, maps
+from pwgf.errors import NonFiniteError, ShapeError, SolverError
+from pwgf.problems import OrnsteinUhlenbeck
+
+OU = OrnsteinUhlenbeck(2, cov=[[0.8, 0.3], [0.3, 0.5]], mean=[1.0, -2.0])
+
+
+def ou_scheme(map=None, **settings):
+    settings = {"num_samples": 60, "num_eval": 500, "tolerance": None, **settings}
+    return pwgf.PWGF(OU.energy, map or maps.Affine(2), OU.reference, **settings)
+
+
+def advanced(scheme, steps=3, t1=1.0, seed=0):
+    """A state some way into the flow, with a θ̇ to remember."""
+    state = scheme.start(seed)
+    for _ in range(steps):
+        state, _ = scheme.step(state, t1)
+    return state
+
+
+def same(one, other):
+    """Whether two states agree to the bit."""
+    tensors = all(torch.equal(getattr(one, k), getattr(other, k)) for k in ("theta", "theta_dot", "rng"))
+    return tensors and (one.t, one.dt, one.counters) == (other.t, other.dt, other.counters)
+
+
+def copied(state):
+    return dataclasses.replace(
+        state,
+        theta=state.theta.clone(),
+        theta_dot=state.theta_dot.clone(),
+        rng=state.rng.clone(),
+        counters=dict(state.counters),
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"method": "rk4", "dt": 0.02}, {"form": "gradient"}, {"chunk_size": 17}])
+def test_step_and_measure_change_nothing(settings):
+    scheme = ou_scheme(maps.ResidualMLP(2, width=6), **settings)
+    state = advanced(scheme)
+    before = copied(state)
+    first, _ = scheme.step(state, 1.0)
+    row = scheme.measure(state)
+    second, _ = scheme.step(state, 1.0)
+    assert same(state, before)
+    assert same(first, second)
+    again = scheme.measure(state)
+    assert all(torch.equal(torch.as_tensor(row[k]), torch.as_tensor(again[k])) for k in row)
+
+
+def test_measuring_does_not_disturb_the_future():
+    scheme, other = ou_scheme(), ou_scheme()
+    state = scheme.start(3)
+    scheme.measure(state)
+    assert same(scheme.step(state, 1.0)[0], other.step(other.start(3), 1.0)[0])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "rk4", "dt": 0.03}, {"tolerance": 1e-3}, {"method": "euler", "dt": 5.0}]
+)
+def test_a_step_never_passes_t1_and_the_last_one_hits_it(settings):
+    scheme, t1 = ou_scheme(**settings), 0.1
+    state, times = scheme.start(t=-0.2), []
+    while state.t < t1:
+        before = state.t
+        state, info = scheme.step(state, t1)
+        assert before < state.t <= t1
+        assert (info.t0, info.t1) == (before, state.t)
+        times.append(state.t)
+    assert times[-1] == t1  # exactly
+    if settings.get("method") == "rk4":
+        assert len(times) == 10
+
+
+def test_counters_add_up():
+    scheme = ou_scheme(method="rk4", dt=0.1)
+    state, stages = scheme.start(), 0
+    for k in range(3):
+        state, info = scheme.step(state, 1.0)
+        stages += info.num_stages
+        assert (state.counters["num_steps"], state.counters["num_stages"]) == (k + 1, stages)
+    assert stages == 12
+
+
+def test_samples_are_redrawn_between_steps_and_frozen_within(monkeypatch):
+    scheme, seen = ou_scheme(method="rk4", dt=0.1), []
+    draw = scheme._draw
+    monkeypatch.setattr(scheme, "_draw", lambda n, generator: seen.append(draw(n, generator)) or seen[-1])
+    state = scheme.start()
+    del seen[:]
+    state, _ = scheme.step(state, 1.0)
+    scheme.step(state, 1.0)
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_seed_fixes_everything(seed):
+    one, other = (advanced(ou_scheme(maps.ResidualMLP(2, width=6)), seed=seed) for _ in range(2))
+    assert same(one, other)
+    assert not torch.equal(one.theta, advanced(ou_scheme(maps.ResidualMLP(2, width=6)), seed=seed + 1).theta)
+
+
+@pytest.mark.parametrize("solver", ["auto", "primal", "dual", "cg", "pcg", "minres", "lsmr", linalg.CG(rtol=1e-8)])
+def test_every_solver_takes_the_same_step(solver):
+    map = maps.ResidualMLP(2, width=6)
+    theta0 = map.initial() + 0.1 * torch.randn(map.num_params, generator=torch.Generator().manual_seed(0))
+    common = {"theta0": theta0, "method": "euler", "dt": 0.01, "damping": 1e-3}
+    exact, _ = ou_scheme(map, solver="primal", **common).step(ou_scheme(map, **common).start(), 1.0)
+    scheme = ou_scheme(map, solver=solver, **common)
+    found, _ = scheme.step(scheme.start(), 1.0)
+    assert float((found.theta - exact.theta).norm()) < 5e-3 * float((exact.theta - theta0).norm())
+
+
+def test_heavy_damping_keeps_momentum_times_the_last_theta_dot():
+    scheme = ou_scheme(method="euler", dt=0.1, damping=1e12, momentum=0.5)
+    eta = torch.arange(6, dtype=torch.float64)
+    state = dataclasses.replace(scheme.start(), theta_dot=eta)
+    after, _ = scheme.step(state, 1.0)
+    assert torch.allclose(after.theta, state.theta + 0.1 * 0.5 * eta, atol=1e-9)
+
+
+def test_damping_biases_and_vanishing_damping_does_not():
+    """Exactly representable flow: E|Jθ̇ − v|² is 0 without damping and grows with it."""
+    fits = [
+        ou_scheme(method="euler", dt=0.1, damping=damping).step(ou_scheme().start(), 1.0)[1].values["fit"]
+        for damping in (0.0, 1e-4, 1e-1)
+    ]
+    assert fits[0] < 1e-20 < fits[1] < fits[2]
+
+
+def test_chunks_change_rounding_only():
+    map = maps.ResidualMLP(2, width=6)
+    one, other = ou_scheme(map, method="rk4", dt=0.05), ou_scheme(map, method="rk4", dt=0.05, chunk_size=7)
+    a, b = advanced(one), advanced(other)
+    assert torch.allclose(a.theta, b.theta, rtol=0, atol=1e-9)
+
+
+def test_float32_runs_in_float32_and_agrees():
+    single, double = (
+        advanced(ou_scheme(dtype=torch.float32, method="rk4", dt=0.1)),
+        advanced(ou_scheme(method="rk4", dt=0.1)),
+    )
+    assert single.theta.dtype == single.theta_dot.dtype == torch.float32
+    assert torch.allclose(single.theta.double(), double.theta, atol=1e-3)
+
+
+def test_the_energy_falls_as_predicted():
+    """On one sample −ΔF = h E|v|² + O(h²): the flow is the gradient flow of that very energy."""
+    scheme = ou_scheme(method="euler", dt=1e-4, num_samples=2000, damping=0.0)
+    _, info = scheme.step(scheme.start(), 1.0)
+    change = info.values["energy_change"]
+    assert change == pytest.approx(-1e-4 * info.values["velocity_rms"] ** 2, rel=0.05)
+    assert info.values["predicted_change"] == pytest.approx(-1e-4 * info.values["velocity_rms"] ** 2, rel=1e-9)
+
+
+class Flaky:
+    """A linear solver whose first `failures` calls raise; remembers what it was given."""
+
+    name = "flaky"
+
+    def __init__(self, failures):
+        self.failures, self.samples, self.priors = failures, [], []
+
+    def __call__(self, tangent, v, *, damping, prior=None, rhs=None):
+        self.samples.append(tangent.z)
+        self.priors.append(prior)
+        if len(self.samples) <= self.failures:
+            raise SolverError("flaky")
+        return linalg.Primal()(tangent, v, damping=damping, prior=prior, rhs=rhs)
+
+
+def test_a_failed_interval_is_drawn_anew_with_a_quarter_of_the_step_and_no_momentum():
+    flaky = Flaky(2)
+    scheme = ou_scheme(solver=flaky, dt=0.16, tolerance=1.0)
+    state = dataclasses.replace(scheme.start(), theta_dot=torch.ones(6, dtype=torch.float64))
+    after, _ = scheme.step(state, 1.0)
+    assert after.counters["num_redraws"] == 2
+    assert after.t == pytest.approx(0.16 / 16)
+    assert not torch.equal(flaky.samples[0], flaky.samples[1])
+    assert not torch.equal(flaky.samples[1], flaky.samples[2])
+    assert bool(flaky.priors[0].any())
+    assert not bool(flaky.priors[2].any())
+
+
+def test_after_four_redraws_the_step_gives_up():
+    scheme = ou_scheme(solver=Flaky(100))
+    with pytest.raises(
+        SolverError, match=r"no step from t = 0 succeeded .*4 redraws.*: flaky.*is good.*larger damping"
+    ):
+        scheme.step(scheme.start(), 1.0)
+    assert len(scheme._problem.solver.samples) == 5
+
+
+def test_fixed_steps_give_up_at_once():
+    scheme = ou_scheme(solver=Flaky(1), method="rk4", dt=0.1)
+    with pytest.raises(SolverError, match=r"no step from t = 0 succeeded .*0 redraws.*smaller dt, or method='bosh3'"):
+        scheme.step(scheme.start(), 1.0)
+
+
+def test_a_solver_that_does_not_converge_fails_the_interval():
+    scheme = ou_scheme(maps.ResidualMLP(2), solver=linalg.CG(rtol=1e-12, max_iterations=1))
+    with pytest.raises(SolverError, match="linear solve stopped at relative residual"):
+        scheme.step(scheme.start(), 1.0)
+
+
+def test_an_energy_that_blows_up_is_named_with_its_term():
+    def wall(x):
+        return -10 * x[:, 0] + (6 - x[:, 0]).sqrt()  # the samples run to the right, past the last x where V exists
+
+    energy = energies.Potential(wall) + energies.Entropy()
+    scheme = pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), num_samples=50, method="euler", dt=0.6)
+    state, _ = scheme.step(scheme.start(), 2.0)
+    with pytest.raises(
+        NonFiniteError, match=r"energy term 'potential' is NaN or infinite at \d+ of 50 samples at t = 0\.6"
+    ):
+        scheme.step(state, 2.0)
+
+
+def test_start_takes_theta0_and_time():
+    map = maps.Affine(2)
+    theta0 = map.initial() + 0.5
+    state = ou_scheme(map, theta0=theta0).start(seed=1, t=-3.0)
+    assert torch.equal(state.theta, theta0)
+    assert state.t == -3.0
+    assert not bool(state.theta_dot.any())
+
+
+def test_a_reference_of_the_wrong_shape_is_told():
+    class Odd:
+        dim = 2
+
+        def sample(self, n, generator):
+            return torch.randn(n, 3, generator=generator, dtype=torch.float64)
+
+        def log_density(self, z):
+            return -z.square().sum(1)
+
+    with pytest.raises(
+        ShapeError, match=r"reference.sample\(n=60, generator\) must return .* \(60, 2\); got \(60, 3\)"
+    ):
+        pwgf.PWGF(OU.energy, maps.Affine(2), Odd(), num_samples=60).start()
+
+
+def test_the_settings_are_json_and_resolved():
+    config = json.loads(json.dumps(ou_scheme(theta0=maps.Affine(2).initial(), solver=linalg.CG(rtol=1e-6)).to_config()))
+    assert config["tolerance"] == 1e-4
+    assert config["solver"]["name"] == "cg"
+    assert config["solver"]["rtol"] == 1e-6
+    assert config["theta0"]["shape"] == [6]
+    assert config["dtype"] == "float64"
+    assert ou_scheme(method="rk4", dt=0.1).to_config()["tolerance"] is None
+
+
+def test_the_fingerprint_tells_energies_apart():
+    scheme = ou_scheme()
+    state = scheme.start()
+    other = pwgf.PWGF(
+        OU.energy + 1e-6 * energies.Potential(lambda x: x[:, 0]), maps.Affine(2), OU.reference, num_samples=60
+    )
+    assert abs(scheme.fingerprint(state) - ou_scheme(num_samples=99).fingerprint(state)).max() == 0
+    assert abs(scheme.fingerprint(state) - other.fingerprint(state)).max() > 1e-7
+
+
+def exact_speed2(t):
+    """E|v|² of the exact flow at t, with v = −Σ⁻¹(x−b) + C⁻¹(x−m) at N(m, C): equals −dF/dt."""
+    law = OU.exact(t)
+    difference = torch.linalg.inv(law.cov) - OU.precision
+    return float((OU.precision @ (law.mean - OU.mean)).square().sum() + torch.trace(law.cov @ difference @ difference))
+
+
+def test_the_row_of_an_exactly_represented_flow():
+    scheme = ou_scheme(num_samples=500, num_eval=20_000, tolerance=1e-6)
+    run = pwgf.solve(scheme, [0.0, 0.3], progress=False)
+    assert run["projection_residual"].max() < 1e-8
+    assert run["fold_fraction"].tolist() == [0.0, 0.0]
+    for k, t in enumerate((0.0, 0.3)):
+        assert run["dissipation"][k] == pytest.approx(exact_speed2(t), rel=0.05)
+        assert run["velocity_rms"][k] ** 2 == pytest.approx(exact_speed2(t), rel=0.05)
+        assert abs(run["energy"][k] - OU.exact_energy(t)) < 4 * run["energy_stderr"][k] + 1e-6
+        assert run["energy"][k] == pytest.approx(run["energy_potential"][k] + run["energy_entropy"][k])
+    slope = (OU.exact_energy(1e-4) - OU.exact_energy(0.0)) / 1e-4
+    assert -slope == pytest.approx(exact_speed2(0.0), rel=1e-3)  # the oracle itself: dissipation is −dF/dt
+
+
+class Cubic(torch.nn.Module):
+    """T(z) = a(z³/3 − z) folds where |z| < 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, z):
+        return self.a * (z**3 / 3 - z)
+
+
+def test_fold_fraction_counts_the_folded_samples():
+    energy = energies.Potential(lambda x: x.square().sum(-1))
+    scheme = pwgf.PWGF(energy, maps.FromModule(Cubic(), 1), pwgf.Gaussian(1), num_samples=2000, num_eval=20_000)
+    fraction = scheme.measure(scheme.start())["fold_fraction"]
+    expected = math.erf(1 / math.sqrt(2))
+    assert abs(fraction - expected) < 4 * math.sqrt(expected * (1 - expected) / 20_000)
+
+
+def test_projection_residual_of_a_flow_the_map_cannot_follow():
+    """The affine map fits −x³ by its regression −3x on N(0,1): E|−3x + x³|²/E x⁶ = (9 − 18 + 15)/15."""
+    energy = energies.Potential(lambda x: (x**4).sum(-1) / 4)
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=50_000, num_eval=100_000)
+    assert scheme.measure(scheme.start())["projection_residual"] == pytest.approx(6 / 15, rel=0.1)

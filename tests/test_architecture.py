@@ -1,0 +1,321 @@
+"""The layers and the house rules, held by parsing the source. Each test lists the offenders."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import pwgf
+
+ROOT = Path(pwgf.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+LAYERS = [
+    {"errors", "_version"},
+    {"state", "maps", "distances", "storage", "parallel", "provenance", "signals"},
+    {"measures", "tangent", "linalg", "integrate"},
+    {"energies"},
+    {"schemes", "problems"},
+    {"trajectory", "progress", "resume"},
+    {"flow", "accuracy"},
+    {"plots", "sampling", "filtering", "fitting", "compare"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+LAYER_OF = {part: k for k, parts in enumerate(LAYERS) for part in parts}
+
+
+def part_of(name: str) -> str:
+    """'maps/base.py' → 'maps', 'flow.py' → 'flow'."""
+    return name.split("/")[0].removesuffix(".py")
+
+
+def package_of(name: str) -> list[str]:
+    """The package that a module's relative imports start from: 'maps/base.py' and 'maps/__init__.py' → [maps]."""
+    return name.split("/")[:-1]
+
+
+def exists(parts: list[str]) -> bool:
+    path = ROOT.joinpath(*parts)
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def imported(name: str) -> list[tuple[int, list[str]]]:
+    """Every module of this package that a module imports, also inside functions: (line, path within the package)."""
+    found = []
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            inside = [alias.name.split(".")[1:] for alias in node.names if alias.name.split(".")[0] == "pwgf"]
+            found += [(node.lineno, parts) for parts in inside]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package_of(name)
+                base = base[: len(base) - (node.level - 1)] + (node.module.split(".") if node.module else [])
+            elif node.module and node.module.split(".")[0] == "pwgf":
+                base = node.module.split(".")[1:]
+            else:
+                continue
+            for alias in node.names:  # `from . import storage` names a module, `from .errors import X` a member
+                target = [*base, alias.name]
+                found.append((node.lineno, target if exists(target) else base))
+    return found
+
+
+def outside(name: str) -> set[str]:
+    """Top-level names of the other packages that a module imports."""
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def file_of(parts: list[str]) -> str:
+    path = "/".join(parts)
+    return f"{path}.py" if f"{path}.py" in TREES else f"{path}/__init__.py".lstrip("/")
+
+
+def test_the_parser_sees_the_imports():
+    assert "flow.py" in TREES
+    assert ["errors"] in [parts for _, parts in imported("maps/base.py")]
+    assert ["maps", "base"] in [parts for _, parts in imported("measures.py")]
+    assert ["storage"] in [parts for _, parts in imported("flow.py")]
+    assert "torch" in outside("maps/base.py")
+
+
+def test_every_module_has_a_layer():
+    assert [name for name in TREES if part_of(name) not in LAYER_OF] == []
+
+
+def test_modules_import_only_from_layers_below():
+    """Members of one folder may import each other; `measures` and `tangent` import maps, which lie below them."""
+    offenders = []
+    for name in TREES:
+        mine = part_of(name)
+        for line, parts in imported(name):
+            other = parts[0] if parts else "__init__"
+            if other != mine and LAYER_OF[other] >= LAYER_OF[mine]:
+                offenders.append(f"{name}:{line} (layer {LAYER_OF[mine]}) imports {other} (layer {LAYER_OF[other]})")
+    assert offenders == []
+
+
+def test_members_never_import_their_own_folder():
+    """A folder's __init__ imports its members; the other way round would be a circle."""
+    offenders = [
+        f"{name}:{line}"
+        for name in TREES
+        for line, parts in imported(name)
+        if "/" in name and not name.endswith("__init__.py") and parts == package_of(name)
+    ]
+    assert offenders == []
+
+
+def test_there_are_no_circles():
+    graph = {name: {file_of(parts) for _, parts in imported(name)} - {name} for name in TREES}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> list[str]:
+        if name in path:
+            return [" → ".join([*path[path.index(name) :], name])]
+        if name in done:
+            return []
+        circles = [circle for other in sorted(graph[name]) for circle in visit(other, (*path, name))]
+        done.add(name)
+        return circles
+
+    assert [circle for name in sorted(graph) for circle in visit(name, ())] == []
+
+
+@pytest.mark.parametrize(
+    ("library", "homes"),
+    [
+        ("h5py", ("storage/",)),
+        ("torchdiffeq", ("integrate.py", "maps/neural_ode.py")),
+    ],
+)
+def test_a_library_has_one_home(library, homes):
+    """Elsewhere only the record of versions may import it, and use nothing but `library.__version__`."""
+    offenders = []
+    for name, tree in TREES.items():
+        if library not in outside(name) or name.startswith(homes):
+            continue
+        uses = [
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == library
+        ]
+        if name not in ("flow.py", "provenance.py") or set(uses) != {"__version__"}:
+            offenders.append(f"{name} uses {sorted(set(uses))}")
+    assert offenders == []
+
+
+@pytest.mark.parametrize("library", ["pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"])
+def test_nothing_is_pickled(library):
+    assert [name for name in TREES if library in outside(name)] == []
+
+
+def test_torch_load_and_save_are_not_used():
+    offenders = [
+        f"{name}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("load", "save")
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("torch", "np", "numpy")
+    ]
+    assert offenders == []
+
+
+def test_no_assert():
+    offenders = [
+        f"{name}:{n.lineno}" for name, tree in TREES.items() for n in ast.walk(tree) if isinstance(n, ast.Assert)
+    ]
+    assert offenders == []
+
+
+def calls(function: str) -> list[str]:
+    return [
+        f"{name}:{node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function
+    ]
+
+
+def test_no_print_outside_the_command_line():
+    assert [where for where in calls("print") if not where.startswith("cli.py")] == []
+
+
+@pytest.mark.parametrize("function", ["eval", "exec", "compile", "__import__"])
+def test_no_code_is_made_from_text(function):
+    assert calls(function) == []
+
+
+# Handlers of BaseException that do not end in `raise`, each with its reason.
+KEEPS_THE_FAILURE = {
+    "storage/disk.py": "Stream._attempt: HDF5 crashes the process on an exception; `check` raises it later",
+}
+
+
+def test_no_broad_except():
+    """No bare except and no `except Exception`; `except BaseException` only to clean up and raise again."""
+    offenders = []
+    for name, tree in TREES.items():
+        kept = 0
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ExceptHandler):
+                continue
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            names = {c.id for c in caught if isinstance(c, ast.Name)}
+            last = node.body[-1]
+            raises_again = isinstance(last, ast.Raise) and last.exc is None
+            if node.type is None or "Exception" in names:
+                offenders.append(f"{name}:{node.lineno}")
+            elif "BaseException" in names and not raises_again:
+                kept += 1
+                if name not in KEEPS_THE_FAILURE or kept > 1:
+                    offenders.append(f"{name}:{node.lineno}")
+    assert offenders == []
+
+
+def test_only_errors_of_this_package_are_raised():
+    """NotImplementedError and the like would escape `except PWGFError`.
+
+    Inside storage, FileNotFoundError and ValueError are signals between its own functions, which catch them.
+    """
+    own = {node.name for node in TREES["errors.py"].body if isinstance(node, ast.ClassDef)}
+    asked_for_by_python = {"StopIteration", "KeyError", "AttributeError", "SystemExit", "KeyboardInterrupt"}
+    offenders = []
+    for name, tree in TREES.items():
+        allowed = own | asked_for_by_python
+        if name.startswith("storage/"):
+            allowed |= {"FileNotFoundError", "ValueError"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+                raised = node.exc.func.id
+                if raised.endswith(("Error", "Exception")) and raised not in allowed:
+                    offenders.append(f"{name}:{node.lineno} {raised}")
+    assert offenders == []
+
+
+def test_no_global_random_state_or_defaults():
+    """Only the command line, which owns its process, may set the number of threads."""
+    settings = ("manual_seed", "seed", "set_default_dtype", "set_default_device", "set_num_threads")
+    owners = ("torch", "np.random", "numpy.random", "random", "torch.random", "torch.cuda")
+    forbidden = {f"{owner}.{setting}" for owner in owners for setting in settings}
+    offenders = [
+        f"{name}:{node.lineno} {ast.unparse(node.func)}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in forbidden
+    ]
+    assert [where for where in offenders if not where.startswith("cli.py")] == []
+
+
+def test_every_module_has_a_docstring():
+    assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
+
+
+def public_definitions(name: str):
+    """Public classes and functions of a module and public methods of its public classes: (dotted name, node)."""
+
+    def walk(body, prefix):
+        for node in body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith(
+                "_"
+            ):
+                yield f"{prefix}{node.name}", node
+                if isinstance(node, ast.ClassDef):
+                    yield from walk(node.body, f"{prefix}{node.name}.")
+
+    private_module = name.split("/")[-1].startswith("_") and not name.endswith("__init__.py")
+    return [] if private_module else list(walk(TREES[name].body, ""))
+
+
+def is_overload(node) -> bool:
+    return any(ast.unparse(d).endswith(("overload", ".setter")) for d in getattr(node, "decorator_list", []))
+
+
+def test_every_public_name_has_a_docstring():
+    offenders = [
+        f"{name}:{node.lineno} {dotted}"
+        for name in TREES
+        for dotted, node in public_definitions(name)
+        if not ast.get_docstring(node) and not is_overload(node)
+    ]
+    assert offenders == []
+
+
+def test_files_are_short():
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def code_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from `def` to the end, without the docstring."""
+    total = node.end_lineno - node.lineno + 1
+    if ast.get_docstring(node):
+        total -= node.body[0].end_lineno - node.body[0].lineno + 1
+    return total
+
+
+def test_functions_are_short():
+    offenders = [
+        f"{name}:{node.lineno} {node.name}: {code_lines(node)} lines"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and code_lines(node) > 50
+    ]
+    assert offenders == []
+
+
+def test_few_top_level_names():
+    lazy = {name for name in pwgf.__all__ if not name.startswith("_") and not name.endswith("Error")}
+    assert len(lazy) <= 20
+    assert [name for name in pwgf.__all__ if not hasattr(pwgf, name)] == []
