@@ -305,7 +305,8 @@ def restart_to_state(plain: Mapping[str, Any], dtype: torch.dtype, device: str =
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(np.array(plain[name])).to(dtype).to(device)
 
-    extra = {name.removeprefix("extra_"): tensor(name) for name in plain if name.startswith("extra_")}
+    own = {name.removeprefix("extra_"): np.array(plain[name]) for name in plain if name.startswith("extra_")}
+    extra = {name: torch.from_numpy(value).to(device) for name, value in own.items()}
     return State(
         t=float(plain["t"]),
         theta=tensor("theta"),

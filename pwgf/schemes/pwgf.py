@@ -29,7 +29,7 @@ from .base import (
     tensor_config,
 )
 from .evaluation import evaluate_row
-from .right_side import Problem, RightSide, finite_velocity
+from .right_side import Problem, RightSide, adapted_damping, finite_velocity
 
 _DEFAULT_TOLERANCE = 1e-4
 _REDRAWS = 4  # failed intervals in a row before the run stops
@@ -55,6 +55,8 @@ class PWGF(MapReplay):
             1e-4.
         dt: fixed methods: the step, in units of t; adaptive ones: the first step (None: from the velocity).
         damping: λ of the solve, relative to the metric's trace. Smaller is more accurate and less stable.
+        max_damping: adaptive methods in velocity form raise λ up to this while a solve misses clearly more of v on fresh
+            samples than on its own, and lower it again afterwards; equal to `damping` it stays fixed.
         momentum: the damping is centred at momentum × last accepted θ̇; in [0, 1].
         solver: `auto`, `primal`, `dual`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
         clip: None, or limit |v| to clip × rms|v| at samples where the map has (nearly) folded; ≥ 5.
@@ -92,6 +94,7 @@ class PWGF(MapReplay):
         tolerance: float | None = None,
         dt: float | None = None,
         damping: float = 1e-6,
+        max_damping: float = 1e-3,
         momentum: float = 0.9,
         solver: str | LinearSolver = "auto",
         clip: float | None = None,
@@ -108,6 +111,7 @@ class PWGF(MapReplay):
         if chunk_size is not None:
             check_integer(chunk_size, "chunk_size", "PWGF")
         check_number(damping, "damping", "PWGF", low=0.0, high=math.inf)
+        check_number(max_damping, "max_damping", "PWGF", low=0.0, high=math.inf)
         check_number(momentum, "momentum", "PWGF", low=0.0, high=1.0)
         if clip is not None:
             check_number(clip, "clip", "PWGF", low=5.0, high=math.inf)
@@ -125,7 +129,9 @@ class PWGF(MapReplay):
         self.tolerance = tolerance if method not in ADAPTIVE or tolerance is not None else _DEFAULT_TOLERANCE
         self.dt, self.momentum, self.max_rejections = dt, momentum, max_rejections
         solver_ = get_solver(solver)
-        self._problem = Problem(energy, map, reference, solver_, damping, form, clip, chunk_size)
+        adapts = method in ADAPTIVE and form == "velocity"
+        self.damping, self.max_damping = damping, max(max_damping, damping) if adapts else damping
+        self._problem = Problem(energy, map, reference, solver_, form, clip, chunk_size)
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is told at once.
@@ -151,7 +157,7 @@ class PWGF(MapReplay):
             spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
             dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
         counters = {"num_steps": 0, "num_stages": 0, "num_rejected": 0, "num_redraws": 0, "num_products": 0}
-        return State(t, theta, torch.zeros_like(theta), dt, rng, counters)
+        return State(t, theta, torch.zeros_like(theta), dt, rng, counters, {"damping": _number(self.damping)})
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One sampling interval towards t1: draw z, integrate, keep the proposal for the next.
@@ -159,12 +165,12 @@ class PWGF(MapReplay):
         Raises:
             SolverError, NonFiniteError: no interval succeeded, however short; the last good state is untouched.
         """
-        generator, dt, momentum = state.generator(), state.dt, self.momentum
+        generator, dt, momentum, damping = state.generator(), state.dt, self.momentum, self._damping(state)
         rejected, stages = 0, 0
         for redraw in range(_REDRAWS + 1):
             z = self._draw(self.num_samples, generator)
             length = t1 - state.t if dt >= (t1 - state.t) * (1 - 1e-9) else dt
-            side = RightSide(self._problem, z, momentum * state.theta_dot, state.t)
+            side = RightSide(self._problem, z, state.theta_dot, state.t, momentum=momentum, damping=damping)
             try:
                 moved = advance(
                     side, state.theta, length, method=self.method, tolerance=self.tolerance,
@@ -176,13 +182,16 @@ class PWGF(MapReplay):
                 if redraw == _REDRAWS or self.method not in ADAPTIVE:
                     raise self._gave_up(error, state, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
+                damping = min(4 * damping, self.max_damping)
         t_end = t1 if length == t1 - state.t else state.t + length
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw,
         )  # fmt: skip
         proposal = moved.proposal if self.method in ADAPTIVE else dt
-        after = State(t_end, moved.theta, moved.theta_dot, proposal, generator.get_state(), counters)
+        damping = adapted_damping(damping, self.damping, self.max_damping, side.first_fit, side.held_out)
+        extra = {"damping": _number(damping)}
+        after = State(t_end, moved.theta, moved.theta_dot, proposal, generator.get_state(), counters, extra)
         return after, self._info(side, state, after, moved, rejected)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
@@ -195,6 +204,8 @@ class PWGF(MapReplay):
             "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
             "solver_residual": side.residual,
             "fit": side.fit,
+            "held_out": side.held_out,
+            "damping": side.damping,
             "num_products": float(side.num_products),
             "clipped_fraction": side.clipped,
         }
@@ -212,20 +223,22 @@ class PWGF(MapReplay):
     def measure(self, state: State) -> Row:
         """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
         generator = fork(state.rng, "measure")
-        side = RightSide(
-            self._problem, self._draw(self.num_samples, generator), self.momentum * state.theta_dot, state.t
-        )
+        z, damping = self._draw(self.num_samples, generator), self._damping(state)
+        side = RightSide(self._problem, z, state.theta_dot, state.t, momentum=self.momentum, damping=damping)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(self._problem, state.theta, theta_dot, self._blocks(generator)))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,
-            damping=self._problem.damping,
+            damping=damping,
             solver_residual=side.residual,
             solver_iterations=float(side.num_products),
         )
         return row
+
+    def _damping(self, state: State) -> float:
+        return float(state.extra["damping"]) if "damping" in state.extra else self.damping
 
     def _blocks(self, generator: torch.Generator) -> list[Tensor]:
         """Fresh evaluation samples in blocks of at most num_samples (pairwise energies couple only within a block)."""
@@ -260,11 +273,16 @@ class PWGF(MapReplay):
             "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
             "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
             "num_samples": self.num_samples, "num_eval": self.num_eval, "method": self.method,
-            "tolerance": self.tolerance, "dt": self.dt, "damping": problem.damping, "momentum": self.momentum,
+            "tolerance": self.tolerance, "dt": self.dt, "damping": self.damping,
+            "max_damping": self.max_damping, "momentum": self.momentum,
             "solver": solver, "clip": problem.clip, "form": problem.form, "chunk_size": problem.chunk_size,
             "max_rejections": self.max_rejections, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)
 
 
 def _check_members(energy: Energy, map: PushForward, reference: Reference) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,6 @@ class Problem:
     map: PushForward
     reference: Reference
     solver: LinearSolver
-    damping: float
     form: str
     clip: float | None
     chunk_size: int | None
@@ -34,10 +34,25 @@ class Problem:
 
 
 class RightSide:
-    """θ̇(θ) on frozen samples z (n,d), damped towards `prior` (p,); counts its calls and keeps the latest stage."""
+    """θ̇(θ) on frozen samples z (n,d), damped towards momentum × `last`; counts its calls and keeps the latest stage.
 
-    def __init__(self, problem: Problem, z: Tensor, prior: Tensor, t: float) -> None:
-        self.problem, self.z, self.prior, self.t = problem, z, prior, t
+    Args:
+        problem: what is solved.
+        z: (n,d) samples of λ.
+        last: last accepted θ̇ (p,), from other samples; zeros when there is none.
+        momentum, damping: of the solve.
+        t: time, for messages.
+
+    After the first stage `first_fit` holds the share of v that its solve missed on z, and `held_out` the share that `last`
+    misses there, which never saw z: the gap between the two is what the solve overfits. NaN where not known.
+    """
+
+    def __init__(
+        self, problem: Problem, z: Tensor, last: Tensor, t: float, *, momentum: float, damping: float
+    ) -> None:
+        self.problem, self.z, self.t, self.damping = problem, z, t, damping
+        self.last, self.prior = last, momentum * last
+        self.first_fit = self.held_out = math.nan
         self.num_stages, self.num_products, self.clipped = 0, 0, 0.0
         self.residual, self.fit = 0.0, 0.0
         self.start: tuple[float, float] | None = None
@@ -64,7 +79,11 @@ class RightSide:
         if self.start is None:
             self.start = (float(self.problem.energy(self.rho)), float(v.square().sum(1).mean()))
         v, self.clipped = clip_folded(v, self.rho, self.problem.clip)
-        return self.problem.solver(self.tangent, v, damping=self.problem.damping, prior=self.prior)
+        solution = self.problem.solver(self.tangent, v, damping=self.damping, prior=self.prior)
+        if self.num_stages == 1 and bool(self.last.any()):
+            self.first_fit = solution.fit
+            self.held_out = float((self.tangent.jv(self.last) - v).square().sum() / v.square().sum())
+        return solution
 
     def _gradient_form(self) -> Solution:
         """The paper's right side: −∇_θF of the sampled energy instead of Jᵀv/n."""
@@ -77,7 +96,7 @@ class RightSide:
         if self.start is None:
             self.start = (float(energy.detach()), float("nan"))
         unused = torch.zeros_like(self.z)
-        return self.problem.solver(self.tangent, unused, damping=self.problem.damping, prior=self.prior, rhs=-gradient)
+        return self.problem.solver(self.tangent, unused, damping=self.damping, prior=self.prior, rhs=-gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
         """rms_i |J_i e| at the latest stage."""
@@ -87,6 +106,19 @@ class RightSide:
         """F on the same samples."""
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
         return float(self.problem.energy(self.rho if same else self.problem.pushed(theta, self.z)))
+
+
+def adapted_damping(damping: float, low: float, high: float, first_fit: float, held_out: float) -> float:
+    """The damping of the next interval, within [low, high].
+
+    A notch up while the last solve missed clearly more of v on fresh samples than a solve misses on its own (it fitted
+    noise); a notch down when the two agree or hardly anything is missed.
+    """
+    if held_out > max(2 * first_fit, 0.03):
+        damping = 4 * damping
+    elif held_out < max(1.3 * first_fit, 0.01):
+        damping = damping / 4
+    return min(max(damping, low), high)
 
 
 def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
