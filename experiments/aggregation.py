@@ -19,7 +19,7 @@ from experiments.common import RESULTS, cost, samples, solved, table
 from pwgf import maps, problems
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 CASES = {2: (0.0, 0.1, 0.5, 1.0, 5.0), 10: (0.0, 0.1, 0.5, 1.0)}
 

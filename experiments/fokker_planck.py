@@ -4,7 +4,7 @@
 figure 2): symmetric KL against the exact law at t = .5 and .9, beside the published values of the same targets.
 `styblinski-tang`: V = c Σ(x⁴ − 16x² + 5x): energy, variance and mass of the left well against 1-D finite volumes.
 
-    python -m experiments.fokker_planck ornstein-uhlenbeck     # 7 to 60 minutes of one core, results/fokker_planck/ou-*.h5
+    python -m experiments.fokker_planck ornstein-uhlenbeck     # 12 minutes of one core, results/fokker_planck/ou-*.h5
     python -m experiments.fokker_planck styblinski-tang        # 2 minutes, results/fokker_planck/st-*.h5
 
 Each writes its trajectories and a picture drawn from them; runs that are there already are not repeated.
@@ -24,7 +24,7 @@ from experiments.targets import ou_target, published
 from pwgf import maps, problems
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 TIMES = (0.0, 0.1, 0.5, 0.9)
 
@@ -74,7 +74,9 @@ def _draw_gaussian(scores: dict, dims: tuple, targets: tuple, tolerances: tuple,
     for tolerance, colour in zip(tolerances, ("#0072B2", "#D55E00", "#009E73"), strict=False):
         ours = [np.mean([scores[d, k, tolerance] for k in targets]) for d in dims]
         axes.semilogy(dims, ours, "o-", color=colour, label=f"pwgf, tolerance {tolerance:g}")
-    axes.set(xlabel="dimension d", ylabel="symmetric KL at t = 0.9", title="Ornstein–Uhlenbeck: distance to the exact law")
+    axes.set(
+        xlabel="dimension d", ylabel="symmetric KL at t = 0.9", title="Ornstein–Uhlenbeck: distance to the exact law"
+    )
     axes.legend(frameon=False)
     figure.savefig(RESULTS / f"fokker_planck/ou-{map}.png", dpi=150)
 
@@ -107,6 +109,4 @@ def styblinski_tang(dims: tuple[int, ...] = (2, 10), c: float = 0.06, seed: int 
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict(
-        {"ornstein-uhlenbeck": ornstein_uhlenbeck, "styblinski-tang": styblinski_tang}
-    )
+    tyro.extras.subcommand_cli_from_dict({"ornstein-uhlenbeck": ornstein_uhlenbeck, "styblinski-tang": styblinski_tang})

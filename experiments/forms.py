@@ -6,7 +6,7 @@ the 2-D Ornstein–Uhlenbeck flow with V = 2|x − 3|² to T = .5 (Jin et al., 2
 with forward Euler and MINRES): Bures–W₂ error (the root) at T, for Euler h = .01 and Runge–Kutta 4 h = .05 at several
 dampings; and a correlated Gaussian in d = 10.
 
-    python -m experiments.forms                # about 5 minutes, results/forms/*.h5
+    python -m experiments.forms                # about 4 minutes, results/forms/*.h5
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pwgf.accuracy import errors
 def _error(name: str, problem: problems.OrnsteinUhlenbeck, t: float, seed: int, **settings) -> list[str]:
     """Bures–W₂ error at t, right sides and CPU seconds of one run; how it failed where it did."""
     d = problem.dim
-    scheme = pwgf.PWGF(problem.energy, maps.ResidualMLP(d), problem.reference, momentum=0.0, num_eval=2000, **settings)
+    scheme = pwgf.PWGF(
+        problem.energy, maps.ResidualMLP(d, width=64), problem.reference, momentum=0.0, num_eval=2000, **settings
+    )
     out = RESULTS / f"forms/{name}.h5"
     try:
         run = pwgf.solve(scheme, (0.0, t), out=out, seed=seed, overwrite=True, problem=problem)
@@ -31,7 +33,12 @@ def _error(name: str, problem: problems.OrnsteinUhlenbeck, t: float, seed: int, 
         return ["diverged", "–", "–", "–"]
     found = errors(run, problem, n=20_000, rows=[-1])
     residual = run["projection_residual"][-1]
-    return [f"{found['bures_w2'][0]:.1e}", f"{residual:.1e}", str(int(run["num_stages"][-1])), f"{run['cpu_time'][-1]:.0f}"]
+    return [
+        f"{found['bures_w2'][0]:.1e}",
+        f"{residual:.1e}",
+        str(int(run["num_stages"][-1])),
+        f"{run['cpu_time'][-1]:.0f}",
+    ]
 
 
 def forms(seed: int = 0) -> None:
@@ -47,7 +54,9 @@ def forms(seed: int = 0) -> None:
             for method, dt in (("euler", 0.01), ("rk4", 0.05)):
                 name = f"d2-{form}-{method}-{damping:g}"
                 settings = dict(form=form, method=method, dt=dt, damping=damping, solver=solver)
-                rows.append(["2", form, f"{method} {dt:g}", f"{damping:g}", *_error(name, plane, 0.5, seed, **settings)])
+                rows.append(
+                    ["2", form, f"{method} {dt:g}", f"{damping:g}", *_error(name, plane, 0.5, seed, **settings)]
+                )
     minres = linalg.MINRES(rtol=1e-3, max_iterations=200)
     paper = dict(form="gradient", method="euler", dt=0.01, damping=1e-6, solver=minres)
     rows.append(["2", "gradient, MINRES 1e-3", "euler 0.01", "1e-06", *_error("d2-paper", plane, 0.5, seed, **paper)])

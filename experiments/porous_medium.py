@@ -17,7 +17,7 @@ from experiments.common import RESULTS, cost, samples, solved, table
 from pwgf import maps, problems
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 CASES = ((1, 2), (2, 2), (5, 2), (1, 3))
 

@@ -1,8 +1,9 @@
 """Wasserstein gradient flows in any dimension, without a grid.
 
-A flow moves a measure. A *reference measure* λ is pushed by a *map* T_θ to ρ_θ. An *energy* F(ρ) pulls: its *velocity* is
-v = −∇ δF/δρ at the samples. The *tangent* J = ∂_θT says which velocities the parameters can follow. A *linear solve* picks
-θ̇ = argmin E|J θ̇ − v|². An *integrator* takes the step, a *scheme* is all of that together, a *trajectory* remembers it.
+A flow moves a measure. A *reference measure* λ is pushed by a *map* T_θ to ρ_θ. An *energy* F(ρ) pulls: its *velocity*
+is v = −∇ δF/δρ at the samples. The *tangent* J = ∂_θT says which velocities the parameters can follow. A *linear solve*
+picks θ̇ = argmin E|J θ̇ − v|². An *integrator* takes the step, a *scheme* is all of that together, a *trajectory*
+remembers it.
 """
 
 from . import distances, energies, linalg, maps, problems

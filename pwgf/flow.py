@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from . import storage
-from .errors import ConfigError, PWGFError
+from .errors import ConfigError, PWGFError, ShapeError
 from .progress import Progress
 from .provenance import provenance
 from .resume import check_fingerprint, check_same, has_rows
@@ -94,6 +94,7 @@ def solve(
         "problem": problem and problem.to_config(),
     }
     if start is not None:
+        start = _checked_start(scheme, start)
         config["start"] = {"t": start.t, "counters": dict(start.counters)}
     if out is None:
         if resume:
@@ -183,6 +184,26 @@ def _first_state(scheme: Scheme, seed: int, t: np.ndarray, start: State | None) 
             f"solve(start=…) is a state at t = {start.t:g}, but times begin at {t[0]:g}; let times[0] = start.t."
         )
     return start
+
+
+def _checked_start(scheme: Scheme, start: State) -> State:
+    """The state in the scheme's dtype and on its device; ConfigError or ShapeError where it is not the scheme's."""
+    if not isinstance(start, State):
+        raise ConfigError(
+            f"solve(start=…) needs a State, such as run.state() or scheme.start(seed); got {type(start).__name__}. "
+            "To begin at other parameters give PWGF(theta0=…)."
+        )
+    last = scheme.layout()[-1]
+    size = last.offset + math.prod(last.shape)
+    if start.theta.shape != (size,) or start.theta_dot.shape != (size,):
+        raise ShapeError(
+            f"solve(start=…): theta and theta_dot must have shape ({size},) for this scheme; got "
+            f"{tuple(start.theta.shape)} and {tuple(start.theta_dot.shape)}. Take the state from a run with the same "
+            "map (or number of particles)."
+        )
+    device = scheme.to_config().get("device", "cpu")
+    theta, theta_dot = (x.detach().to(device, scheme.dtype) for x in (start.theta, start.theta_dot))
+    return dataclasses.replace(start, theta=theta, theta_dot=theta_dot)
 
 
 def _fresh(scheme: Scheme, t: np.ndarray, store: Memory | storage.Writer, state: State, settings: _Settings) -> None:
@@ -302,6 +323,14 @@ class _Loop:
             )
 
     def _warn_step(self, info: Info) -> None:
+        if info.dt < 1e-6 * (self.last - self.first) and info.t1 < self.last:
+            self._warn(
+                "stall",
+                "the step has shrunk to %.1e at t = %.4g: a few samples near a fold of the map have become very fast. "
+                "Cure: a wider map, more samples (num_samples), or larger damping (1e-5, 1e-4)",
+                info.dt,
+                info.t1,
+            )
         if "energy_change" not in info.values:  # particles: their free energy is not known
             return
         change, predicted = info.values["energy_change"], info.values["predicted_change"]

@@ -55,7 +55,7 @@ class Advance(NamedTuple):
 
 def check_method(method: str, tolerance: float | None, dt: float | None) -> None:
     """Raises ConfigError unless the method exists and tolerance and dt fit it."""
-    if method not in ADAPTIVE and method not in FIXED:
+    if not isinstance(method, str) or (method not in ADAPTIVE and method not in FIXED):
         raise ConfigError(
             f"PWGF(method={method!r}) is unknown.{nearest(method, [*ADAPTIVE, *FIXED])} Adaptive: "
             f"{', '.join(ADAPTIVE)}; fixed steps: {', '.join(FIXED)}."

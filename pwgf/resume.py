@@ -29,10 +29,14 @@ def has_rows(out: str | os.PathLike[str]) -> bool:
 
 
 def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may grow at its end."""
+    """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may grow at its end.
+
+    Names of an energy's functions may differ (a script's module is `__main__`): `check_fingerprint` compares values.
+    """
     now = json.loads(json.dumps(now))  # tuples become lists, as they did in the file
     old, new = _flatten(stored), _flatten(now)
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
+    differ = [key for key in differ if not _names_function(key, old, new)]
     if now["times"][: len(stored["times"])] != stored["times"]:
         differ.append("times")
     if differ:
@@ -41,6 +45,12 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
             f"solve(resume=True): the stored run has other settings ({shown}). Restore them, choose another out=…, or "
             "start anew with overwrite=True. times may only grow at the end."
         )
+
+
+def _names_function(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether both values are names of functions of the energy, which its `to_config` gives as text."""
+    texts = isinstance(old.get(key), str) and isinstance(new.get(key), str)
+    return texts and key.startswith("scheme.energy.") and key.rpartition(".")[2] != "name"
 
 
 def _shown(settings: dict[str, Any], key: str) -> str:

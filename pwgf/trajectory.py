@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import schemes, storage
-from .errors import ConfigError, nearest
+from .errors import ConfigError, ShapeError, nearest
 from .maps.base import PushForward
 from .measures import Reference
 from .schemes import Replay
@@ -276,8 +276,10 @@ def load(
     Raises:
         PathError: no such file, or a folder.
         SchemaError: not a trajectory, damaged, or written by a newer version.
+        ConfigError, ShapeError: map or reference is none, or not the one of this run.
     """
     record = storage.open_record(path)
+    _check_given(record, map, reference)
     if len(record) == 0:
         raise ConfigError(f"{path}: the run was stopped before its first row was stored; solve it with resume=True.")
     missing, reader = "", None
@@ -286,6 +288,28 @@ def load(
     except ConfigError as error:  # told only when the map is needed: the columns can be read without it
         missing = f"{path}: {error}"
     return Trajectory(record, reader, os.fspath(path), missing)
+
+
+def _check_given(record: storage.Record, map: PushForward | None, reference: Reference | None) -> None:
+    """Raises where what the user handed to `load` cannot have made this run; another map could read θ in silence."""
+    kinds: tuple[tuple[str, Any, Any], ...] = (("map", map, PushForward), ("reference", reference, Reference))
+    for name, given, kind in kinds:
+        if given is None:
+            continue
+        if not isinstance(given, kind):
+            raise ConfigError(
+                f"load({name}=…) must be the {name} that the run was solved with; got {type(given).__name__}."
+            )
+        if given.dim != record.dim:
+            raise ShapeError(
+                f"load({name}=…): the run has dimension {record.dim}; got a {name} with dim = {given.dim}. Give the "
+                "one that it was solved with."
+            )
+    if map is not None and map.num_params != record.num_params and record.config["scheme"]["name"] == "PWGF":
+        raise ShapeError(
+            f"load(map=…): the run has {record.num_params} parameters; got a map with {map.num_params}. Give the one "
+            "that it was solved with."
+        )
 
 
 def state_to_restart(state: State, fingerprint: np.ndarray) -> dict[str, Any]:

@@ -255,6 +255,28 @@ def test_a_start_at_another_time():
         solve(start=scheme().start(t=1.0))
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: 3, ConfigError, r"start=…\) needs a State, such as run\.state\(\) .*; got int.*PWGF\(theta0=…\)"),
+        (lambda: torch.zeros(6), ConfigError, r"start=…\) needs a State, .*; got Tensor"),
+        (
+            lambda: scheme(map=maps.ResidualMLP(2, width=4)).start(),
+            ShapeError,
+            r"must have shape \(6,\) for this scheme; got \(26,\) and \(26,\)\. Take the state from a run",
+        ),
+    ],
+)
+def test_a_start_of_another_kind(make, error, message):
+    with pytest.raises(error, match=message):
+        solve(start=make())
+
+
+def test_a_start_is_cast_to_the_dtype_of_the_scheme():
+    run = solve(start=scheme().start(), settings={"dtype": torch.float32})
+    assert run.state().theta.dtype == torch.float32
+
+
 # ---- energies of density --------------------------------------------------------------------------------------------
 
 
@@ -343,6 +365,37 @@ def test_load_of_a_foreign_hdf5_file(tmp_path):
         file["t"] = [0.0, 1.0]
     with pytest.raises(SchemaError, match="an HDF5 file of something else .*no attribute pwgf_schema"):
         pwgf.load(tmp_path / "other.h5")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"map": maps.Affine(2)}, ShapeError, r"load\(map=…\): the run has 26 parameters; got a map with 6\. Give"),
+        (
+            {"map": maps.ResidualMLP(3, 4)},
+            ShapeError,
+            r"load\(map=…\): the run has dimension 2; got a map .* dim = 3",
+        ),
+        ({"map": "residual"}, ConfigError, r"load\(map=…\) must be the map that the run was solved with; got str"),
+        ({"reference": pwgf.Gaussian(3)}, ShapeError, r"load\(reference=…\): the run has dimension 2; got .* dim = 3"),
+        ({"reference": 1}, ConfigError, r"load\(reference=…\) must be the reference that .*; got int"),
+    ],
+)
+def test_load_with_a_map_or_reference_of_another_run(tmp_path, given, error, message):
+    pwgf.solve(scheme(map=maps.ResidualMLP(2, width=4)), [0.0], out=tmp_path / "run.h5", progress=False)
+    with pytest.raises(error, match=message):
+        pwgf.load(tmp_path / "run.h5", **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, "float64"])
+def test_a_dtype_of_particles_that_is_no_float(dtype):
+    with pytest.raises(ConfigError, match=r"EulerMaruyama\(dtype=…\) must be torch\.float64 or torch\.float32; got"):
+        pwgf.EulerMaruyama(FREE, pwgf.Gaussian(2), num_samples=10, dt=0.1, dtype=dtype)
+
+
+def test_a_method_that_is_no_text():
+    with pytest.raises(ConfigError, match=r"PWGF\(method=\['rk4'\]\) is unknown.*fixed steps: euler"):
+        scheme(method=["rk4"])
 
 
 def test_every_error_is_one_family():

@@ -13,7 +13,7 @@ import torch
 from flow_helpers import TIMES, assert_same_rows, scheme, solve
 
 import pwgf
-from pwgf import maps
+from pwgf import energies, maps
 from pwgf.errors import ConfigError, PathError, ResumeMismatchError, SolverError
 from pwgf.schemes.right_side import RightSide
 from pwgf.signals import Signals
@@ -103,6 +103,21 @@ def test_a_changed_energy_is_refused_by_its_values(three_rows):
     """The settings name a lambda alike; only its values tell the difference."""
     with pytest.raises(ResumeMismatchError, match=r"energy and velocity at the stored state \(t = 0\.2\) differ"):
         solve(TIMES, shift=1e-5, out=three_rows, resume=True)
+
+
+def test_an_energy_made_elsewhere_is_the_same_energy(tmp_path, whole):
+    """A function's name and module say nothing about its values: a script's own module is `__main__`."""
+    solve(TIMES[:3], out=tmp_path / "run.h5")
+    like = scheme()
+
+    def same_potential(x):
+        return 2 * (x - 1).square().sum(-1)
+
+    moving = pwgf.PWGF(
+        energies.Potential(same_potential) + energies.Entropy(), like.map, like.reference,
+        num_samples=50, num_eval=200, method="midpoint", dt=0.025,
+    )  # fmt: skip
+    assert_same_rows(pwgf.solve(moving, TIMES, seed=3, progress=False, out=tmp_path / "run.h5", resume=True), whole)
 
 
 def test_loop_settings_may_change(tmp_path, whole):

@@ -197,6 +197,12 @@ def check_device(device: object, call: str) -> str:
     return name
 
 
+def check_dtype(dtype: object, call: str) -> None:
+    """ConfigError unless dtype is float64 or float32."""
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"{call}(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}. Give torch.float64.")
+
+
 def check_number(value: object, name: str, call: str, *, low: float, high: float, open_low: bool = False) -> None:
     """ConfigError unless value is a number in [low, high], or (low, high] when open_low."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -18,6 +18,7 @@ from ..state import Info, Rows, State
 from .base import (
     Row,
     check_device,
+    check_dtype,
     check_integer,
     check_number,
     check_points,
@@ -129,6 +130,7 @@ class EulerMaruyama(ParticleReplay):
             )
         check_integer(num_samples, "num_samples", "EulerMaruyama")
         check_number(dt, "dt", "EulerMaruyama", low=0.0, high=math.inf, open_low=True)
+        check_dtype(dtype, "EulerMaruyama")
         super().__init__(reference, dtype)
         self.energy, self.num_samples, self.dt = energy, num_samples, float(dt)
         self.device = check_device(device, "EulerMaruyama")

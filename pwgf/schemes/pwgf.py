@@ -21,6 +21,7 @@ from .base import (
     MapReplay,
     Row,
     check_device,
+    check_dtype,
     check_integer,
     check_number,
     fork,
@@ -55,8 +56,8 @@ class PWGF(MapReplay):
             1e-4.
         dt: fixed methods: the step, in units of t; adaptive ones: the first step (None: from the velocity).
         damping: λ of the solve, relative to the metric's trace. Smaller is more accurate and less stable.
-        max_damping: adaptive methods in velocity form raise λ up to this while a solve misses clearly more of v on fresh
-            samples than on its own, and lower it again afterwards; equal to `damping` it stays fixed.
+        max_damping: adaptive methods in velocity form raise λ up to this while solves miss clearly more of v on fresh
+            samples than on their own, and lower it again afterwards; equal to `damping` it stays fixed.
         momentum: the damping is centred at momentum × last accepted θ̇; in [0, 1].
         solver: `auto`, `primal`, `dual`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
         clip: None, or limit |v| to clip × rms|v| at samples where the map has (nearly) folded; ≥ 5.
@@ -119,10 +120,7 @@ class PWGF(MapReplay):
             raise ConfigError(
                 f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}"
             )
-        if dtype not in (torch.float32, torch.float64):
-            raise ConfigError(
-                f"PWGF(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}. Give torch.float64."
-            )
+        check_dtype(dtype, "PWGF")
         super().__init__(map, reference, dtype, check_device(device, "PWGF"))
         self.energy, self.theta0 = energy, _check_theta0(theta0, map)
         self.num_samples, self.num_eval, self.method = num_samples, num_eval, method

@@ -43,13 +43,11 @@ class RightSide:
         momentum, damping: of the solve.
         t: time, for messages.
 
-    After the first stage `first_fit` holds the share of v that its solve missed on z, and `held_out` the share that `last`
-    misses there, which never saw z: the gap between the two is what the solve overfits. NaN where not known.
+    After the first stage `first_fit` holds the share of v that its solve missed on z, and `held_out` the share that
+    `last` misses there, which never saw z: the gap between the two is what the solve overfits. NaN where not known.
     """
 
-    def __init__(
-        self, problem: Problem, z: Tensor, last: Tensor, t: float, *, momentum: float, damping: float
-    ) -> None:
+    def __init__(self, problem: Problem, z: Tensor, last: Tensor, t: float, *, momentum: float, damping: float) -> None:
         self.problem, self.z, self.t, self.damping = problem, z, t, damping
         self.last, self.prior = last, momentum * last
         self.first_fit = self.held_out = math.nan
@@ -112,9 +110,10 @@ def adapted_damping(damping: float, low: float, high: float, first_fit: float, h
     """The damping of the next interval, within [low, high].
 
     A notch up while the last solve missed clearly more of v on fresh samples than a solve misses on its own (it fitted
-    noise); a notch down when the two agree or hardly anything is missed.
+    noise), or missed a third of it anyway (what is left is beyond the map: a few fast samples near a fold, which small
+    damping chases); a notch down when neither holds.
     """
-    if held_out > max(2 * first_fit, 0.03):
+    if held_out > max(2 * first_fit, 0.03) or held_out > 0.33:
         damping = 4 * damping
     elif held_out < max(1.3 * first_fit, 0.01):
         damping = damping / 4

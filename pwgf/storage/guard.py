@@ -12,6 +12,7 @@ import errno
 import io
 import math
 import os
+import stat
 import re
 from collections.abc import Iterable, Iterator
 
@@ -62,13 +63,16 @@ def open_stored(path: str) -> Stored:
     Raises:
         FileNotFoundError: nothing is there (the caller knows what that means).
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        what = "a folder" if os.path.isdir(path) else "a pipe or a device"
-        raise PathError(f"opening {path!r}: expected a file, got {what}. Give the file's own path.")
     try:
+        mode = os.stat(path).st_mode  # asked once: a writer may remove the file at any moment
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise PathError(f"opening {path!r}: expected a file, got {what}. Give the file's own path.")
         return Stored(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(error)) from error
+    except PathError:
+        raise
     except OSError as error:
         raise StorageError(f"opening {path!r} failed: {error}. Check the permissions.") from error
 

@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 
+import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, SchemaError
-from pwgf.storage import manifest as manifests
 from pwgf.storage.disk import Disk, Stream
 from pwgf.storage.guard import DAMAGE, walk
 from pwgf.storage.lock import lock_run

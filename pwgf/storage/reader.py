@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+import pwgf.storage.snapshot as snapshot
 from pwgf.errors import ConfigError, PWGFError, StorageError, nearest
-from pwgf.storage import snapshot
 from pwgf.storage.guard import refused
 from pwgf.storage.manifest import parts_of
 from pwgf.storage.pieces import Piece

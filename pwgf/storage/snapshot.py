@@ -6,9 +6,9 @@ import os
 import time
 from dataclasses import dataclass
 
+import pwgf.storage.lock as lock
+import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, StorageError
-from pwgf.storage import lock
-from pwgf.storage import manifest as manifests
 from pwgf.storage.guard import refused
 from pwgf.storage.manifest import Manifest, Part, parts_of
 from pwgf.storage.pieces import Piece

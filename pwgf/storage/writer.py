@@ -14,8 +14,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import pwgf.storage.manifest as manifests
 from pwgf.errors import ConfigError, PathError, SchemaError, StorageError
-from pwgf.storage import manifest as manifests
 from pwgf.storage.disk import Disk
 from pwgf.storage.lock import RunLock, lock_run
 from pwgf.storage.manifest import Manifest, Part, parts_of

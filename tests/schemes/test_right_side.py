@@ -60,7 +60,7 @@ def test_the_velocity_form_is_the_dense_damped_least_squares_fit(kind, momentum)
     target = torch.cat([v.reshape(-1) / N**0.5, weight * prior])
     expected = torch.linalg.lstsq(rows, target[:, None], driver="gelsd").solution[:, 0]
 
-    found = RightSide(scheme._problem, z, prior, 0.0)(theta)
+    found = RightSide(scheme._problem, z, prior, 0.0, momentum=1.0, damping=DAMPING)(theta)
     assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9)
 
 
@@ -115,7 +115,7 @@ def test_the_displacement_is_the_rms_motion_of_the_samples():
     map, theta = setting("residual")
     scheme = pwgf.PWGF(energies.Potential(potential), map, pwgf.Gaussian(2), num_samples=N)
     z = torch.randn(N, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    side = RightSide(scheme._problem, z, torch.zeros_like(theta), 0.0)
+    side = RightSide(scheme._problem, z, torch.zeros_like(theta), 0.0, momentum=0.0, damping=1e-6)
     side(theta)
     e = 1e-6 * torch.randn(theta.numel(), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     moved = (map(theta + e, z) - map(theta - e, z)).square().sum(1).mean().sqrt() / 2

@@ -1,5 +1,6 @@
 """Several processes: one writer a run, readers that look at any moment, and a process that is killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -24,10 +25,15 @@ for k in range({count}):
 """
 
 
+@contextlib.contextmanager
 def writing(path, count, end="writer.close()"):
-    """A process that writes `count` rows and says the number of acknowledged ones."""
+    """A process that writes `count` rows and says the number of acknowledged ones; killed when the block is left."""
     code = WRITE.format(here=HERE, path=str(path), count=count, end=end)
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def dead_pid():
@@ -134,12 +140,10 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
 
 def test_a_zombie_is_dead(tmp_path):
     path = tmp_path / "run.h5"
-    process = writing(path, 2, "import os; os.kill(os.getpid(), 9)")
-    process.stdout.read()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but nobody has asked for its exit status
-    assert open_record(path).status == "killed"
-    process.wait()
-    process.stdout.close()
+    with writing(path, 2, "import os; os.kill(os.getpid(), 9)") as process:
+        process.stdout.read()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, but nobody has asked for its exit status
+        assert open_record(path).status == "killed"
 
 
 def test_a_lock_that_a_child_still_holds_is_respected(tmp_path):
