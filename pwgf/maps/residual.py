@@ -75,7 +75,7 @@ class ResidualMLP(PushForward):
             raise ConfigError(f"ResidualMLP(scale=…) must be positive and finite; got {self.scale!r}.")
         if self.gain is None:
             object.__setattr__(self, "gain", max(0.1, 0.3 / self.dim))
-        if not (is_real(self.gain) and self.gain > 0):
+        if not (is_real(self.gain) and self._weight > 0):
             raise ConfigError(f"ResidualMLP(gain=…) must be positive and finite; got {self.gain!r}.")
 
     @property

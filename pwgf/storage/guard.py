@@ -12,8 +12,8 @@ import errno
 import io
 import math
 import os
-import stat
 import re
+import stat
 from collections.abc import Iterable, Iterator
 
 import h5py
