@@ -236,7 +236,8 @@ class PWGF(MapReplay):
         return row
 
     def _damping(self, state: State) -> float:
-        return float(state.extra["damping"]) if "damping" in state.extra else self.damping
+        carried = float(state.extra["damping"]) if "damping" in state.extra else self.damping
+        return min(max(carried, self.damping), self.max_damping)  # a state of other settings may carry another
 
     def _blocks(self, generator: torch.Generator) -> list[Tensor]:
         """Fresh evaluation samples in blocks of at most num_samples (pairwise energies couple only within a block)."""

@@ -156,6 +156,7 @@ def test_a_share_of_units_starts_on_single_coordinates():
     first = map.unpack(map.initial())[1][:, :-1]
     on_axis = (first != 0).sum(1)
     assert on_axis.tolist() == [1] * 10 + [4] * 10
-    every = maps.ResidualMLP(4).unpack(maps.ResidualMLP(4).initial())[1][:, :-1]
+    map = maps.ResidualMLP(4, width=64, axis_share=1.0)
+    every = map.unpack(map.initial())[1][:, :-1]
     assert bool(((every != 0).sum(1) == 1).all())
     assert ((every != 0).sum(0)).tolist() == [16] * 4

@@ -9,7 +9,7 @@ from torch.func import jacfwd, jacrev, vmap
 import pwgf
 from pwgf import energies, linalg, maps
 from pwgf.errors import NonFiniteError
-from pwgf.schemes.right_side import RightSide, clip_folded, finite_velocity
+from pwgf.schemes.right_side import RightSide, adapted_damping, clip_folded, finite_velocity
 
 N, DAMPING = 40, 1e-3
 
@@ -182,3 +182,36 @@ def test_a_velocity_that_is_not_finite_names_term_time_and_place():
         NonFiniteError, match=r"'potential' is NaN or infinite at 1 of 2 samples at t = 0\.5, first at x = \(-1\)"
     ):
         finite_velocity(energies.Entropy() + root, rho, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("first_fit", "held_out", "expected"),
+    [
+        (0.01, 0.2, 4e-6),  # the last solve fitted noise
+        (0.5, 0.6, 4e-6),  # a third and more is beyond the map
+        (0.1, 0.12, 2.5e-7),  # both agree
+        (1e-6, 5e-3, 2.5e-7),  # hardly anything is missed
+        (0.1, 0.15, 1e-6),  # in between: stay
+        (float("nan"), float("nan"), 1e-6),  # not known yet
+    ],
+)
+def test_damping_follows_the_held_out_share(first_fit, held_out, expected):
+    assert adapted_damping(1e-6, 1e-8, 1e-3, first_fit, held_out) == pytest.approx(expected)
+
+
+def test_damping_stays_within_its_bounds():
+    assert adapted_damping(1e-3, 1e-6, 1e-3, 0.01, 0.9) == 1e-3
+    assert adapted_damping(1e-6, 1e-6, 1e-3, 0.01, 0.001) == 1e-6
+
+
+def test_the_held_out_share_is_that_of_the_last_rate_on_new_samples():
+    map, theta = setting("residual")
+    scheme = pwgf.PWGF(energies.Potential(potential), map, pwgf.Gaussian(2), num_samples=N)
+    z = torch.randn(N, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    last = 0.1 * torch.randn(theta.numel(), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    side = RightSide(scheme._problem, z, last, 0.0, momentum=0.9, damping=1e-6)
+    side(theta)
+    x = map(theta, z)
+    v = -(x**3) + torch.tensor([1.0, 0.0], dtype=torch.float64)
+    missed = (dense_tangent(map, theta, z) @ last - v.reshape(-1)).square().sum() / v.square().sum()
+    assert side.held_out == pytest.approx(float(missed), rel=1e-9)
