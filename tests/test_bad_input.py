@@ -173,6 +173,7 @@ def test_wrong_members(make, message):
         ({"solver": "minress"}, r"solver=…\) needs one of .*; got 'minress'\. Did you mean 'minres'\?"),
         ({"solver": 3}, r"solver=…\) needs one of .* or a solver; got 3"),
         ({"damping": -1e-6}, r"PWGF\(damping=…\) must be a number in \[0, inf\); got -1e-06"),
+        ({"max_damping": -1e-3}, r"PWGF\(max_damping=…\) must be a number in \[0, inf\); got -0\.001"),
         ({"damping": math.nan}, r"PWGF\(damping=…\) must be a number in \[0, inf\); got nan"),
         ({"momentum": 1.5}, r"PWGF\(momentum=…\) must be a number in \[0, 1\]; got 1\.5"),
         ({"clip": 2}, r"PWGF\(clip=…\) must be a number in \[5, inf\); got 2"),

@@ -145,6 +145,16 @@ def test_the_loop_warns_when_the_energy_rises(caplog):
     assert any("the energy rose by" in m and "lower tolerance or dt" in m for m in caplog.messages)
 
 
+def test_the_loop_warns_of_a_stall(caplog):
+    moving = pwgf.PWGF(
+        energies.Potential(lambda x: x.square().sum(-1)), maps.Affine(1), pwgf.Gaussian(1), num_samples=50, num_eval=50,
+        dt=1e-8,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "pwgf"):
+        pwgf.solve(moving, [0.0, 1.0], progress=False, callbacks=[lambda state, info: True])
+    assert len([m for m in caplog.messages if "the step has shrunk to 1.0e-08" in m and "larger damping" in m]) == 1
+
+
 def test_progress_says_where_it_is_and_can_be_silenced(capsys, monkeypatch):
     monkeypatch.setattr("pwgf.progress._INTERVAL", 0.0)
     solve(progress=True)

@@ -111,7 +111,7 @@ def adapted_damping(damping: float, low: float, high: float, first_fit: float, h
 
     A notch up while the last solve missed clearly more of v on fresh samples than a solve misses on its own (it fitted
     noise), or missed a third of it anyway (what is left is beyond the map: a few fast samples near a fold, which small
-    damping chases); a notch down when neither holds.
+    damping chases); a notch down when the two agree to 30 % or less than 1 % is held out; else unchanged.
     """
     if held_out > max(2 * first_fit, 0.03) or held_out > 0.33:
         damping = 4 * damping

@@ -32,6 +32,8 @@ def test_dim_must_be_a_positive_integer(make, dim):
         ({"axis_share": "all"}, r"ResidualMLP\(axis_share=…\) must lie in \[0, 1\]; got 'all'"),
         ({"scale": 0.0}, r"ResidualMLP\(scale=…\) must be positive and finite; got 0\.0"),
         ({"scale": float("nan")}, r"ResidualMLP\(scale=…\) must be positive and finite; got nan"),
+        ({"gain": 0.0}, r"ResidualMLP\(gain=…\) must be positive and finite; got 0\.0"),
+        ({"gain": "small"}, r"ResidualMLP\(gain=…\) must be positive and finite; got 'small'"),
     ],
 )
 def test_settings_of_the_residual_map(settings, message):
