@@ -315,12 +315,9 @@ class PushedMeasure:
         for block in self.z.split(self.chunk_size):
             with torch.enable_grad():
                 z = block.detach().requires_grad_(True)
-                jacobian = self.map.jacobian(theta, z)
-                sign, logdet = torch.linalg.slogdet(jacobian)
-                log_density = self.reference.log_density(z) - logdet
-                (slope,) = torch.autograd.grad(log_density.sum(), z)
-            transposed = jacobian.detach().transpose(1, 2)
-            score = torch.linalg.solve_ex(transposed, slope.unsqueeze(-1))[0].squeeze(-1)
-            parts.append((log_density.detach(), score, sign.detach(), logdet.detach()))
+                log_lambda = self.reference.log_density(z)
+                (slope,) = torch.autograd.grad(log_lambda.sum(), z)
+            pushed = self.map.push_score(theta, block.detach(), slope)
+            parts.append((log_lambda.detach() - pushed.log_abs_det, *pushed))
         log_density, score, sign, logdet = (torch.cat(group) for group in zip(*parts, strict=True))
         return log_density, score, sign, logdet

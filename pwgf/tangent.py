@@ -12,6 +12,8 @@ from torch.func import jacrev, vmap
 from .maps.base import Layer, Linearisation, PushForward
 
 _ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
+_CACHED = 2**20  # the same where they should stay in a core's cache
+_FEW_OUTPUTS = 2  # dimensions up to which JᵀJ is quicker by rows of J than by pairs of layers
 
 
 class Tangent:
@@ -48,20 +50,26 @@ class Tangent:
         """The tangent at some of the samples, index (m,)."""
         return Tangent(self.map, self.theta, self.z[index], self.chunk_size)
 
+    def to(self, dtype: torch.dtype) -> Tangent:
+        """The tangent at the same (θ, z) in another precision."""
+        return Tangent(self.map, self.theta.to(dtype), self.z.to(dtype), self.chunk_size)
+
     @cached_property
-    def _trace(self) -> Tensor:
-        total = torch.zeros((), dtype=self.dtype, device=self.device)
+    def _diagonal(self) -> Tensor:
+        total = torch.zeros(self.p, dtype=self.dtype, device=self.device)
         if not self.layered:
-            return sum((rows.square().sum() for rows in self._rows()), total) / self.n
-        for layers in self._layers():
-            for layer in layers:
-                a2 = layer.a.square().sum(1)
-                total = total + (a2.sum() * self.d if layer.g is None else (a2 * layer.g.square().sum((1, 2))).sum())
+            return sum((rows.square().sum(0) for rows in self._rows()), total) / self.n
+        for part in self._parts:
+            total += part.diagonal() if part.diagonal is not None else _layer_squares(part.layers(), total)  # type: ignore[misc]
         return total / self.n
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of Ĝ, (p,), exact."""
+        return self._diagonal
 
     def trace(self) -> Tensor:
         """tr Ĝ = |J|²/n, a scalar, exact."""
-        return self._trace
+        return self._diagonal.sum()
 
     def gram_dual(self) -> Tensor:
         """JJᵀ, (n·d, n·d), rows ordered (sample, coordinate): Σ_layers (a_i·a_j)(g_ik·g_jl)."""
@@ -82,7 +90,7 @@ class Tangent:
     def gram_primal(self) -> Tensor:
         """Ĝ = JᵀJ/n, (p,p): blocks Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ) for each pair of layers."""
         gram = torch.zeros(self.p, self.p, dtype=self.dtype, device=self.device)
-        if not self.layered:
+        if not self.layered or self.d <= _FEW_OUTPUTS:
             for rows in self._rows():
                 gram.addmm_(rows.T, rows)
             return gram / self.n
@@ -103,10 +111,27 @@ class Tangent:
 
     def _rows(self) -> Iterator[Tensor]:
         """Rows of J in blocks of whole samples, (b·d, p)."""
+        if self.layered:
+            per_block = max(1, _CACHED // max(self.d * self.p, 1))
+            for layers in self._layers():
+                for start in range(0, len(layers[0].a), per_block):
+                    yield self._layer_rows(layers, slice(start, start + per_block))
+            return
         per_block = max(1, _ENTRIES // max(self.d * self.p, 1))
         row = jacrev(lambda theta, zi: self.map(theta, zi[None])[0])
         for block in self.z.split(per_block):
             yield vmap(row, (None, 0))(self.theta, block).reshape(-1, self.p).detach()
+
+    def _layer_rows(self, layers: list[Layer], part: slice) -> Tensor:
+        """Rows of J from the factors, for some of the samples, (b·d, p)."""
+        identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
+        rows = torch.empty(len(layers[0].a[part]), self.d, self.p, dtype=self.dtype, device=self.device)
+        for layer in layers:
+            size = layer.shape[0] * layer.shape[1]
+            block = rows[:, :, layer.offset : layer.offset + size].unflatten(2, layer.shape)
+            g = identity[None] if layer.g is None else layer.g[part]
+            torch.mul(g.unsqueeze(3), layer.a[part, None, None, :], out=block)
+        return rows.reshape(-1, self.p)
 
     def _layers(self) -> Iterator[list[Layer]]:
         for part in self._parts:
@@ -119,6 +144,16 @@ class Tangent:
             inputs = torch.cat([layer.a for layer in group])
             whole.append(Layer(group[0].offset, group[0].shape, inputs, torch.cat(outputs) if outputs else None))
         return whole
+
+
+def _layer_squares(layers: list[Layer], like: Tensor) -> Tensor:
+    """Σ_rows J², (p,): for each layer Σ_i (Σ_k g_ik²) ⊗ a_i²."""
+    total = torch.zeros_like(like)
+    for layer in layers:
+        (out, _), a2 = layer.shape, layer.a.square()
+        square = a2.sum(0).expand(out, -1) if layer.g is None else layer.g.square().sum(1).T @ a2
+        total[layer.offset : layer.offset + square.numel()] = square.reshape(-1)
+    return total
 
 
 def _layer_pair(one: Layer, other: Layer) -> Tensor:

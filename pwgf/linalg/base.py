@@ -43,6 +43,10 @@ class TangentLike(Protocol):
         """tr Ĝ = |J|²_F / n, a scalar."""
         ...
 
+    def to(self, dtype: torch.dtype) -> TangentLike:
+        """The same tangent in another precision."""
+        ...
+
     def subset(self, idx: Tensor) -> TangentLike:
         """The tangent at the samples `idx` (m,) alone."""
         ...

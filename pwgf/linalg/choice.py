@@ -8,56 +8,77 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pwgf.errors import ConfigError, nearest
-from pwgf.linalg.base import LinearSolver, Solution, TangentLike
+from pwgf.linalg.base import LinearSolver, Solution, TangentLike, check_settings
 from pwgf.linalg.dual import Dual
 from pwgf.linalg.krylov import CG, LSMR, MINRES
 from pwgf.linalg.primal import Primal
 from pwgf.linalg.subsample import SubsamplePCG
 
-MAX_DIRECT = 2000  # unknowns up to which a Cholesky factorisation beats an iteration (.016–.12 s on a core)
+MAX_PRIMAL, MAX_DUAL = 800, 1000  # parameters, rows n·d up to which a Cholesky factorisation beats an iteration
+MAX_UNLAYERED = 2000  # the same for both where the structure of J is unknown, so that products are slow
 MAX_DENSE = 100_000_000  # entries of J up to which a Gram matrix is affordable when the structure of J is unknown
+MAX_PCG_DIM, MAX_PCG_DAMPING = 20, 1e-5  # beyond them a preconditioner costs more than it saves
 
 
-def choose(n: int, d: int, p: int, layered: bool, has_rhs: bool = False) -> LinearSolver:
-    """The solver that suits the sizes.
+def choose(
+    n: int, d: int, p: int, layered: bool, has_rhs: bool = False, damping: float = 1e-6, accuracy: float = 1.0
+) -> LinearSolver:
+    """The solver that suits the sizes, with an error in the displacement of a few 1e-4·accuracy.
 
-    p ≤ 2000: primal. n·d ≤ 2000: dual. Larger: subsample PCG where the structure is known, else LSMR. A free right
-    side excludes dual and LSMR; CG takes their place. Unknown structure excludes Grams of a J above 1e8 entries.
+    p ≤ 800: primal. n·d ≤ 1000: dual. Larger: subsample PCG in d ≤ 20 for damping below 1e-5, CG otherwise. Where the
+    structure of J is unknown the direct solvers serve up to 2000, then LSMR. A free right side excludes dual and LSMR; CG takes their place. Unknown structure
+    excludes Grams of a J above 1e8 entries.
+
+    The damping is relative to the trace, which in high dimension many directions share: their spread is small then, and
+    CG needs few iterations.
 
     Args:
         n, d, p: samples, dimension, parameters.
         layered: whether Gram matrices are cheap because the structure of J is known.
         has_rhs: whether a free right side is given (the gradient form).
+        damping: λ of the solve.
+        accuracy: in (0, 1], factor of the iterations' tolerances.
 
     Example:
         >>> choose(n=1000, d=10, p=5614, layered=True).name, choose(n=1000, d=2, p=50, layered=False).name
         ('pcg', 'primal')
     """
     affordable = layered or n * d * p <= MAX_DENSE
-    if p <= MAX_DIRECT and affordable:
+    max_primal, max_dual = (MAX_PRIMAL, MAX_DUAL) if layered else (MAX_UNLAYERED, MAX_UNLAYERED)
+    if p <= max_primal and affordable:
         return Primal()
-    if n * d <= MAX_DIRECT and affordable and not has_rhs:
+    if n * d <= max_dual and affordable and not has_rhs:
         return Dual()
-    if layered:
-        return SubsamplePCG()
-    return CG() if has_rhs else LSMR()
+    if not layered:
+        return CG(rtol=1e-5 * accuracy) if has_rhs else LSMR(rtol=1e-5 * accuracy)
+    if d <= MAX_PCG_DIM and damping < MAX_PCG_DAMPING:
+        return SubsamplePCG(rtol=1e-3 * accuracy)
+    return CG(rtol=2e-4 * accuracy, mixed=True)
 
 
 @dataclass(frozen=True)
 class Auto:
     """Takes `choose`'s solver anew at each call.
 
+    Args:
+        accuracy: in (0, 1], factor of the iterations' tolerances; at 1 the error in the displacement,
+            |J(x − x*)|/|Jx*|, is a few 1e-4.
+
     Example:
         >>> Auto().name
         'auto'
     """
 
+    accuracy: float = 1.0
     name: ClassVar[str] = "auto"
+
+    def __post_init__(self) -> None:
+        check_settings(self, accuracy=self.accuracy)
 
     def __call__(
         self, tangent: TangentLike, v: Tensor, *, damping: float, prior: Tensor | None = None, rhs: Tensor | None = None
     ) -> Solution:
-        solver = choose(tangent.n, tangent.d, tangent.p, tangent.layered, rhs is not None)
+        solver = choose(tangent.n, tangent.d, tangent.p, tangent.layered, rhs is not None, damping, self.accuracy)
         return solver(tangent, v, damping=damping, prior=prior, rhs=rhs)
 
 

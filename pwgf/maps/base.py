@@ -32,12 +32,25 @@ class Layer(NamedTuple):
 class Linearisation:
     """The tangent J = ∂_θT at fixed (θ, z): `jv` η (p,) → Jη (n,d), `jtu` u (n,d) → Jᵀu (p,).
 
-    `layers` gives the factors of J where the map is made of per-sample linear layers, else None.
+    `layers` gives the factors of J where the map is made of per-sample linear layers, else None; `diagonal` Σ_rows J²
+    (p,) where there is a quicker way to it than through them.
     """
 
     jv: Callable[[Tensor], Tensor]
     jtu: Callable[[Tensor], Tensor]
     layers: Callable[[], list[Layer]] | None = None
+    diagonal: Callable[[], Tensor] | None = None
+
+
+class Pushed(NamedTuple):
+    """What T does to a density at samples z.
+
+    `score` (n,d) is ∇ log ρ at T(z), `det_sign` (n,) the sign of det ∂_zT, `log_abs_det` (n,) its logarithm.
+    """
+
+    score: Tensor
+    det_sign: Tensor
+    log_abs_det: Tensor
 
 
 class Block(NamedTuple):
@@ -60,8 +73,8 @@ def blocks(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Block]:
 class PushForward(ABC):
     """A map T_θ: R^d → R^d, differentiable in θ (p,) and in z (n,d) for any n ≥ 1.
 
-    A subclass gives `__call__`, `initial` and `layout`; it overrides `jacobian`, `log_abs_det`, `inverse` and
-    `linearise` where its family knows a cheaper route. All methods follow the dtype and device of θ and z.
+    A subclass gives `__call__`, `initial` and `layout`; it overrides `jacobian`, `log_abs_det`, `push_score`, `inverse`
+    and `linearise` where its family knows a cheaper route. All methods follow the dtype and device of θ and z.
     """
 
     dim: int
@@ -99,6 +112,21 @@ class PushForward(ABC):
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
         """log|det ∂_zT| (n,); differentiable. Cost: `jacobian` and n LU factorisations of size d."""
         return torch.linalg.slogdet(self.jacobian(theta, z)).logabsdet
+
+    def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
+        """∇ log ρ(T(z)) = (∂_zT)^{−T} [slope − ∇_z log|det ∂_zT|] with slope = ∇ log λ(z) (n,d); nothing requires grad.
+
+        Cost: `jacobian`, its backward pass, and n LU factorisations of size d.
+        """
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_(True)
+            jacobian = self.jacobian(theta.detach(), leaf)
+            sign, log_abs_det = torch.linalg.slogdet(jacobian)
+            if log_abs_det.requires_grad:  # not for affine maps
+                slope = slope - torch.autograd.grad(log_abs_det.sum(), leaf)[0]
+        transposed = jacobian.detach().transpose(1, 2)
+        score = torch.linalg.solve_ex(transposed, slope.unsqueeze(-1))[0].squeeze(-1)
+        return Pushed(score, sign.detach(), log_abs_det.detach())
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """z with T_θ(z) = x, (n,d), by Newton's method; raises SolverError where it fails."""

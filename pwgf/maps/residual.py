@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .affine import with_ones
-from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim, is_real
+from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks, check_dim, is_real
+
+_CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
 
 
 @dataclass(frozen=True)
@@ -144,47 +146,124 @@ class ResidualMLP(PushForward):
             tangents = (1 - h * h).unsqueeze(2) * (w[:, :-1] @ tangents)
         return affine[:, :-1] + out @ tangents
 
+    def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
+        """In closed form for one hidden layer: two matrix products of 2n·width·d² flops and n inverses of size d.
+
+        ∂_zT = A + Σ_u s_u o_u w_uᵀ over the units u with slopes s = 1 − h², whence, with s′ = −2hs,
+        ∇_z log|det| = Σ_u (w_uᵀ (∂_zT)⁻¹ o_u) s′_u w_u.
+        """
+        if self.depth > 1:
+            return super().push_score(theta, z, slope)
+        affine, first, out = self.unpack(theta.detach())
+        (n, d), out = z.shape, self._weight * out
+        h = torch.tanh(torch.addmm(first[:, -1], z, first[:, :-1].T))
+        outer = (out.T.unsqueeze(2) * first[:, :-1].unsqueeze(1)).reshape(-1, d * d)
+        slopes = 1 - h * h
+        jacobian = affine[:, :-1] + (slopes @ outer).view(n, d, d)
+        lu, pivots, info = torch.linalg.lu_factor_ex(jacobian)
+        diagonal = lu.diagonal(dim1=1, dim2=2)
+        swaps = (pivots != torch.arange(1, d + 1, dtype=pivots.dtype, device=pivots.device)).sum(1)
+        sign = diagonal.sign().prod(1) * (1 - 2 * (swaps % 2))
+        transposed = torch.linalg.lu_solve(
+            lu, pivots, torch.eye(d, dtype=z.dtype, device=z.device).expand(n, d, d), adjoint=True
+        )
+        weights = transposed.reshape(n, d * d) @ outer.T
+        slope = slope - (weights.mul_(slopes).mul_(h).mul_(-2)) @ first[:, :-1]
+        score = (transposed @ slope.unsqueeze(-1)).squeeze(-1)
+        return Pushed(score, sign, diagonal.abs().log().sum(1))
+
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J from cached activations: four matrix products a layer for one Jη and one Jᵀu."""
-        theta, z = theta.detach(), z.detach()
-        _, *hidden, out = self.unpack(theta)
-        out = self._weight * out
-        inputs, slopes = [with_ones(z)], []
-        for w in hidden:
-            h = torch.tanh(inputs[-1] @ w.T)
-            slopes.append(1 - h * h)
-            inputs.append(with_ones(h))
+        return _Activations(self, theta.detach(), z.detach()).linearisation()
 
-        def jv(eta: Tensor) -> Tensor:
-            e_affine, *e_hidden, e_out = self.unpack(eta)
-            dh = slopes[0] * (inputs[0] @ e_hidden[0].T)
-            for w, e, a, slope in zip(hidden[1:], e_hidden[1:], inputs[1:-1], slopes[1:], strict=True):
-                dh = slope * torch.addmm(dh @ w[:, :-1].T, a, e.T)
-            return torch.addmm(
-                torch.addmm(inputs[0] @ e_affine.T, self._weight * inputs[-1][:, :-1], e_out.T), dh, out.T
-            )
 
-        def jtu(u: Tensor) -> Tensor:
-            grads = [self._weight * (u.T @ inputs[-1][:, :-1])]
-            back = u @ out
-            for k in reversed(range(self.depth)):
-                back = back * slopes[k]
-                grads.append(back.T @ inputs[k])
+class _Activations:
+    """The inputs [h_{l−1}, 1] of every layer at (θ, z), and the products that follow from them.
+
+    Moving memory is what limits a product at small d. So arrays are transposed, (units, samples), in blocks of samples
+    that stay in a core's cache together with one scratch array per layer, and slopes 1 − h² are formed on the way.
+    """
+
+    def __init__(self, map: ResidualMLP, theta: Tensor, z: Tensor) -> None:
+        self.map, self.n = map, len(z)
+        _, *self.hidden, out = map.unpack(theta)
+        self.out = map._weight * out
+        on_cpu = z.device.type == "cpu"
+        self.block = max(256, _CACHE // (map.units * z.element_size())) if on_cpu else max(self.n, 1)
+        self.inputs: list[list[Tensor]] = []
+        for part in z.split(self.block):
+            inputs = [with_ones(part).T.contiguous()]
+            for w in self.hidden:
+                h = torch.tanh(w @ inputs[-1])
+                inputs.append(torch.cat([h, torch.ones_like(h[:1])]))
+            self.inputs.append(inputs)
+        size = min(self.block, self.n)
+        self.scratch = [torch.empty(len(w) * size, dtype=z.dtype, device=z.device) for w in self.hidden]
+
+    def linearisation(self) -> Linearisation:
+        """J as its products and factors."""
+        return Linearisation(self.jv, self.jtu, self.layers, self.diagonal if self.map.depth == 1 else None)
+
+    def _room(self, k: int, columns: int) -> Tensor:
+        rows = len(self.hidden[k])
+        return self.scratch[k][: rows * columns].view(rows, columns)
+
+    def jv(self, eta: Tensor) -> Tensor:
+        """Jη, (n,d)."""
+        e_affine, *e_hidden, e_out = self.map.unpack(eta)
+        e_out, moved = self.map._weight * e_out, []
+        for inputs in self.inputs:
+            size = inputs[0].shape[1]
+            dh = _times_slope(torch.mm(e_hidden[0], inputs[0], out=self._room(0, size)), inputs[1])
+            for k in range(1, self.map.depth):
+                dh = torch.mm(self.hidden[k][:, :-1], dh, out=self._room(k, size))
+                dh = _times_slope(dh.addmm_(e_hidden[k], inputs[k]), inputs[k + 1])
+            moved.append((e_affine @ inputs[0]).addmm_(e_out, inputs[-1][:-1]).addmm_(self.out, dh))
+        return torch.cat(moved, 1).T.contiguous()
+
+    def jtu(self, u: Tensor) -> Tensor:
+        """Jᵀu, (p,)."""
+        g = torch.zeros(self.map.num_params, dtype=u.dtype, device=u.device)
+        g_affine, *g_hidden, g_out = self.map.unpack(g)
+        g_outT = torch.zeros(g_out.shape[::-1], dtype=u.dtype, device=u.device)
+        for inputs, part in zip(self.inputs, u.split(self.block), strict=True):
+            g_outT.addmm_(inputs[-1][:-1], part)
+            back = torch.mm(self.out.T, part.T, out=self._room(-1, len(part)))
+            for k in reversed(range(self.map.depth)):
+                g_hidden[k].addmm_(_times_slope(back, inputs[k + 1]), inputs[k].T)
                 if k:
-                    back = back @ hidden[k][:, :-1]
-            grads.append(u.T @ inputs[0])
-            return torch.cat([g.reshape(-1) for g in reversed(grads)])
+                    back = torch.mm(self.hidden[k][:, :-1].T, back, out=self._room(k - 1, len(part)))
+            g_affine.addmm_(part.T, inputs[0].T)
+        torch.mul(g_outT.T, self.map._weight, out=g_out)
+        return g
 
-        def layers() -> list[Layer]:
-            spots = self.layout()
-            found = [Layer(spots[-1].offset, spots[-1].shape, self._weight * inputs[-1][:, :-1], None)]  # type: ignore[arg-type]
-            g = out.expand(len(z), -1, -1)
-            for k in reversed(range(self.depth)):
-                g = g * slopes[k].unsqueeze(1)
-                found.append(Layer(spots[k + 1].offset, spots[k + 1].shape, inputs[k], g))  # type: ignore[arg-type]
-                if k:
-                    g = g @ hidden[k][:, :-1]
-            found.append(Layer(0, spots[0].shape, inputs[0], None))  # type: ignore[arg-type]
-            return found[::-1]
+    def diagonal(self) -> Tensor:
+        """Σ_rows J², (p,), for one hidden layer: there |∂T/∂(unit u)|² = s_u² |o_u|²."""
+        total = torch.zeros(self.map.num_params, dtype=self.out.dtype, device=self.out.device)
+        affine, first, out = self.map.unpack(total)
+        for z, h in self.inputs:
+            z2, h2 = z.square(), h[:-1].square()
+            affine += z2.sum(1)
+            first += self.out.square().sum(0).unsqueeze(1) * ((1 - h2).square() @ z2.T)
+            out += self.map._weight**2 * h2.sum(1)
+        return total
 
-        return Linearisation(jv, jtu, layers)
+    def layers(self) -> list[Layer]:
+        """The factors (a, g) of every layer."""
+        spots = self.map.layout()
+        inputs = [torch.cat(group, 1).T for group in zip(*self.inputs, strict=True)]
+        found = [Layer(spots[-1].offset, spots[-1].shape, self.map._weight * inputs[-1][:, :-1], None)]  # type: ignore[arg-type]
+        g = self.out.expand(self.n, -1, -1)
+        for k in reversed(range(self.map.depth)):
+            g = g * (1 - inputs[k + 1][:, :-1].square()).unsqueeze(1)
+            found.append(Layer(spots[k + 1].offset, spots[k + 1].shape, inputs[k], g))  # type: ignore[arg-type]
+            if k:
+                g = g @ self.hidden[k][:, :-1]
+        found.append(Layer(0, spots[0].shape, inputs[0], None))  # type: ignore[arg-type]
+        return found[::-1]
+
+
+def _times_slope(x: Tensor, inputs: Tensor) -> Tensor:
+    """x · (1 − h²) in place, for the units h (all rows but the last, which is the bias's ones) of the next inputs."""
+    torch.ops.aten.tanh_backward.grad_input(x, inputs[:-1], grad_input=x)
+    return x

@@ -26,6 +26,9 @@ class DenseTangent:
     def trace(self) -> Tensor:
         return self.J.square().sum() / self.n
 
+    def to(self, dtype: torch.dtype) -> DenseTangent:
+        return DenseTangent(self.J.to(dtype), self.layered)
+
     def subset(self, idx: Tensor) -> DenseTangent:
         return DenseTangent(self.J[idx], self.layered)
 

@@ -23,21 +23,30 @@ def random(*shape: int, seed: int = 7) -> torch.Tensor:
 @pytest.mark.parametrize(
     "sizes, name",
     [
-        (dict(n=1000, d=2, p=1222, layered=True), "primal"),
+        (dict(n=1000, d=2, p=326, layered=True), "primal"),
+        (dict(n=1000, d=2, p=1222, layered=True), "pcg"),
         (dict(n=1000, d=2, p=1222, layered=False), "primal"),
-        (dict(n=100_000, d=10, p=2000, layered=True), "primal"),
         (dict(n=100_000, d=10, p=2000, layered=False), "lsmr"),
-        (dict(n=1000, d=2, p=5000, layered=True), "dual"),
+        (dict(n=500, d=2, p=5000, layered=True), "dual"),
         (dict(n=1000, d=2, p=5000, layered=False), "dual"),
         (dict(n=1000, d=10, p=5614, layered=True), "pcg"),
+        (dict(n=1000, d=10, p=5614, layered=True, damping=1e-4), "cg"),
+        (dict(n=1000, d=50, p=100_000, layered=True), "cg"),
         (dict(n=1000, d=10, p=5614, layered=False), "lsmr"),
-        (dict(n=1000, d=2, p=5000, layered=True, has_rhs=True), "pcg"),
+        (dict(n=500, d=2, p=5000, layered=True, has_rhs=True), "pcg"),
         (dict(n=1000, d=2, p=5000, layered=False, has_rhs=True), "cg"),
         (dict(n=1000, d=2, p=1222, layered=False, has_rhs=True), "primal"),
     ],
 )
 def test_the_choice(sizes, name):
     assert choose(**sizes).name == name
+
+
+def test_accuracy_scales_the_tolerances_of_iterations():
+    sizes = [dict(d=10, layered=True), dict(d=50, layered=True), dict(d=10, layered=False)]
+    for size in sizes:
+        loose, tight = (choose(n=1000, p=50_000, accuracy=a, **size) for a in (1.0, 0.1))
+        assert tight == dataclasses.replace(loose, rtol=0.1 * loose.rtol)
 
 
 def test_auto_is_the_chosen_solver():
@@ -68,7 +77,9 @@ def test_a_users_callable_passes():
 def test_unknown_names_are_told_the_nearest():
     with pytest.raises(ConfigError, match=r"needs one of \['auto'.*got 'minre'.*Did you mean 'minres'\?"):
         get_solver("minre")
-    with pytest.raises(ConfigError, match=r"knows the settings \['rtol', 'max_iterations'\].*Did you mean 'rtol'\?"):
+    with pytest.raises(
+        ConfigError, match=r"knows the settings \['rtol', 'max_iterations', 'mixed'\].*Did you mean 'rtol'\?"
+    ):
         get_solver("cg", rtoll=1e-3)
     with pytest.raises(ConfigError, match="takes settings with a name alone.*Put the settings into the solver"):
         get_solver(CG(), rtol=1e-3)
@@ -87,9 +98,10 @@ def test_settings_are_checked_at_the_door(make):
             make(max_iterations=bad)
 
 
-def test_the_subset_has_about_a_thousand_rows():
-    assert SubsamplePCG().subset_size(n=5000, d=10) == 100
-    assert SubsamplePCG().subset_size(n=5000, d=1) == 1000
+def test_the_subset_has_enough_rows_and_samples():
+    assert SubsamplePCG().subset_size(n=5000, d=10) == 75
+    assert SubsamplePCG().subset_size(n=5000, d=1) == 750
+    assert SubsamplePCG().subset_size(n=5000, d=25) == 50
     assert SubsamplePCG().subset_size(n=50, d=2) == 50
     assert SubsamplePCG(num_subsample=400).subset_size(n=5000, d=10) == 150
     assert SubsamplePCG().subset_size(n=5, d=4000) == 1
@@ -115,7 +127,8 @@ def test_the_preconditioner_saves_products_on_an_ill_conditioned_tangent(damping
         assert solution.converged
         return solution.num_products, float((tangent.jv(solution.x) - truth).norm() / truth.norm())
 
-    pcg_cost, pcg_error = cost_and_error(SubsamplePCG(rtol=1e-4, num_subsample=40))
+    pcg_cost, pcg_error = cost_and_error(SubsamplePCG(rtol=1e-4, num_subsample=40, mixed=False))
+    assert cost_and_error(SubsamplePCG(rtol=1e-4, num_subsample=40, mixed=True))[1] < 1e-2
     cg_cost, cg_error = cost_and_error(CG(rtol=1e-5))
     assert pcg_error < 1e-2 and cg_error < 1e-2
     assert pcg_cost * saving < cg_cost
