@@ -7,7 +7,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
 
 from .maps.base import Layer, Linearisation, PushForward
 
@@ -35,7 +34,7 @@ class Tangent:
         self.dtype, self.device = theta.dtype, theta.device
         self.chunk_size = chunk_size or max(self.n, 1)
         self._parts: list[Linearisation] = [map.linearise(self.theta, part) for part in self.z.split(self.chunk_size)]
-        self.layered = self._parts[0].layers is not None
+        self.layered = all(part.layers is not None for part in self._parts)
 
     def jv(self, eta: Tensor) -> Tensor:
         """Jη: (p,) → (n,d), the velocities that θ̇ = η gives the samples."""
@@ -78,12 +77,11 @@ class Tangent:
             return rows @ rows.T
         identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
         gram = torch.zeros(self.n, self.d, self.n, self.d, dtype=self.dtype, device=self.device)
-        for layer in self._whole_layers():
-            inputs = layer.a @ layer.a.T
-            if layer.g is None:
+        for g, inputs in self._input_grams():
+            if g is None:
                 gram += inputs[:, None, :, None] * identity[None, :, None, :]
             else:
-                flat = layer.g.reshape(self.n * self.d, -1)
+                flat = g.reshape(self.n * self.d, -1)
                 gram += (flat @ flat.T).view(gram.shape) * inputs[:, None, :, None]
         return gram.view(self.n * self.d, self.n * self.d)
 
@@ -118,9 +116,8 @@ class Tangent:
                     yield self._layer_rows(layers, slice(start, start + per_block))
             return
         per_block = max(1, _ENTRIES // max(self.d * self.p, 1))
-        row = jacrev(lambda theta, zi: self.map(theta, zi[None])[0])
         for block in self.z.split(per_block):
-            yield vmap(row, (None, 0))(self.theta, block).reshape(-1, self.p).detach()
+            yield self.map.tangent_rows(self.theta, block).reshape(-1, self.p)
 
     def _layer_rows(self, layers: list[Layer], part: slice) -> Tensor:
         """Rows of J from the factors, for some of the samples, (b·d, p)."""
@@ -137,13 +134,18 @@ class Tangent:
         for part in self._parts:
             yield part.layers()  # type: ignore[misc]
 
-    def _whole_layers(self) -> list[Layer]:
-        whole = []
-        for group in zip(*self._layers(), strict=True):
-            outputs = [layer.g for layer in group if layer.g is not None]
-            inputs = torch.cat([layer.a for layer in group])
-            whole.append(Layer(group[0].offset, group[0].shape, inputs, torch.cat(outputs) if outputs else None))
-        return whole
+    def _input_grams(self) -> list[tuple[Tensor | None, Tensor]]:
+        """Every g with Σ aaᵀ (n,n) over the layers that share it, as a weight and its bias do."""
+        found: dict[tuple[int, ...], tuple[Tensor | None, Tensor]] = {}
+        groups = list(zip(*self._layers(), strict=True))  # a list, so that every g lives on and its id is its own
+        for group in groups:
+            a, outputs = torch.cat([layer.a for layer in group]), [layer.g for layer in group if layer.g is not None]
+            shared = tuple(id(layer.g) for layer in group)
+            if shared in found:
+                found[shared][1].addmm_(a, a.T)
+            else:
+                found[shared] = torch.cat(outputs) if outputs else None, a @ a.T
+        return list(found.values())
 
 
 def _layer_squares(layers: list[Layer], like: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ MAPS = {
     "deep": lambda: maps.ResidualMLP(2, width=4, depth=3),
     "module": lambda: maps.FromModule(module(2), dim=2),
     "residual-module": lambda: maps.FromModule(module(3), dim=3, residual=True),
+    "scaled-module": lambda: maps.FromModule(nn.Sequential(module(2), nn.LayerNorm(2)), dim=2, residual=True),
 }
 NUMBERS = [1, 4, 60]  # n·d below and above p
 
@@ -138,8 +139,9 @@ def test_which_maps_have_layers():
         "one-dimension": True,
         "residual": True,
         "deep": True,
-        "module": False,
-        "residual-module": False,
+        "module": True,
+        "residual-module": True,
+        "scaled-module": False,
     }
 
 

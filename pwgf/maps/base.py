@@ -27,6 +27,11 @@ class Layer(NamedTuple):
     a: Tensor
     g: Tensor | None
 
+    def push(self, eta: Tensor) -> Tensor:
+        """The part of Jη that W gives, (n,d), from η (p,)."""
+        moved = self.a @ eta[self.offset : self.offset + math.prod(self.shape)].view(self.shape).T
+        return moved if self.g is None else (self.g @ moved.unsqueeze(2)).squeeze(2)
+
 
 @dataclass(frozen=True)
 class Linearisation:
@@ -136,17 +141,12 @@ class PushForward(ABC):
         """J = ∂_θT at (θ, z), by double backward on a retained graph. Cost of a product: about two of T."""
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_(True)
-            x = self(leaf, z.detach())
-            seed = torch.zeros_like(x, requires_grad=True)
-            (pulled,) = torch.autograd.grad(x, leaf, seed, create_graph=True)
+            push, pull = products(self(leaf, z.detach()), [leaf])
+        return Linearisation(jv=lambda eta: push([eta]), jtu=lambda u: pull(u)[0])
 
-        def jv(eta: Tensor) -> Tensor:
-            return torch.autograd.grad(pulled, seed, eta, retain_graph=True)[0]
-
-        def jtu(u: Tensor) -> Tensor:
-            return torch.autograd.grad(x, leaf, u, retain_graph=True)[0]
-
-        return Linearisation(jv, jtu)
+    def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
+        """J itself, (n,d,p), entry [i,k,:] = ∂_θT_k at z_i. Cost: T and d backward passes, p numbers a row."""
+        return vmap(jacrev(lambda theta, zi: self(theta, zi[None])[0]), (None, 0))(theta, z).detach()
 
     def to_config(self) -> dict[str, Any]:
         """JSON from which `maps.from_config` rebuilds this map."""
@@ -154,6 +154,29 @@ class PushForward(ABC):
         if is_dataclass(self):
             settings = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"name": type(self).__name__, **settings}
+
+
+def products(
+    x: Tensor, sources: Sequence[Tensor]
+) -> tuple[Callable[[Sequence[Tensor]], Tensor], Callable[[Tensor], tuple[Tensor, ...]]]:
+    """(ṡ ↦ Σ_s ∂x/∂s·ṡ, u ↦ (uᵀ∂x/∂s)_s) for the tensors s that x was computed from, on the retained graph of x.
+
+    The second is a backward pass; it is linear in u, and the backward pass through it is the first ("double backward").
+    Call it with gradients enabled.
+    """
+    seed = torch.zeros_like(x, requires_grad=True)
+    pulled = torch.autograd.grad(x, sources, seed, create_graph=True, materialize_grads=True)
+    used = [k for k, gradient in enumerate(pulled) if gradient.requires_grad]  # the others are zeros
+
+    def push(directions: Sequence[Tensor]) -> Tensor:
+        return torch.autograd.grad(
+            [pulled[k] for k in used], seed, [directions[k] for k in used], retain_graph=True, materialize_grads=True
+        )[0]
+
+    def pull(u: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(x, sources, u, retain_graph=True, materialize_grads=True)
+
+    return push, pull
 
 
 def check_dim(dim: int, call: str) -> None:

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from pwgf import maps
 
 
-def module(dim: int, width: int = 7) -> nn.Module:
-    """A smooth module (n,d) → (n,d), always the same one."""
+def module(dim: int, width: int = 7, scaled: bool = True) -> nn.Module:
+    """A smooth module (n,d) → (n,d), always the same one; `scaled` by a LayerNorm's parameters it is not all layers."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return nn.Sequential(nn.Linear(dim, width), nn.Tanh(), nn.LayerNorm(width), nn.Linear(width, dim)).double()
+        norm = nn.LayerNorm(width, elementwise_affine=scaled)
+        return nn.Sequential(nn.Linear(dim, width), nn.Tanh(), norm, nn.Linear(width, dim)).double()
 
 
 MEMBERS = {
@@ -26,6 +27,7 @@ MEMBERS = {
     "ResidualMLP2-depth2": lambda: maps.ResidualMLP(2, width=6, depth=2),
     "ResidualMLP3-depth3": lambda: maps.ResidualMLP(3, width=4, depth=3, axis_share=0.25),
     "FromModule2": lambda: maps.FromModule(module(2), dim=2),
+    "FromModule2-layers": lambda: maps.FromModule(module(2, scaled=False), dim=2, residual=True),
     "FromModule3-residual": lambda: maps.FromModule(module(3), dim=3, residual=True),
 }
 

@@ -91,7 +91,7 @@ def test_layers_give_the_tangent_exactly(name):
     theta, z = random_theta(map), points(5, map.dim)
     linear = map.linearise(theta, z)
     if linear.layers is None:
-        assert isinstance(map, maps.FromModule)
+        assert name in ("FromModule2", "FromModule3-residual")  # a LayerNorm scales single coordinates
         return
     J, filled = torch.zeros(5, map.dim, map.num_params, dtype=torch.float64), 0
     for layer in linear.layers():
