@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from .maps.base import Layer, Linearisation, PushForward
 
 _ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
 _CACHED = 2**20  # the same where they should stay in a core's cache
+_FEW_SAMPLES = 64  # enough for the scale of J where each row costs a backward pass
 _FEW_OUTPUTS = 2  # dimensions up to which JᵀJ is quicker by rows of J than by pairs of layers
 
 
@@ -57,17 +59,18 @@ class Tangent:
     def _diagonal(self) -> Tensor:
         total = torch.zeros(self.p, dtype=self.dtype, device=self.device)
         if not self.layered:
-            return sum((rows.square().sum(0) for rows in self._rows()), total) / self.n
+            few = self if self.n <= _FEW_SAMPLES else self.subset(torch.arange(_FEW_SAMPLES) * self.n // _FEW_SAMPLES)
+            return sum((rows.square().sum(0) for rows in few._rows()), total) / few.n
         for part in self._parts:
             total += part.diagonal() if part.diagonal is not None else _layer_squares(part.layers(), total)  # type: ignore[misc]
         return total / self.n
 
     def diagonal(self) -> Tensor:
-        """The diagonal of Ĝ, (p,), exact."""
+        """The diagonal of Ĝ, (p,): exact for layered maps, else from at most 64 samples, evenly spaced."""
         return self._diagonal
 
     def trace(self) -> Tensor:
-        """tr Ĝ = |J|²/n, a scalar, exact."""
+        """tr Ĝ = |J|²/n, a scalar: as exact as `diagonal`, the damping's scale needs no more."""
         return self._diagonal.sum()
 
     def gram_dual(self) -> Tensor:
@@ -89,7 +92,7 @@ class Tangent:
         """Ĝ = JᵀJ/n, (p,p): blocks Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ) for each pair of layers."""
         gram = torch.zeros(self.p, self.p, dtype=self.dtype, device=self.device)
         if not self.layered or self.d <= _FEW_OUTPUTS:
-            for rows in self._rows():
+            for rows in self._layered_rows() if self.layered else self._rows():
                 gram.addmm_(rows.T, rows)
             return gram / self.n
         for layers in self._layers():
@@ -108,27 +111,24 @@ class Tangent:
         return torch.cat(list(self._rows()))
 
     def _rows(self) -> Iterator[Tensor]:
-        """Rows of J in blocks of whole samples, (b·d, p)."""
-        if self.layered:
-            per_block = max(1, _CACHED // max(self.d * self.p, 1))
-            for layers in self._layers():
-                for start in range(0, len(layers[0].a), per_block):
-                    yield self._layer_rows(layers, slice(start, start + per_block))
-            return
+        """Rows of J in blocks of whole samples, (b·d, p), by differentiating T."""
         per_block = max(1, _ENTRIES // max(self.d * self.p, 1))
         for block in self.z.split(per_block):
             yield self.map.tangent_rows(self.theta, block).reshape(-1, self.p)
 
-    def _layer_rows(self, layers: list[Layer], part: slice) -> Tensor:
-        """Rows of J from the factors, for some of the samples, (b·d, p)."""
+    def _layered_rows(self) -> Iterator[Tensor]:
+        """The same from the factors."""
+        size = max(1, _CACHED // max(self.d * self.p, 1))
         identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
-        rows = torch.empty(len(layers[0].a[part]), self.d, self.p, dtype=self.dtype, device=self.device)
-        for layer in layers:
-            size = layer.shape[0] * layer.shape[1]
-            block = rows[:, :, layer.offset : layer.offset + size].unflatten(2, layer.shape)
-            g = identity[None] if layer.g is None else layer.g[part]
-            torch.mul(g.unsqueeze(3), layer.a[part, None, None, :], out=block)
-        return rows.reshape(-1, self.p)
+        for layers in self._layers():
+            for start in range(0, len(layers[0].a), size):
+                part = slice(start, start + size)
+                rows = torch.empty(len(layers[0].a[part]), self.d, self.p, dtype=self.dtype, device=self.device)
+                for layer in layers:
+                    block = rows[:, :, layer.offset : layer.offset + math.prod(layer.shape)].unflatten(2, layer.shape)
+                    g = identity[None] if layer.g is None else layer.g[part]
+                    torch.mul(g.unsqueeze(3), layer.a[part, None, None, :], out=block)
+                yield rows.reshape(-1, self.p)
 
     def _layers(self) -> Iterator[list[Layer]]:
         for part in self._parts:

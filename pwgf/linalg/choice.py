@@ -26,8 +26,8 @@ def choose(
     """The solver that suits the sizes, with an error in the displacement of a few 1e-4·accuracy.
 
     p ≤ 800: primal. n·d ≤ 1000: dual. Larger: subsample PCG in d ≤ 20 for damping below 1e-5, CG otherwise. Where the
-    structure of J is unknown the direct solvers serve up to 2000, then LSMR. A free right side excludes dual and LSMR; CG takes their place. Unknown structure
-    excludes Grams of a J above 1e8 entries.
+    structure of J is unknown the direct solvers serve up to 2000, then LSMR. A free right side excludes dual and LSMR;
+    CG takes their place. Unknown structure excludes Grams of a J above 1e8 entries.
 
     The damping is relative to the trace, which in high dimension many directions share: their spread is small then, and
     CG needs few iterations.

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError, nearest
 from ..integrate import ADAPTIVE, Advance, advance, check_method
-from ..linalg import LinearSolver, get_solver
+from ..linalg import Auto, LinearSolver, get_solver
 from ..maps.base import PushForward
 from ..measures import Reference
 from ..state import Info, State
@@ -126,7 +126,9 @@ class PWGF(MapReplay):
         self.num_samples, self.num_eval, self.method = num_samples, num_eval, method
         self.tolerance = tolerance if method not in ADAPTIVE or tolerance is not None else _DEFAULT_TOLERANCE
         self.dt, self.momentum, self.max_rejections = dt, momentum, max_rejections
-        solver_ = get_solver(solver)
+        # an iteration's error acts like one of the step: the tighter the tolerance, the tighter the solve
+        accuracy = min(1.0, (self.tolerance or _DEFAULT_TOLERANCE) / _DEFAULT_TOLERANCE)
+        solver_ = Auto(accuracy) if solver == "auto" else get_solver(solver)
         adapts = method in ADAPTIVE and form == "velocity"
         self.damping, self.max_damping = damping, max(max_damping, damping) if adapts else damping
         self._problem = Problem(energy, map, reference, solver_, form, clip, chunk_size)
