@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, ShapeError, nearest
-from .maps.base import PushForward, check_dim, is_real
+from .maps.base import Pushed, PushForward, check_dim, is_real
 
 
 @runtime_checkable
@@ -288,36 +288,38 @@ class PushedMeasure:
         return torch.cat([p.sign for p in parts]), torch.cat([p.logabsdet for p in parts])
 
     @cached_property
+    def _pushed(self) -> Pushed:
+        parts = []
+        for z in self.z.detach().split(self.chunk_size):
+            with torch.enable_grad():
+                leaf = z.clone().requires_grad_(True)
+                (slope,) = torch.autograd.grad(self.reference.log_density(leaf).sum(), leaf)
+            parts.append(self.map.push_score(self.theta.detach(), z, slope))
+        return Pushed(*(torch.cat(group) for group in zip(*parts, strict=True)))
+
+    @property
+    def _volume(self) -> tuple[Tensor, Tensor]:
+        """Sign and logarithm of |det ∂_zT|, from the score where that is known already; without it they cost half."""
+        if "_pushed" in vars(self) and not self.theta.requires_grad:
+            return self._pushed.det_sign, self._pushed.log_abs_det
+        return self._slogdet
+
+    @property
     def log_density(self) -> Tensor:
         """log ρ_θ(x) = log λ(z) − log|det ∂_zT(z)|, (n,)."""
-        if self.theta.requires_grad:
-            return self.reference.log_density(self.z) - self._slogdet[1]
-        return self._density_and_score[0]
+        return self.reference.log_density(self.z) - self._volume[1]
 
-    @cached_property
+    @property
     def score(self) -> Tensor:
         """∇ log ρ_θ(x) = (∂_zT)^{−T} ∇_z[log λ(z) − log|det ∂_zT(z)|], (n,d)."""
-        return self._density_and_score[1]
+        return self._pushed.score
 
-    @cached_property
+    @property
     def det_sign(self) -> Tensor:
         """Sign of det ∂_zT, (n,); −1 or 0 where the map folds and the density is not to be trusted."""
-        return self._slogdet[0] if self.theta.requires_grad else self._density_and_score[2]
+        return self._volume[0]
 
-    @cached_property
+    @property
     def log_abs_det(self) -> Tensor:
         """log|det ∂_zT|, (n,)."""
-        return self._slogdet[1] if self.theta.requires_grad else self._density_and_score[3]
-
-    @cached_property
-    def _density_and_score(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        theta, parts = self.theta.detach(), []
-        for block in self.z.split(self.chunk_size):
-            with torch.enable_grad():
-                z = block.detach().requires_grad_(True)
-                log_lambda = self.reference.log_density(z)
-                (slope,) = torch.autograd.grad(log_lambda.sum(), z)
-            pushed = self.map.push_score(theta, block.detach(), slope)
-            parts.append((log_lambda.detach() - pushed.log_abs_det, *pushed))
-        log_density, score, sign, logdet = (torch.cat(group) for group in zip(*parts, strict=True))
-        return log_density, score, sign, logdet
+        return self._volume[1]

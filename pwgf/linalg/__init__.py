@@ -6,7 +6,7 @@ True
 """
 
 from pwgf.linalg.base import LinearSolver, Solution, TangentLike
-from pwgf.linalg.choice import Auto, choose, get_solver
+from pwgf.linalg.choice import Auto, choose, for_interval, get_solver
 from pwgf.linalg.dual import Dual
 from pwgf.linalg.krylov import CG, LSMR, MINRES
 from pwgf.linalg.primal import Primal
@@ -24,5 +24,6 @@ __all__ = [
     "SubsamplePCG",
     "TangentLike",
     "choose",
+    "for_interval",
     "get_solver",
 ]

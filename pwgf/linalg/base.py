@@ -149,7 +149,7 @@ class NormalEquations:
         self.prior = torch.zeros(tangent.p, dtype=tangent.dtype, device=tangent.device) if prior is None else prior
         trace = float(tangent.trace())
         self._check_finite("the trace of the metric", trace)
-        self.shift = damping * trace
+        self.trace, self.shift = trace, damping * trace
         self._form_right_side(trace, has_prior=prior is not None)
 
     def _form_right_side(self, trace: float, has_prior: bool) -> None:

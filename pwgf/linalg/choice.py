@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -71,15 +71,32 @@ class Auto:
 
     accuracy: float = 1.0
     name: ClassVar[str] = "auto"
+    _kept: dict[str, LinearSolver] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_settings(self, accuracy=self.accuracy)
 
+    def for_interval(self) -> Auto:
+        """The same solver for solves at nearby θ on the same samples: chooses once, and what it builds is kept."""
+        solver = replace(self)
+        object.__setattr__(solver, "_kept", {})
+        return solver
+
     def __call__(
         self, tangent: TangentLike, v: Tensor, *, damping: float, prior: Tensor | None = None, rhs: Tensor | None = None
     ) -> Solution:
-        solver = choose(tangent.n, tangent.d, tangent.p, tangent.layered, rhs is not None, damping, self.accuracy)
+        if self._kept and "solver" in self._kept:
+            solver = self._kept["solver"]
+        else:
+            solver = choose(tangent.n, tangent.d, tangent.p, tangent.layered, rhs is not None, damping, self.accuracy)
+            if self._kept is not None:
+                solver = self._kept["solver"] = for_interval(solver)
         return solver(tangent, v, damping=damping, prior=prior, rhs=rhs)
+
+
+def for_interval(solver: LinearSolver) -> LinearSolver:
+    """The solver for one interval, in which θ moves little and the samples stay: one that may keep what it builds."""
+    return solver.for_interval() if isinstance(solver, (Auto, SubsamplePCG)) else solver
 
 
 SOLVERS: dict[str, type[LinearSolver]] = {
@@ -118,7 +135,7 @@ def get_solver(solver: str | LinearSolver, **settings: Any) -> LinearSolver:
             f"get_solver(solver=…) needs one of {list(SOLVERS)}; got {solver!r}.{nearest(solver, SOLVERS)}"
         )
     made = SOLVERS[solver]
-    known = [field.name for field in fields(made)]  # type: ignore[arg-type]
+    known = [f.name for f in fields(made) if f.init]  # type: ignore[arg-type]
     for name in settings:
         if name not in known:
             raise ConfigError(

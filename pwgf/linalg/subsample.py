@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -29,7 +29,7 @@ class SubsamplePCG:
     times rtol for every λ from 1e-4 to 1e-7, where plain CG loses up to a factor 1/√λ.
 
     Cost: per iteration two products and two on the subset; the Gram matrix, Cholesky factor and inverse of the subset
-    once.
+    once, or once for many solves, see `for_interval`.
 
     Args:
         rtol: relative residual of the normal equations, |b − (Ĝ+μI)y| ≤ rtol |b|.
@@ -56,6 +56,9 @@ class SubsamplePCG:
     shift: float = 20.0
     mixed: bool = True
     name: ClassVar[str] = "pcg"
+    _kept: dict[torch.dtype, Callable[[Tensor], Tensor]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         check_settings(
@@ -65,6 +68,12 @@ class SubsamplePCG:
             num_subsample=self.num_subsample,
             shift=self.shift,
         )
+
+    def for_interval(self) -> SubsamplePCG:
+        """The same solver, for solves at nearby θ on the same samples: builds M at the first one and keeps it."""
+        solver = replace(self)
+        object.__setattr__(solver, "_kept", {})
+        return solver
 
     def __call__(
         self, tangent: TangentLike, v: Tensor, *, damping: float, prior: Tensor | None = None, rhs: Tensor | None = None
@@ -80,7 +89,10 @@ class SubsamplePCG:
 
     def _solve(self, problem: NormalEquations, inner: TangentLike, damping: float, start: Tensor | None) -> Solution:
         m = self.subset_size(inner.n, inner.d)
-        precondition = self._preconditioner(problem, inner, damping, m)
+        kept = {} if self._kept is None else self._kept
+        if inner.dtype not in kept:
+            kept[inner.dtype] = self._preconditioner(problem, inner, damping, m)
+        precondition = kept[inner.dtype]
         num_applied = 0
 
         def run(y0: Tensor | None) -> Iterate:
@@ -111,7 +123,7 @@ class SubsamplePCG:
         eps = torch.finfo(inner.dtype).eps
         # a relative shift near round-off would make M⁻¹ noise; the floor also serves damping = 0
         relative = max(self.shift * damping, 10 * eps)
-        s = relative * float(inner.trace())
+        s = relative * problem.trace
         subset = inner.subset(torch.arange(m, device=inner.device) * inner.n // m)
         inverse = damped_inverse(problem, subset.gram_dual(), s * m, relative, explicit=True)
 

@@ -269,7 +269,9 @@ class PWGF(MapReplay):
         problem = self._problem
         solver = {"name": problem.solver.name}
         if dataclasses.is_dataclass(problem.solver):
-            solver.update({f.name: getattr(problem.solver, f.name) for f in dataclasses.fields(problem.solver)})
+            solver.update(
+                {f.name: getattr(problem.solver, f.name) for f in dataclasses.fields(problem.solver) if f.init}
+            )
         return {
             "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
             "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),

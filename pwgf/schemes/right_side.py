@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..energies import Energy
 from ..errors import NonFiniteError, SolverError
-from ..linalg import LinearSolver, Solution
+from ..linalg import LinearSolver, Solution, for_interval
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
 from ..tangent import Tangent
@@ -49,6 +49,7 @@ class RightSide:
 
     def __init__(self, problem: Problem, z: Tensor, last: Tensor, t: float, *, momentum: float, damping: float) -> None:
         self.problem, self.z, self.t, self.damping = problem, z, t, damping
+        self.solver = for_interval(problem.solver)
         self.last, self.prior = last, momentum * last
         self.first_fit = self.held_out = math.nan
         self.num_stages, self.num_products, self.clipped = 0, 0, 0.0
@@ -75,9 +76,9 @@ class RightSide:
     def _velocity_form(self) -> Solution:
         v = finite_velocity(self.problem.energy, self.rho, self.t)
         if self.start is None:
-            self.start = (float(self.problem.energy(self.rho)), float(v.square().sum(1).mean()))
+            self.start = (float(self.problem.energy(self.rho).detach()), float(v.square().sum(1).mean()))
         v, self.clipped = clip_folded(v, self.rho, self.problem.clip)
-        solution = self.problem.solver(self.tangent, v, damping=self.damping, prior=self.prior)
+        solution = self.solver(self.tangent, v, damping=self.damping, prior=self.prior)
         if self.num_stages == 1 and bool(self.last.any()):
             self.first_fit = solution.fit
             self.held_out = float((self.tangent.jv(self.last) - v).square().sum() / v.square().sum())
@@ -94,7 +95,7 @@ class RightSide:
         if self.start is None:
             self.start = (float(energy.detach()), float("nan"))
         unused = torch.zeros_like(self.z)
-        return self.problem.solver(self.tangent, unused, damping=self.damping, prior=self.prior, rhs=-gradient)
+        return self.solver(self.tangent, unused, damping=self.damping, prior=self.prior, rhs=-gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
         """rms_i |J_i e| at the latest stage."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pwgf.errors import ConfigError
-from pwgf.linalg import CG, LSMR, MINRES, Auto, Primal, Solution, SubsamplePCG, choose, get_solver
+from pwgf.linalg import CG, LSMR, MINRES, Auto, Primal, Solution, SubsamplePCG, choose, for_interval, get_solver
 from pwgf.linalg.base import NormalEquations
 from pwgf.linalg.iterations import Iterate
 from pwgf.linalg.krylov import iterate
@@ -168,3 +168,27 @@ def test_lsmr_restarts_by_conjugate_gradients(monkeypatch):
     solution = LSMR(rtol=1e-9)(tangent, v, damping=1e-3)
     assert solution.converged
     assert torch.allclose(solution.x, dense_solution(tangent, v, 1e-3), atol=1e-7)
+
+
+def test_an_interval_builds_the_preconditioner_once():
+    class Counting(DenseTangent):
+        grams = 0
+
+        def gram_dual(self):
+            Counting.grams += 1
+            return super().gram_dual()
+
+        def to(self, dtype):
+            return Counting(self.J.to(dtype), self.layered)
+
+        def subset(self, idx):
+            return Counting(self.J[idx], self.layered)
+
+    tangent, v = Counting(decaying(700, 3, 900, decay=3).J), random(700, 3)
+    fresh = get_solver("auto")(tangent, v, damping=1e-6)
+    assert Counting.grams == 1
+    kept = for_interval(get_solver("auto"))
+    solutions = [kept(tangent, v, damping=1e-6) for _ in range(3)]
+    assert Counting.grams == 2  # one for all three
+    assert all(torch.equal(fresh.x, solution.x) for solution in solutions)
+    assert for_interval(CG()) == CG()
