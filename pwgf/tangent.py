@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from .maps.base import Layer, Linearisation, PushForward
+from .parallel import ALONE, Group
 
 _ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
 
@@ -25,13 +26,18 @@ class Tangent:
         theta: (p,).
         z: (n,d).
         chunk_size: samples per block of cached activations; None keeps all in one block.
+        group: processes that share the samples out. All give the same z; `z` and the rows of `jv`, `jtu` and `dense`
+            are then this process's, everything else (n, jtu's sum, trace, Grams, subset) is of all samples.
     """
 
-    def __init__(self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None) -> None:
-        self.map, self.theta, self.z = map, theta.detach(), z.detach()
+    def __init__(
+        self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None, group: Group = ALONE
+    ) -> None:
+        self.map, self.theta, self.group, self._every_z = map, theta.detach(), group, z.detach()
         (self.n, self.d), self.p = z.shape, theta.numel()
+        self.z = group.slice_rows(self._every_z)
         self.dtype, self.device = theta.dtype, theta.device
-        self.chunk_size = chunk_size or max(self.n, 1)
+        self.chunk_size = chunk_size or max(len(self.z), 1)
         self._parts: list[Linearisation] = [map.linearise(self.theta, part) for part in self.z.split(self.chunk_size)]
         self.layered = self._parts[0].layers is not None
 
@@ -42,22 +48,23 @@ class Tangent:
     def jtu(self, u: Tensor) -> Tensor:
         """Jᵀu: (n,d) → (p,), summed over the samples."""
         pieces = u.split(self.chunk_size)
-        return torch.stack([part.jtu(piece) for part, piece in zip(self._parts, pieces, strict=True)]).sum(0)
+        own = torch.stack([part.jtu(piece) for part, piece in zip(self._parts, pieces, strict=True)]).sum(0)
+        return self.group.sum(own)
 
     def subset(self, index: Tensor) -> Tangent:
-        """The tangent at some of the samples, index (m,)."""
-        return Tangent(self.map, self.theta, self.z[index], self.chunk_size)
+        """The tangent at some of the samples, index (m,); whole on every process."""
+        return Tangent(self.map, self.theta, self._every_z[index], self.chunk_size)
 
     @cached_property
     def _trace(self) -> Tensor:
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         if not self.layered:
-            return sum((rows.square().sum() for rows in self._rows()), total) / self.n
+            return self.group.sum(sum((rows.square().sum() for rows in self._rows()), total)) / self.n
         for layers in self._layers():
             for layer in layers:
                 a2 = layer.a.square().sum(1)
                 total = total + (a2.sum() * self.d if layer.g is None else (a2 * layer.g.square().sum((1, 2))).sum())
-        return total / self.n
+        return self.group.sum(total) / self.n
 
     def trace(self) -> Tensor:
         """tr Ĝ = |J|²/n, a scalar, exact."""
@@ -65,6 +72,8 @@ class Tangent:
 
     def gram_dual(self) -> Tensor:
         """JJᵀ, (n·d, n·d), rows ordered (sample, coordinate): Σ_layers (a_i·a_j)(g_ik·g_jl)."""
+        if self.group.size > 1:  # few samples: every process forms the whole
+            return self.subset(torch.arange(self.n)).gram_dual()
         if not self.layered:
             rows = torch.cat(list(self._rows()))
             return rows @ rows.T
@@ -85,7 +94,7 @@ class Tangent:
         if not self.layered:
             for rows in self._rows():
                 gram.addmm_(rows.T, rows)
-            return gram / self.n
+            return self.group.sum(gram) / self.n
         for layers in self._layers():
             for k, one in enumerate(layers):
                 for other in layers[k:]:
@@ -95,7 +104,7 @@ class Tangent:
                     gram[down, across] += block
                     if other is not one:
                         gram[across, down] += block.T
-        return gram / self.n
+        return self.group.sum(gram) / self.n
 
     def dense(self) -> Tensor:
         """J itself, (n·d, p): for tests and small problems."""

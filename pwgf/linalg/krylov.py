@@ -80,7 +80,12 @@ class CG:
 
         def run(y0: Tensor | None) -> Iterate:
             return conjugate_gradients(
-                problem.matvec, problem.b, y0, rtol=self.rtol, max_iterations=self.max_iterations
+                problem.matvec,
+                problem.b,
+                y0,
+                rtol=self.rtol,
+                max_iterations=self.max_iterations,
+                numbers=problem.numbers,
             )
 
         return iterate(problem, self.rtol, run)
@@ -137,6 +142,7 @@ class MINRES:
                 rtol=self.rtol,
                 max_iterations=self.max_iterations,
                 null_rtol=null_rtol,
+                numbers=problem.numbers,
             )
 
         return iterate(problem, self.rtol, run)
@@ -189,7 +195,12 @@ class LSMR:
         def run(y0: Tensor | None) -> Iterate:
             if y0 is not None:  # damped LSMR starts at zero alone, so the rare second run is by conjugate gradients
                 return conjugate_gradients(
-                    problem.matvec, problem.b, y0, rtol=self.rtol, max_iterations=self.max_iterations
+                    problem.matvec,
+                    problem.b,
+                    y0,
+                    rtol=self.rtol,
+                    max_iterations=self.max_iterations,
+                    numbers=problem.numbers,
                 )
             return lsmr(
                 lambda y: problem.jv(y) / root,
@@ -198,6 +209,8 @@ class LSMR:
                 damp=math.sqrt(problem.shift),
                 rtol=self.rtol,
                 max_iterations=self.max_iterations,
+                numbers=problem.numbers,
+                norm=lambda u: problem.sample_norms(u)[0],
             )
 
         return iterate(problem, self.rtol, run)
