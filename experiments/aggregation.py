@@ -15,7 +15,7 @@ import torch
 import tyro
 
 import pwgf
-from experiments.common import RESULTS, cost, samples, solved, table
+from experiments.common import RESULTS, cost, samples, save, solved, table
 from pwgf import maps, problems
 
 matplotlib.use("Agg")
@@ -67,7 +67,7 @@ def _draw() -> None:
         panel.add_patch(plt.Circle((0, 0), 1 / math.sqrt(3), fill=False, color="#D55E00", lw=1))
         panel.set(title=f"t = {t:g}", aspect="equal", xlim=(-2, 2), ylim=(-2, 2))
     figure.suptitle("Aggregation, d = 2: 2000 samples and the limiting circle of radius 1/√3")
-    figure.savefig(RESULTS / "aggregation/aggregation.png", dpi=150)
+    save(figure, "aggregation/aggregation.png")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 import pwgf
+from pwgf import parallel
 from pwgf.accuracy import errors
 from pwgf.problems import Problem
 
@@ -47,8 +49,16 @@ def cost(run: pwgf.Trajectory, t: float) -> str:
     return f"{int(run['num_stages'][k])} | {run['cpu_time'][k]:.0f}"
 
 
+def save(figure: Figure, name: str) -> None:
+    """Writes a picture to results/NAME; one process of several does."""
+    if parallel.world().rank == 0:
+        figure.savefig(RESULTS / name, dpi=150)
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a Markdown table."""
+    """Prints a Markdown table; one process of several does."""
+    if parallel.world().rank > 0:
+        return
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for row in rows:

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 import pwgf
-from experiments.common import RESULTS, cost, samples, solved, sym_kl, table
+from experiments.common import cost, samples, save, solved, sym_kl, table
 from experiments.targets import ou_target, published
 from pwgf import maps, problems
 
@@ -78,7 +78,7 @@ def _draw_gaussian(scores: dict, dims: tuple, targets: tuple, tolerances: tuple,
         xlabel="dimension d", ylabel="symmetric KL at t = 0.9", title="Ornstein–Uhlenbeck: distance to the exact law"
     )
     axes.legend(frameon=False)
-    figure.savefig(RESULTS / f"fokker_planck/ou-{map}.png", dpi=150)
+    save(figure, f"fokker_planck/ou-{map}.png")
 
 
 def styblinski_tang(dims: tuple[int, ...] = (2, 10), c: float = 0.06, seed: int = 0) -> None:

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 import pwgf
-from experiments.common import RESULTS, cost, samples, solved, table
+from experiments.common import RESULTS, cost, samples, save, solved, table
 from pwgf import maps, problems
 
 matplotlib.use("Agg")
@@ -53,7 +53,7 @@ def _draw() -> None:
         axes.plot(x, inside, color=colour, label=f"t = {t:g}")
     axes.set(xlabel="x", ylabel="ρ", title="Porous medium, d = 1, m = 2: pwgf (thin) on the exact law (thick)")
     axes.legend(frameon=False)
-    figure.savefig(RESULTS / "porous_medium/porous_medium.png", dpi=150)
+    save(figure, "porous_medium/porous_medium.png")
 
 
 if __name__ == "__main__":

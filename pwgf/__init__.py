@@ -11,6 +11,7 @@ from ._version import __version__
 from .errors import (
     ConfigError,
     NonFiniteError,
+    ParallelError,
     PWGFError,
     ResumeMismatchError,
     SchemaError,
@@ -31,6 +32,7 @@ __all__ = [
     "Gaussian",
     "NonFiniteError",
     "PWGFError",
+    "ParallelError",
     "ResumeMismatchError",
     "SchemaError",
     "ShapeError",

@@ -17,6 +17,7 @@ from . import accuracy, maps, plots, problems, storage
 from ._version import __version__
 from .errors import ConfigError, PWGFError, nearest
 from .flow import solve
+from .parallel import world
 from .problems import Problem
 from .schemes import PWGF, EulerMaruyama, Scheme
 from .trajectory import Trajectory, load
@@ -159,6 +160,8 @@ def _run(settings: Run) -> None:
     out = settings.out or f"results/{name}-d{problem.dim}.h5"
     resume, overwrite = settings.resume, settings.overwrite
     run = solve(scheme, times, out=out, seed=settings.seed, resume=resume, overwrite=overwrite, problem=problem)
+    if world().rank > 0:  # one process of several speaks
+        return
     for line in (*_about(run), *_energy_lines(run), *_error_lines(run, problem)):
         print(line)
     print(f"Written to {out}; see also: pwgf info {out}, pwgf plot {out}")

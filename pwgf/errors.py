@@ -37,6 +37,10 @@ class SolverError(PWGFError):
     """A numerical method failed (linear solve, Newton inverse, step control); the message names the cure."""
 
 
+class ParallelError(PWGFError):
+    """Another process of the run has stopped or does not answer, so this one stops too; what is stored stays good."""
+
+
 class StorageError(PWGFError, OSError):
     """A file could not be written or read (disk full, no permission, locked by another run)."""
 

@@ -15,11 +15,14 @@ import numpy as np
 import torch
 
 from . import storage
-from .errors import ConfigError, PWGFError, ShapeError
+from .errors import ConfigError, ParallelError, PWGFError, ShapeError
+from .one_writer import OneWriter
+from .parallel import world
 from .progress import Progress
 from .provenance import provenance
-from .resume import check_fingerprint, check_same, has_rows
+from .resume import check_fingerprint, check_same, flatten, has_rows
 from .schemes import Row, Scheme
+from .schemes.base import tensor_config
 from .signals import Signals
 from .state import Info, State
 from .trajectory import Memory, Trajectory, restart_to_state, state_to_restart
@@ -83,6 +86,7 @@ def solve(
         ConfigError, ShapeError: arguments that cannot work, told before anything is computed.
         NonFiniteError, SolverError: the flow cannot go on; rows so far are in the file, or in the error's `run`.
         StorageError: the disk refused; what was published stays good.
+        ParallelError: another of the processes that share this run has stopped.
         ResumeMismatchError: the stored run had other settings or another energy.
     """
     _check_scheme(scheme)
@@ -96,6 +100,7 @@ def solve(
     if start is not None:
         start = _checked_start(scheme, start)
         config["start"] = {"t": start.t, "counters": dict(start.counters)}
+    stored = _rows_to_resume(config, out, resume, overwrite, start)
     if out is None:
         if resume:
             raise ConfigError(
@@ -104,14 +109,27 @@ def solve(
         memory = Memory(config)
         _fresh(scheme, t, memory, _first_state(scheme, seed, t, start), settings)
         return Trajectory(memory, scheme)
-    if resume and has_rows(out):
+    if stored:
         return _resume(scheme, t, out, config, max_cost, settings)
     state = _first_state(scheme, seed, t, start)
     header = _header(scheme, config, state)
-    nothing_there = resume and (os.path.exists(os.fspath(out) + ".parts") and not os.path.exists(out))
-    with storage.Writer.create(out, header, overwrite=overwrite or nothing_there, max_cost=max_cost) as writer:
+
+    def create() -> storage.Writer:
+        parts_only = resume and not os.path.exists(out)  # killed before its first row
+        return storage.Writer.create(out, header, overwrite=overwrite or parts_only, max_cost=max_cost)
+
+    with OneWriter(world(), create) as writer:
         _fresh(scheme, t, writer, state, settings)
     return _opened(scheme, out)
+
+
+def _rows_to_resume(config: dict[str, Any], out: Any, resume: bool, overwrite: bool, start: State | None) -> bool:
+    """Whether there are; ConfigError where several processes differ in that, or in the settings."""
+    stored = resume and out is not None and has_rows(out)
+    same: dict[str, Any] = {"out": out and os.fspath(out), "resume": resume, "overwrite": overwrite}
+    same |= {"rows in out": stored, "start.theta": None if start is None else tensor_config(start.theta)}
+    world().agree({**flatten(config), **same}, "solve")
+    return stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +224,7 @@ def _checked_start(scheme: Scheme, start: State) -> State:
     return dataclasses.replace(start, theta=theta, theta_dot=theta_dot)
 
 
-def _fresh(scheme: Scheme, t: np.ndarray, store: Memory | storage.Writer, state: State, settings: _Settings) -> None:
+def _fresh(scheme: Scheme, t: np.ndarray, store: Memory | OneWriter, state: State, settings: _Settings) -> None:
     """Stores the first row and runs; a run in memory that fails hands its rows over with the error."""
     loop = _Loop(scheme, store, settings, float(t[0]), float(t[-1]))
     try:
@@ -227,33 +245,33 @@ def _resume(
         state = restart_to_state(record.restart(), scheme.dtype, config["scheme"].get("device", "cpu"))
         check_fingerprint(scheme, state, np.asarray(record.restart()["fingerprint"]))
         finished = record.complete and len(record.config["times"]) == len(t)
+        grown, last_row = len(record.config["times"]) != len(t), float(record.column("t")[-1])
         spent = (float(record.column("wall_time")[-1]), float(record.column("cpu_time")[-1]))
-        threads = record.provenance.get("threads")
+        begun = (record.provenance.get("threads"), record.provenance.get("processes", 1))
     if finished:
         return _opened(scheme, out)
-    if threads != torch.get_num_threads():
+    group, now = world(), (torch.get_num_threads(), world().size)
+    if begun != now and group.rank == 0:
         _log.warning(
-            "resuming with %d threads a run begun with %s: results may differ in the last bits",
-            torch.get_num_threads(),
-            threads,
+            "resuming with %d threads in %d processes a run begun with %s in %s: results may differ in the last bits",
+            *now,
+            *begun,
         )
-    writer, record = storage.Writer.resume(out, max_cost=max_cost)
-    with writer:
-        if len(record.config["times"]) != len(t):
+    with OneWriter(group, lambda: storage.Writer.resume(out, max_cost=max_cost)[0]) as writer:
+        if grown:
             writer.update_header(_header(scheme, config, state))
-        last_row = float(record.column("t")[-1])
         loop = _Loop(scheme, writer, settings, float(t[0]), float(t[-1]), spent)
         loop.run(state, t[t > last_row])
     return _opened(scheme, out)
 
 
 class _Loop:
-    """Steps, rows, checkpoints, callbacks and signals of one `solve`."""
+    """Steps, rows, checkpoints, callbacks and signals of one `solve`; several processes do all this together."""
 
     def __init__(
         self,
         scheme: Scheme,
-        store: Memory | storage.Writer,
+        store: Memory | OneWriter,
         settings: _Settings,
         first: float,
         last: float,
@@ -261,25 +279,35 @@ class _Loop:
     ) -> None:
         self.scheme, self.store, self.settings = scheme, store, settings
         self.first, self.last = first, last
-        self.began, self.began_cpu = time.monotonic() - spent[0], time.process_time() - spent[1]
+        self.began, self.began_cpu, self.spent_cpu = time.monotonic() - spent[0], time.process_time(), spent[1]
         self.warned: set[str] = set()
+        self.group = world()
+        self.stored = math.nan
 
     def run(self, state: State, times: np.ndarray) -> None:
         """On to the last time; each is stored when it is reached."""
+        try:
+            self._run(state, times)
+        except ParallelError as error:
+            raise ParallelError(f"{error} Rows up to t = {self.stored:.6g} are stored.") from error
+
+    def _run(self, state: State, times: np.ndarray) -> None:
         rows, saved = set(times.tolist()), time.monotonic()
-        bar = Progress(self.first, self.last, self.settings.progress)
+        bar = Progress(self.first, self.last, self.settings.progress if self.group.rank == 0 else False)
         with contextlib.closing(bar), Signals() as signals:
             for after, info in evolve(self.scheme, state, times) if len(times) else ():
                 bar.update(after.t, dt=info.dt, **{k: v for k, v in info.values.items() if k == "energy"})
                 self._warn_step(info)
                 stop = any([f(after, info) is True for f in self.settings.callbacks])  # every callback is called
+                waited = time.monotonic() - saved > self.settings.checkpoint_seconds or signals.number > 0
+                stop, due = (flag > 0 for flag in self.group.greatest(stop, waited))
                 if after.t in rows or stop:
                     self.save(after)
                     saved = time.monotonic()
-                elif time.monotonic() - saved > self.settings.checkpoint_seconds or signals.number:
+                elif due:
                     self.checkpoint(after)
                     saved = time.monotonic()
-                signals.act()
+                signals.act(int(self.group.greatest(signals.number)[0]))
                 if stop:
                     return
 
@@ -290,8 +318,12 @@ class _Loop:
         plain = {
             k: v.detach().double().cpu().numpy() if isinstance(v, torch.Tensor) else float(v) for k, v in row.items()
         }
-        plain.update(t=state.t, wall_time=time.monotonic() - self.began, cpu_time=time.process_time() - self.began_cpu)
+        cpu = torch.tensor(time.process_time() - self.began_cpu, dtype=torch.float64, device=self.group.device)
+        plain.update(
+            t=state.t, wall_time=time.monotonic() - self.began, cpu_time=self.spent_cpu + float(self.group.sum(cpu))
+        )
         self.store.append(plain, state_to_restart(state, self.scheme.fingerprint(state)))
+        self.stored = state.t
 
     def checkpoint(self, state: State) -> None:
         """Publishes the restart state between rows."""
@@ -299,7 +331,7 @@ class _Loop:
             self.store.checkpoint(state_to_restart(state, self.scheme.fingerprint(state)))
 
     def _warn(self, kind: str, message: str, *values: Any) -> None:
-        if kind not in self.warned:
+        if kind not in self.warned and self.group.rank == 0:
             self.warned.add(kind)
             _log.warning(message, *values)
 
@@ -353,5 +385,9 @@ def _opened(scheme: Scheme, out: str | os.PathLike[str]) -> Trajectory:
 def _header(scheme: Scheme, config: dict[str, Any], state: State) -> storage.Header:
     layout = [{"name": b.name, "shape": list(b.shape), "offset": b.offset} for b in scheme.layout()]
     return storage.Header(
-        config, layout, provenance(config["scheme"].get("device", "cpu")), scheme.reference.dim, state.theta.numel()
+        config,
+        layout,
+        provenance(config["scheme"].get("device", "cpu"), world().size),
+        scheme.reference.dim,
+        state.theta.numel(),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .errors import ConfigError, ShapeError, nearest
 from .maps.base import Pushed, PushForward, check_dim, is_real
+from .parallel import ALONE, Group, Shared
 
 
 @runtime_checkable
@@ -261,7 +262,7 @@ def from_config(config: dict[str, Any]) -> Reference:
     return _SHELF[name](**settings)
 
 
-class PushedMeasure:
+class PushedMeasure(Shared):
     """ρ_θ = (T_θ)#λ on the samples x = T_θ(z); every quantity is computed when first asked for, and once.
 
     Args:
@@ -269,13 +270,22 @@ class PushedMeasure:
         theta: (p,). When it requires a gradient, x and log_density stay differentiable in it.
         z: (n,d) samples of λ.
         chunk_size: samples per block for densities and scores; bounds the memory at chunk_size·(d² + width).
+        group: processes that share the samples out; all give the same z, and each keeps its own rows: from here on n
+            counts those. `mean` and `gather` go over all.
     """
 
     def __init__(
-        self, map: PushForward, reference: Reference, theta: Tensor, z: Tensor, chunk_size: int | None = None
+        self,
+        map: PushForward,
+        reference: Reference,
+        theta: Tensor,
+        z: Tensor,
+        chunk_size: int | None = None,
+        group: Group = ALONE,
     ) -> None:
-        self.map, self.reference, self.theta, self.z = map, reference, theta, z
-        self.chunk_size = chunk_size or max(len(z), 1)
+        super().__init__(len(z), group)
+        self.map, self.reference, self.theta, self.z = map, reference, theta, group.slice_rows(z)
+        self.chunk_size = chunk_size or max(len(self.z), 1)
 
     @cached_property
     def x(self) -> Tensor:

@@ -15,8 +15,8 @@ import torchdiffeq
 from ._version import __version__
 
 
-def provenance(device: str) -> dict[str, Any]:
-    """Versions, platform, threads, device, git commit of the working folder and command line, as JSON values."""
+def provenance(device: str, processes: int = 1) -> dict[str, Any]:
+    """Versions, platform, threads, processes, device, git commit of the working folder, command line; JSON values."""
     return {
         "pwgf": __version__,
         "torch": torch.__version__,
@@ -26,6 +26,7 @@ def provenance(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "device": device,
         "git_commit": _git_commit(),
         "argv": sys.argv,

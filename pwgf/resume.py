@@ -34,7 +34,7 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
     Names of an energy's functions may differ (a script's module is `__main__`): `check_fingerprint` compares values.
     """
     now = json.loads(json.dumps(now))  # tuples become lists, as they did in the file
-    old, new = _flatten(stored), _flatten(now)
+    old, new = flatten(stored), flatten(now)
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
     differ = [key for key in differ if not _names_function(key, old, new)]
     if now["times"][: len(stored["times"])] != stored["times"]:
@@ -57,13 +57,13 @@ def _shown(settings: dict[str, Any], key: str) -> str:
     return f"{settings[key]!r:.50}" if key in settings else "none"
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings under dotted keys: {"scheme.map.width": 64, …}."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {prefix: value}
-    parts = (_flatten(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items())
+    parts = (flatten(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items())
     return {key: leaf for part in parts for key, leaf in part.items()}
 
 

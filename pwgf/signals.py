@@ -26,15 +26,15 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            self.number = number
-            self.act()
+            self.act(number)
         self.number = number
 
-    def act(self) -> None:
-        """Raises what the signal asked for, if one came."""
-        if self.number == signal.SIGINT:
+    @staticmethod
+    def act(number: int) -> None:
+        """Raises what a signal asks for; nothing for 0."""
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.number == signal.SIGTERM:
+        if number == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
 
     def __exit__(self, *error: object) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .maps.base import Layer, Linearisation, PushForward
+from .parallel import ALONE, Group
 
 _ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
 _CACHED = 2**20  # the same where they should stay in a core's cache
@@ -28,13 +29,18 @@ class Tangent:
         theta: (p,).
         z: (n,d).
         chunk_size: samples per block of cached activations; None keeps all in one block.
+        group: processes that share the samples out. All give the same z; `z` and the rows of `jv`, `jtu` and `dense`
+            are then this process's, everything else (n, jtu's sum, trace, Grams, subset) is of all samples.
     """
 
-    def __init__(self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None) -> None:
-        self.map, self.theta, self.z = map, theta.detach(), z.detach()
+    def __init__(
+        self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None, group: Group = ALONE
+    ) -> None:
+        self.map, self.theta, self.group, self._every_z = map, theta.detach(), group, z.detach()
         (self.n, self.d), self.p = z.shape, theta.numel()
+        self.z = group.slice_rows(self._every_z)
         self.dtype, self.device = theta.dtype, theta.device
-        self.chunk_size = chunk_size or max(self.n, 1)
+        self.chunk_size = chunk_size or max(len(self.z), 1)
         self._parts: list[Linearisation] = [map.linearise(self.theta, part) for part in self.z.split(self.chunk_size)]
         self.layered = all(part.layers is not None for part in self._parts)
 
@@ -45,25 +51,26 @@ class Tangent:
     def jtu(self, u: Tensor) -> Tensor:
         """Jᵀu: (n,d) → (p,), summed over the samples."""
         pieces = u.split(self.chunk_size)
-        return torch.stack([part.jtu(piece) for part, piece in zip(self._parts, pieces, strict=True)]).sum(0)
+        own = torch.stack([part.jtu(piece) for part, piece in zip(self._parts, pieces, strict=True)]).sum(0)
+        return self.group.sum(own)
 
     def subset(self, index: Tensor) -> Tangent:
-        """The tangent at some of the samples, index (m,)."""
-        return Tangent(self.map, self.theta, self.z[index], self.chunk_size)
+        """The tangent at some of the samples, index (m,); whole on every process."""
+        return Tangent(self.map, self.theta, self._every_z[index], self.chunk_size)
 
     def to(self, dtype: torch.dtype) -> Tangent:
         """The tangent at the same (θ, z) in another precision."""
-        return Tangent(self.map, self.theta.to(dtype), self.z.to(dtype), self.chunk_size)
+        return Tangent(self.map, self.theta.to(dtype), self._every_z.to(dtype), self.chunk_size, self.group)
 
     @cached_property
     def _diagonal(self) -> Tensor:
         total = torch.zeros(self.p, dtype=self.dtype, device=self.device)
         if not self.layered:
-            few = self if self.n <= _FEW_SAMPLES else self.subset(torch.arange(_FEW_SAMPLES) * self.n // _FEW_SAMPLES)
+            few = self.subset(torch.arange(min(self.n, _FEW_SAMPLES)) * self.n // min(self.n, _FEW_SAMPLES))
             return sum((rows.square().sum(0) for rows in few._rows()), total) / few.n
         for part in self._parts:
             total += part.diagonal() if part.diagonal is not None else _layer_squares(part.layers(), total)  # type: ignore[misc]
-        return total / self.n
+        return self.group.sum(total) / self.n
 
     def diagonal(self) -> Tensor:
         """The diagonal of Ĝ, (p,): exact for layered maps, else from at most 64 samples, evenly spaced."""
@@ -75,6 +82,8 @@ class Tangent:
 
     def gram_dual(self) -> Tensor:
         """JJᵀ, (n·d, n·d), rows ordered (sample, coordinate): Σ_layers (a_i·a_j)(g_ik·g_jl)."""
+        if self.group.size > 1:  # few samples: every process forms the whole
+            return self.subset(torch.arange(self.n)).gram_dual()
         if not self.layered:
             rows = torch.cat(list(self._rows()))
             return rows @ rows.T
@@ -94,7 +103,7 @@ class Tangent:
         if not self.layered or self.d <= _FEW_OUTPUTS:
             for rows in self._layered_rows() if self.layered else self._rows():
                 gram.addmm_(rows.T, rows)
-            return gram / self.n
+            return self.group.sum(gram) / self.n
         for layers in self._layers():
             for k, one in enumerate(layers):
                 for other in layers[k:]:
@@ -104,7 +113,7 @@ class Tangent:
                     gram[down, across] += block
                     if other is not one:
                         gram[across, down] += block.T
-        return gram / self.n
+        return self.group.sum(gram) / self.n
 
     def dense(self) -> Tensor:
         """J itself, (n·d, p): for tests and small problems."""

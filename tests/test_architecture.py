@@ -19,7 +19,7 @@ LAYERS = [
     {"measures", "tangent", "linalg", "integrate"},
     {"energies"},
     {"schemes", "problems"},
-    {"trajectory", "progress", "resume"},
+    {"trajectory", "progress", "resume", "one_writer"},
     {"flow", "accuracy"},
     {"plots", "sampling", "filtering", "fitting", "compare"},
     {"cli"},

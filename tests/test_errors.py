@@ -14,6 +14,7 @@ PARENTS = {
     "ShapeError": ("PWGFError", ValueError),
     "NonFiniteError": ("PWGFError",),
     "SolverError": ("PWGFError",),
+    "ParallelError": ("PWGFError",),
     "StorageError": ("PWGFError", OSError),
     "SchemaError": ("StorageError",),
     "ResumeMismatchError": ("PWGFError",),

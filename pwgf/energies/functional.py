@@ -60,34 +60,34 @@ class Functional(Energy):
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """F on the samples."""
-        view = _Samples(lambda: rho.x, lambda: rho.log_density)
+        view = _Samples(lambda: rho.gather(rho.x), lambda: rho.gather(rho.log_density))
         return evaluate(self.F, "Functional: F(rho)", torch.Size(()), rho.x, view)
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−n ∂F/∂x_i − ∂ₓφ_i − (φ_i + ∂_ℓφ_i)·score_i, (n,d)."""
-        n, leaves = len(rho.x), dict[str, Tensor]()
+        n, own, leaves = rho.num_samples, rho.own, dict[str, Tensor]()  # F sees all samples; v is of the own ones
 
         def log_density() -> Tensor:
             if "ell" not in leaves:  # the density is computed only when F reads it
-                leaves["ell"] = rho.log_density.detach().requires_grad_(True)
+                leaves["ell"] = rho.gather(rho.log_density.detach()).requires_grad_(True)
             return leaves["ell"]
 
         with torch.enable_grad():
-            x = rho.x.detach().requires_grad_(True)
+            x = rho.gather(rho.x.detach()).requires_grad_(True)
             value = evaluate(self.F, "Functional: F(rho)", torch.Size(()), x, _Samples(lambda: x, log_density))
             if not value.requires_grad:
                 self._check_constant(float(value), x.detach(), leaves)
-                return torch.zeros_like(x)
+                return torch.zeros_like(rho.x)
             by_x = _grad(value, x, create_graph="ell" in leaves)
-            v = -n * by_x.detach()
+            v = -n * by_x.detach()[own]
             if "ell" in leaves:
                 ell = leaves["ell"]
                 phi = n * _grad(value, ell, create_graph=True)
                 by_ell = phi
                 if phi.requires_grad:
-                    v = v - _grad(phi, x, create_graph=True).detach()
+                    v = v - _grad(phi, x, create_graph=True).detach()[own]
                     by_ell = phi + _grad(phi, ell, create_graph=False)
-                v = v - by_ell.detach().unsqueeze(1) * rho.score
+                v = v - by_ell.detach()[own].unsqueeze(1) * rho.score
         return v
 
     def _check_constant(self, value: float, x: Tensor, leaves: dict[str, Tensor]) -> None:

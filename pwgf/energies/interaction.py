@@ -41,17 +41,23 @@ class Interaction(Energy):
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""
-        x, total = rho.x, rho.x.new_zeros(())
-        for start, rows in _row_blocks(x):
+        x, total = rho.gather(rho.x), rho.x.new_zeros(())
+        for start, rows in _row_blocks(x, rho.own):
             r, off_diagonal = _differences(rows, x, start)
             total = total + torch.where(off_diagonal, self._kernel(r), 0.0).sum()
-        return total / (2 * max(len(x) * (len(x) - 1), 1))
+        value = total / (2 * max(len(x) * (len(x) - 1), 1))
+        if rho.group.size == 1:
+            return value
+        value = rho.group.sum(value)
+        if not rho.x.requires_grad:
+            return value
+        return value - (self.velocity(rho) * (rho.x - rho.x.detach())).sum() / len(x)  # n ∂F/∂x_i = −v_i
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−(n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j), (n,d)."""
-        x = rho.x.detach()
+        x = rho.gather(rho.x.detach())
         total = torch.zeros_like(x)
-        for start, rows in _row_blocks(x):
+        for start, rows in _row_blocks(x, rho.own):
             with torch.enable_grad():
                 r, off_diagonal = _differences(rows, x, start)
                 r.requires_grad_(True)
@@ -59,16 +65,17 @@ class Interaction(Energy):
             g = torch.where(off_diagonal.unsqueeze(-1), g, 0.0)
             total[start : start + len(rows)] += g.sum(1)
             total -= g.sum(0)
-        return -0.5 * total / max(len(x) - 1, 1)
+        return -0.5 * rho.group.sum(total)[rho.own] / max(len(x) - 1, 1)
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure drift."""
         return [(1.0, self)], 0.0
 
 
-def _row_blocks(x: Tensor) -> list[tuple[int, Tensor]]:
+def _row_blocks(x: Tensor, own: slice) -> list[tuple[int, Tensor]]:
+    """The own rows of x in blocks, each with the position of its first row."""
     size = max(1, _BLOCK // max(x.numel(), 1))
-    return [(start, x[start : start + size]) for start in range(0, len(x), size)]
+    return [(start, x[start : min(start + size, own.stop)]) for start in range(own.start, own.stop, size)]
 
 
 def _differences(rows: Tensor, x: Tensor, start: int) -> tuple[Tensor, Tensor]:

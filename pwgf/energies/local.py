@@ -39,7 +39,7 @@ class Local(Energy):
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """Mean of g over the samples."""
-        return self._g(rho.x, rho.log_density).mean()
+        return rho.mean(self._g(rho.x, rho.log_density))
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−∇ₓ(g + ∂_ℓg) − (∂_ℓg + ∂²_ℓg)·score, (n,d)."""

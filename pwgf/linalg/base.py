@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError
+from pwgf.parallel import ALONE, Group
 
 
 class TangentLike(Protocol):
     """The tangent J = ∂_θT at n samples in dimension d with p parameters, known by its products.
 
     `layered` says that the Gram matrices are cheap because the structure of J is known.
+
+    A tangent whose samples are shared out over processes has a `group` as well (`group_of`): then `jv` gives and `jtu`
+    takes this process's rows, `group.share(n)`, and all else is of all n samples.
     """
 
     n: int
@@ -76,6 +80,11 @@ class Solution(NamedTuple):
     fit: float
     num_products: int
     converged: bool
+
+
+def group_of(tangent: TangentLike) -> Group:
+    """The processes that share the tangent's samples out; a single one where it names none."""
+    return getattr(tangent, "group", ALONE)
 
 
 class LinearSolver(Protocol):
@@ -141,7 +150,9 @@ class NormalEquations:
                 "Give damping=1e-6, or 0 for the plain least-squares fit."
             )
         self.solver, self.tangent, self.v, self.rhs, self.num_products = solver, tangent, v, rhs, 0
-        self._check_input("the right side v", v, (tangent.n, tangent.d))
+        self.group = group_of(tangent)
+        own = self.group.share(tangent.n)
+        self._check_input("the right side v", v, (own.stop - own.start, tangent.d))
         if prior is not None:
             self._check_input("the prior", prior, (tangent.p,))
         if rhs is not None:
@@ -160,13 +171,22 @@ class NormalEquations:
             self.b = self.jtu(self.start_misfit) / n
         else:
             self.b = rhs - self.jtu(moved) / n if has_prior else rhs
-        sizes = torch.stack([torch.linalg.vector_norm(a) for a in (v, moved, self.start_misfit, self.b)]).tolist()
+        norms = self.sample_norms(v, moved, self.start_misfit)
+        sizes = self.numbers(torch.cat([norms, self.b.norm().reshape(1)]))
         self.v_norm, moved_norm, start_misfit_norm, self.b_norm = sizes
         self._check_finite("the tangent product", moved_norm + self.b_norm)
         spread = math.sqrt(max(trace, 0.0) / n)  # |J|_F/n
         given = spread * self.v_norm if rhs is None else float(torch.linalg.vector_norm(rhs))
         self.solved = self.b_norm <= 10 * torch.finfo(self.tangent.dtype).eps * (given + spread * moved_norm)
         self.start_fit = (start_misfit_norm / self.v_norm) ** 2 if self.v_norm > 0 else 0.0
+
+    def sample_norms(self, *arrays: Tensor) -> Tensor:
+        """|a| over all samples, for each array (n, d)."""
+        return self.group.norm(torch.stack([torch.linalg.vector_norm(a) for a in arrays]))
+
+    def numbers(self, scalars: Tensor) -> list[float]:
+        """The scalars (k,) that a solver branches on, the same in all processes."""
+        return self.group.from_first(scalars).tolist()
 
     def jv(self, eta: Tensor) -> Tensor:
         """Jη, (n, d); one product."""
@@ -190,7 +210,7 @@ class NormalEquations:
             gradient = self.jtu(misfit) / self.tangent.n - self.shift * y
         else:
             gradient = self.rhs - self.jtu(moved) / self.tangent.n - self.shift * y
-        gradient_norm, misfit_norm = torch.stack([gradient.norm(), misfit.norm()]).tolist()
+        gradient_norm, misfit_norm = self.numbers(torch.cat([gradient.norm().reshape(1), self.sample_norms(misfit)]))
         self._check_finite("the tangent product", gradient_norm + misfit_norm)
         fit = (misfit_norm / self.v_norm) ** 2 if self.v_norm > 0 else 0.0
         return Check(gradient, misfit, gradient_norm / self.b_norm, fit)
@@ -223,7 +243,7 @@ class NormalEquations:
                 f"{self.solver} solve: {what} needs shape {shape} and dtype {dtype}; got {tuple(a.shape)} and "
                 f"{a.dtype}. Reshape it, or cast it with .to(tangent.dtype)."
             )
-        if not bool(torch.isfinite(a).all()):
+        if self.group.any(not bool(torch.isfinite(a).all())):
             raise self.non_finite(what)
 
 

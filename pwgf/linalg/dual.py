@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from pwgf.linalg.base import Check, NormalEquations, Solution, TangentLike, refuse_rhs
+from pwgf.linalg.base import Check, NormalEquations, Solution, TangentLike, group_of, refuse_rhs
 from pwgf.linalg.factor import damped_inverse, refine
 
 
@@ -41,6 +42,9 @@ class Dual:
         self, tangent: TangentLike, v: Tensor, *, damping: float, prior: Tensor | None = None, rhs: Tensor | None = None
     ) -> Solution:
         refuse_rhs(self.name, rhs)
+        if group_of(tangent).size > 1:  # few samples: every process solves the whole
+            v = group_of(tangent).gather_rows(v)
+            tangent = tangent.subset(torch.arange(tangent.n))
         problem = NormalEquations(self.name, tangent, v, damping, prior, rhs)
         if problem.solved:
             return problem.prior_solution()

@@ -3,6 +3,9 @@
 Pure mathematics: they know neither samples nor parameters. Each waits once per iteration for a pair of scalars, and
 stops on |b − Ax| ≤ rtol |b| by its own recursion; the callers compute the true residual afterwards. What an operator
 returns is never written to: it may be a view of its argument.
+
+Where several processes share an operator, all must take the same branch: they read the scalars through `numbers`, which
+gives all the same (k scalars in a tensor -> a list).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 Operator = Callable[[Tensor], Tensor]
+Numbers = Callable[[Tensor], list[float]]
 
 
 class Iterate(NamedTuple):
@@ -51,6 +55,7 @@ def conjugate_gradients(
     rtol: float,
     max_iterations: int,
     precondition: Operator | None = None,
+    numbers: Numbers = Tensor.tolist,
 ) -> Iterate:
     """Solves Ax = b for a symmetric positive definite A, preconditioned by M⁻¹ if given.
 
@@ -66,6 +71,7 @@ def conjugate_gradients(
         rtol: stop at |b − Ax| ≤ rtol |b|.
         max_iterations: cap, ≥ 1.
         precondition: M⁻¹, (p,) -> (p,), symmetric positive definite.
+        numbers: reads the scalars of a branch.
 
     Example:
         >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
@@ -78,7 +84,7 @@ def conjugate_gradients(
     x, r = (torch.zeros_like(b), b.clone()) if x0 is None else (x0.clone(), b - matvec(x0))
     z = r if precondition is None else precondition(r)
     p, rz = z.clone(), dot(r, z)
-    b_norm, r_norm = torch.stack([b.norm(), r.norm()]).tolist()
+    b_norm, r_norm = numbers(torch.stack([b.norm(), r.norm()]))
     k = 0
     while k < max_iterations and r_norm > rtol * b_norm:
         ap = matvec(p)
@@ -91,7 +97,7 @@ def conjugate_gradients(
         p.mul_(safe_ratio(rz_new, rz)).add_(z)
         rz = rz_new
         k += 1
-        taken, r_norm = torch.stack([step, r.norm()]).tolist()
+        taken, r_norm = numbers(torch.stack([step, r.norm()]))
         if not taken > 0 or not math.isfinite(r_norm):
             break
     residual = r_norm / b_norm if b_norm > 0 else r_norm
@@ -106,6 +112,7 @@ def minres(
     rtol: float,
     max_iterations: int,
     null_rtol: float | None = None,
+    numbers: Numbers = Tensor.tolist,
 ) -> Iterate:
     """Minimises |b − Ax| over Krylov spaces for a symmetric A, definite or not, singular or not.
 
@@ -123,6 +130,7 @@ def minres(
         max_iterations: cap, ≥ 1.
         null_rtol: stop as well at |A r| ≤ null_rtol |A| |r|, where r lies in the null space of A to rounding and
             going on would divide by it; ε^(2/3) if None. Give less than the reciprocal condition of a regular A.
+        numbers: reads the scalars of a branch.
 
     Example:
         >>> A = torch.tensor([[0.0, 2.0], [2.0, 0.0]])       # indefinite
@@ -133,7 +141,7 @@ def minres(
         C. C. Paige, M. A. Saunders, "Solution of sparse indefinite systems of linear equations", 1975.
     """
     x, r = (torch.zeros_like(b), b.clone()) if x0 is None else (x0.clone(), b - matvec(x0))
-    b_norm, beta = torch.stack([b.norm(), r.norm()]).tolist()
+    b_norm, beta = numbers(torch.stack([b.norm(), r.norm()]))
     r_norm, size = beta, 0.0
     null_rtol = torch.finfo(b.dtype).eps ** (2 / 3) if null_rtol is None else null_rtol
     v, v_old = (r / beta if beta > 0 else r), torch.zeros_like(b)
@@ -146,7 +154,7 @@ def minres(
         v_new.sub_(alpha_d * v)
         beta_d = v_new.norm()
         v_new.mul_(safe_ratio(torch.ones_like(beta_d), beta_d))
-        alpha, beta_new = torch.stack([alpha_d, beta_d]).tolist()
+        alpha, beta_new = numbers(torch.stack([alpha_d, beta_d]))
         if not math.isfinite(alpha + beta_new):
             r_norm = math.nan
             break
@@ -167,7 +175,17 @@ def minres(
     return Iterate(x, residual, k, r_norm <= rtol * b_norm)
 
 
-def lsmr(jv: Operator, jtu: Operator, b: Tensor, *, damp: float, rtol: float, max_iterations: int) -> Iterate:
+def lsmr(
+    jv: Operator,
+    jtu: Operator,
+    b: Tensor,
+    *,
+    damp: float,
+    rtol: float,
+    max_iterations: int,
+    numbers: Numbers = Tensor.tolist,
+    norm: Operator = Tensor.norm,
+) -> Iterate:
     """Minimises |Jx − b|² + damp²|x|² by Golub–Kahan bidiagonalisation, without forming JᵀJ.
 
     Equals MINRES on (JᵀJ + damp² I) x = Jᵀb in exact arithmetic, and keeps more digits for an ill-conditioned J.
@@ -182,6 +200,8 @@ def lsmr(jv: Operator, jtu: Operator, b: Tensor, *, damp: float, rtol: float, ma
         damp: ≥ 0; its square is added to JᵀJ.
         rtol: stop at |Jᵀ(b − Jx) − damp² x| ≤ rtol |Jᵀb|.
         max_iterations: cap, ≥ 1.
+        numbers: reads the scalars of a branch.
+        norm: |u| for a u of the shape of b, of which a process may hold some rows only.
 
     Example:
         >>> J = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
@@ -193,22 +213,22 @@ def lsmr(jv: Operator, jtu: Operator, b: Tensor, *, damp: float, rtol: float, ma
         D. C.-L. Fong, M. A. Saunders, "LSMR: an iterative algorithm for sparse least-squares problems", 2011, arXiv
         1006.0758.
     """
-    beta = float(b.norm())
+    beta = float(norm(b))
     u = b / beta if beta > 0 else b.clone()
     v = jtu(u)
-    alpha = float(v.norm())
+    (alpha,) = numbers(v.norm().reshape(1))
     v = v / alpha if alpha > 0 else v
     x, h, h_bar = torch.zeros_like(v), v.clone(), torch.zeros_like(v)
     start = zeta_bar = alpha * beta  # |zeta_bar| is the residual of the normal equations
     alpha_bar, rho, rho_bar, c_bar, s_bar, k = alpha, 1.0, 1.0, 1.0, 0.0, 0
     while k < max_iterations and abs(zeta_bar) > rtol * start:
         u = jv(v) - alpha * u
-        beta_d = u.norm()
+        beta_d = norm(u)
         u.mul_(safe_ratio(torch.ones_like(beta_d), beta_d))
         v = jtu(u) - beta_d * v
         alpha_d = v.norm()
         v.mul_(safe_ratio(torch.ones_like(alpha_d), alpha_d))
-        alpha, beta = torch.stack([alpha_d, beta_d]).tolist()
+        alpha, beta = numbers(torch.stack([alpha_d, beta_d]))
         if not math.isfinite(alpha + beta):
             zeta_bar = math.nan
             break

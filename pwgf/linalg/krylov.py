@@ -115,9 +115,14 @@ class CG:
 
         def solve(inner: TangentLike, start: Tensor | None) -> Solution:
             def run(y0: Tensor | None) -> Iterate:
-                y0 = start if y0 is None else y0
-                matvec = metric_of(problem, inner)
-                return conjugate_gradients(matvec, problem.b, y0, rtol=self.rtol, max_iterations=self.max_iterations)
+                return conjugate_gradients(
+                    metric_of(problem, inner),
+                    problem.b,
+                    start if y0 is None else y0,
+                    rtol=self.rtol,
+                    max_iterations=self.max_iterations,
+                    numbers=problem.numbers,
+                )
 
             return iterate(problem, self.rtol, run)
 
@@ -175,6 +180,7 @@ class MINRES:
                 rtol=self.rtol,
                 max_iterations=self.max_iterations,
                 null_rtol=null_rtol,
+                numbers=problem.numbers,
             )
 
         return iterate(problem, self.rtol, run)
@@ -227,7 +233,12 @@ class LSMR:
         def run(y0: Tensor | None) -> Iterate:
             if y0 is not None:  # damped LSMR starts at zero alone, so the rare second run is by conjugate gradients
                 return conjugate_gradients(
-                    problem.matvec, problem.b, y0, rtol=self.rtol, max_iterations=self.max_iterations
+                    problem.matvec,
+                    problem.b,
+                    y0,
+                    rtol=self.rtol,
+                    max_iterations=self.max_iterations,
+                    numbers=problem.numbers,
                 )
             return lsmr(
                 lambda y: problem.jv(y) / root,
@@ -236,6 +247,8 @@ class LSMR:
                 damp=math.sqrt(problem.shift),
                 rtol=self.rtol,
                 max_iterations=self.max_iterations,
+                numbers=problem.numbers,
+                norm=lambda u: problem.sample_norms(u)[0],
             )
 
         return iterate(problem, self.rtol, run)

@@ -104,6 +104,7 @@ class SubsamplePCG:
                 rtol=self.rtol,
                 max_iterations=self.max_iterations,
                 precondition=precondition,
+                numbers=problem.numbers,
             )
             num_applied += end.num_iterations + 1
             return end

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from ..tangent import Tangent
 from .right_side import Problem, clip_folded
 
 
@@ -41,14 +40,14 @@ def evaluate_row(problem: Problem, theta: Tensor, theta_dot: Tensor, blocks: lis
 def _block(problem: Problem, theta: Tensor, theta_dot: Tensor, z: Tensor) -> dict[str, float]:
     rho = problem.pushed(theta, z)
     v = problem.energy.velocity(rho)
-    w = Tangent(problem.map, theta, z, problem.chunk_size).jv(theta_dot)
+    w = problem.tangent(theta, z).jv(theta_dot)
     with torch.no_grad():
         values = {f"energy_{name}": part(rho) for name, _, part in problem.energy.terms()}
-        values["v2"] = v.square().sum(1).mean()
-        values["miss2"] = (w - v).square().sum(1).mean()
-        values["dissipation"] = (v * w).sum(1).mean()
-        values["fold_fraction"] = (rho.det_sign <= 0).to(v.dtype).mean()
-    clipped = clip_folded(v, rho, problem.clip)[1]
+        values["v2"] = rho.mean(v.square().sum(1))
+        values["miss2"] = rho.mean((w - v).square().sum(1))
+        values["dissipation"] = rho.mean((v * w).sum(1))
+        values["fold_fraction"] = rho.mean((rho.det_sign <= 0).to(v.dtype))
+    clipped = clip_folded(v, rho, problem.clip, rho.group)[1]
     return {**{name: float(value) for name, value in values.items()}, "clipped_fraction": clipped}
 
 

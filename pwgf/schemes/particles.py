@@ -14,6 +14,7 @@ from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
 from ..measures import Reference
+from ..parallel import Shared
 from ..state import Info, Rows, State
 from .base import (
     Row,
@@ -28,10 +29,11 @@ from .base import (
 )
 
 
-class Cloud:
-    """What an energy without density sees of a measure: its samples x (n,d)."""
+class Cloud(Shared):
+    """What an energy without density sees of a measure: its samples x (n,d), all of them in every process."""
 
     def __init__(self, x: Tensor) -> None:
+        super().__init__(len(x))
         self.x = x
 
     @property

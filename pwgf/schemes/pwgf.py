@@ -16,6 +16,7 @@ from ..integrate import ADAPTIVE, Advance, advance, check_method
 from ..linalg import Auto, LinearSolver, get_solver
 from ..maps.base import PushForward
 from ..measures import Reference
+from ..parallel import ALONE, world
 from ..state import Info, State
 from .base import (
     MapReplay,
@@ -30,7 +31,7 @@ from .base import (
     tensor_config,
 )
 from .evaluation import evaluate_row
-from .right_side import Problem, RightSide, adapted_damping, finite_velocity
+from .right_side import Problem, RightSide, adapted_damping, check_shared, finite_velocity
 
 _DEFAULT_TOLERANCE = 1e-4
 _REDRAWS = 4  # failed intervals in a row before the run stops
@@ -126,12 +127,11 @@ class PWGF(MapReplay):
         self.num_samples, self.num_eval, self.method = num_samples, num_eval, method
         self.tolerance = tolerance if method not in ADAPTIVE or tolerance is not None else _DEFAULT_TOLERANCE
         self.dt, self.momentum, self.max_rejections = dt, momentum, max_rejections
-        # an iteration's error acts like one of the step: the tighter the tolerance, the tighter the solve
-        accuracy = min(1.0, (self.tolerance or _DEFAULT_TOLERANCE) / _DEFAULT_TOLERANCE)
-        solver_ = Auto(accuracy) if solver == "auto" else get_solver(solver)
+        solver_ = _auto(self.tolerance) if solver == "auto" else get_solver(solver)
         adapts = method in ADAPTIVE and form == "velocity"
         self.damping, self.max_damping = damping, max(max_damping, damping) if adapts else damping
-        self._problem = Problem(energy, map, reference, solver_, form, clip, chunk_size)
+        self._problem = Problem(energy, map, reference, solver_, form, clip, chunk_size, world())
+        self._alone = dataclasses.replace(self._problem, group=ALONE)  # for a few samples, in every process
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is told at once.
@@ -143,7 +143,8 @@ class PWGF(MapReplay):
         theta = theta.to(self.dtype).to(self.device)
         generator = torch.Generator().manual_seed(seed)
         rng = generator.get_state()
-        rho = self._problem.pushed(theta, self._draw(min(self.num_samples, 64), fork(rng, "start")))
+        z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
+        rho = self._alone.pushed(theta, z)
         value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
         if not bool(torch.isfinite(value)):
             bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(rho)))]
@@ -152,12 +153,14 @@ class PWGF(MapReplay):
                 "(a) its function is NaN or infinite at some samples T(z): check it there, or take another reference; "
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
+        check_shared(self._problem, theta, z)
         dt = self.dt
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
             spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
             dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
         counters = {"num_steps": 0, "num_stages": 0, "num_rejected": 0, "num_redraws": 0, "num_products": 0}
-        return State(t, theta, torch.zeros_like(theta), dt, rng, counters, {"damping": _number(self.damping)})
+        extra = {"damping": _number(self.damping)}
+        return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One sampling interval towards t1: draw z, integrate, keep the proposal for the next.
@@ -192,7 +195,18 @@ class PWGF(MapReplay):
         damping = adapted_damping(damping, self.damping, self.max_damping, side.first_fit, side.held_out)
         extra = {"damping": _number(damping)}
         after = State(t_end, moved.theta, moved.theta_dot, proposal, generator.get_state(), counters, extra)
+        after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
+
+    def _agreed(self, state: State) -> State:
+        """Rank 0's state in all processes: what rounding makes of it may differ between machines."""
+        group = self._problem.group
+        if group.size == 1:
+            return state
+        theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
+        t, dt, damping = group.numbers_from_first(state.t, state.dt, float(state.extra["damping"]))
+        extra = {"damping": _number(damping)}
+        return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
         energy, speed2 = side.start or (math.nan, math.nan)
@@ -260,7 +274,7 @@ class PWGF(MapReplay):
 
     def fingerprint(self, state: State) -> np.ndarray:
         """F and v on 16 fixed samples at this θ, (1 + 16d,) float64."""
-        rho = self._problem.pushed(state.theta, self._draw(16, torch.Generator().manual_seed(0)))
+        rho = self._alone.pushed(state.theta, self._draw(16, torch.Generator().manual_seed(0)))
         values = torch.cat([self.energy(rho).detach().reshape(1), self.energy.velocity(rho).reshape(-1)])
         return values.double().cpu().numpy()
 
@@ -282,6 +296,11 @@ class PWGF(MapReplay):
             "max_rejections": self.max_rejections, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip
+
+
+def _auto(tolerance: float | None) -> Auto:
+    """The error of an iteration acts like one of the step: the tighter the tolerance, the tighter the solve."""
+    return Auto(1.0 if tolerance is None else min(1.0, tolerance / _DEFAULT_TOLERANCE))
 
 
 def _number(value: float) -> Tensor:

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from ..energies import Energy
-from ..errors import NonFiniteError, SolverError
+from ..errors import ConfigError, NonFiniteError, SolverError
 from ..linalg import LinearSolver, Solution, for_interval
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
+from ..parallel import ALONE, Group
 from ..tangent import Tangent
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The fixed part of a right side: what is solved, and how."""
+    """The fixed part of a right side: what is solved, and how; `group` shares the samples out."""
 
     energy: Energy
     map: PushForward
@@ -27,10 +28,15 @@ class Problem:
     form: str
     clip: float | None
     chunk_size: int | None
+    group: Group = ALONE
 
     def pushed(self, theta: Tensor, z: Tensor) -> PushedMeasure:
-        """ρ_θ on the samples z."""
-        return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size)
+        """ρ_θ on the samples z (n,d), the same z in every process."""
+        return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size, self.group.for_samples(len(z)))
+
+    def tangent(self, theta: Tensor, z: Tensor) -> Tangent:
+        """J at θ and the samples z (n,d), the same z in every process."""
+        return Tangent(self.map, theta, z, self.chunk_size, self.group.for_samples(len(z)))
 
 
 class RightSide:
@@ -38,7 +44,7 @@ class RightSide:
 
     Args:
         problem: what is solved.
-        z: (n,d) samples of λ.
+        z: (n,d) samples of λ, the same in every process.
         last: last accepted θ̇ (p,), from other samples; zeros when there is none.
         momentum, damping: of the solve.
         t: time, for messages.
@@ -59,9 +65,10 @@ class RightSide:
     def __call__(self, theta: Tensor) -> Tensor:
         """One least-squares solve."""
         self.num_stages += 1
-        self.tangent = Tangent(self.problem.map, theta, self.z, self.problem.chunk_size)
+        self.tangent = self.problem.tangent(theta, self.z)
         self.rho = self.problem.pushed(theta, self.z)
         solution = self._gradient_form() if self.problem.form == "gradient" else self._velocity_form()
+        solution = agreed(solution, self.problem.group)
         self.num_products += solution.num_products
         self.residual, self.fit = solution.residual, solution.fit
         if not bool(torch.isfinite(solution.x).all()):
@@ -76,12 +83,14 @@ class RightSide:
     def _velocity_form(self) -> Solution:
         v = finite_velocity(self.problem.energy, self.rho, self.t)
         if self.start is None:
-            self.start = (float(self.problem.energy(self.rho).detach()), float(v.square().sum(1).mean()))
-        v, self.clipped = clip_folded(v, self.rho, self.problem.clip)
+            energy = float(self.problem.energy(self.rho).detach())
+            self.start = (energy, float(self.rho.mean(v.square().sum(1))))
+        v, self.clipped = clip_folded(v, self.rho, self.problem.clip, self.rho.group)
         solution = self.solver(self.tangent, v, damping=self.damping, prior=self.prior)
         if self.num_stages == 1 and bool(self.last.any()):
-            self.first_fit = solution.fit
-            self.held_out = float((self.tangent.jv(self.last) - v).square().sum() / v.square().sum())
+            missed = (self.tangent.jv(self.last) - v).square().sum()
+            missed, whole = self.rho.group.sum(torch.stack([missed, v.square().sum()]))
+            self.first_fit, self.held_out = solution.fit, float(missed / whole)
         return solution
 
     def _gradient_form(self) -> Solution:
@@ -89,22 +98,30 @@ class RightSide:
         with torch.enable_grad():
             theta = self.rho.theta.detach().requires_grad_(True)
             energy = self.problem.energy(self.problem.pushed(theta, self.z))
-            (gradient,) = torch.autograd.grad(energy, theta)
+            gradient = self.rho.group.sum(torch.autograd.grad(energy, theta)[0])
         if not bool(torch.isfinite(gradient).all()):
             raise NonFiniteError(f"the energy's gradient in θ is NaN or infinite at t = {self.t:.6g}")
         if self.start is None:
             self.start = (float(energy.detach()), float("nan"))
-        unused = torch.zeros_like(self.z)
+        unused = torch.zeros_like(self.rho.x)
         return self.solver(self.tangent, unused, damping=self.damping, prior=self.prior, rhs=-gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
         """rms_i |J_i e| at the latest stage."""
-        return self.tangent.jv(e.to(self.z)).square().sum(1).mean().sqrt()
+        return self.rho.mean(self.tangent.jv(e.to(self.z)).square().sum(1)).sqrt()
 
     def energy_at(self, theta: Tensor) -> float:
         """F on the same samples."""
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
         return float(self.problem.energy(self.rho if same else self.problem.pushed(theta, self.z)))
+
+
+def agreed(solution: Solution, group: Group) -> Solution:
+    """The solution of rank 0 in all processes: rounding may differ between machines, θ may not."""
+    if group.size == 1:
+        return solution
+    residual, fit, num_products, converged = group.numbers_from_first(*solution[1:])
+    return Solution(group.from_first(solution.x), residual, fit, int(num_products), bool(converged))
 
 
 def adapted_damping(damping: float, low: float, high: float, first_fit: float, held_out: float) -> float:
@@ -125,51 +142,93 @@ def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
     """v (n,d) at ρ's samples.
 
     Raises:
-        NonFiniteError: names the term, the time, the causes and the cures.
+        NonFiniteError: in all processes, where one has a sample without a finite v; names the term, the time, the
+            causes and the cures.
     """
     v = energy.velocity(rho)
-    if bool(torch.isfinite(v).all()):
+    if not rho.group.any(not bool(torch.isfinite(v).all())):
         return v
-    term, bad = "the sum", ~torch.isfinite(v).all(1)
+    term, bad = "the sum", _bad_samples(v, rho)
     _refuse_singular(rho, bad, t)
     for name, _, part in energy.terms():
-        wrong = ~torch.isfinite(part.velocity(rho)).all(1)
+        wrong = _bad_samples(part.velocity(rho), rho)
         if bool(wrong.any()):
             term, bad = name, wrong
             break
-    first = int(bad.nonzero()[0])
-    x = ", ".join(f"{value:.4g}" for value in rho.x[first, :4].tolist()) + (", …" if rho.x.shape[1] > 4 else "")
+    points = rho.gather(rho.x.detach())
+    first = points[int(bad.nonzero()[0])].tolist()
+    x = ", ".join(f"{value:.4g}" for value in first[:4]) + (", …" if len(first) > 4 else "")
     raise NonFiniteError(
-        f"the velocity of energy term '{term}' is NaN or infinite at {int(bad.sum())} of {len(v)} samples at "
+        f"the velocity of energy term '{term}' is NaN or infinite at {int(bad.sum())} of {len(points)} samples at "
         f"t = {t:.6g}, first at x = ({x}). Causes: (a) the energy itself is not finite or not differentiable there: "
         "check it at this x; (b) the map folds there, so the density is lost: use more samples (num_samples) or "
         "clip=5; (c) the step was too long: lower tolerance or dt."
     )
 
 
+def _bad_samples(v: Tensor, rho: PushedMeasure) -> Tensor:
+    """Where v is not finite, (n,) over the samples of all processes."""
+    return rho.gather(~torch.isfinite(v).all(1))
+
+
 def _refuse_singular(rho: PushedMeasure, bad: Tensor, t: float) -> None:
     """NonFiniteError when det ∂_zT vanishes at bad samples: ρ has no density there, so terms that need one are lost."""
-    singular = int((bad & (rho.det_sign == 0)).sum())
+    singular = int((bad & (rho.gather(rho.det_sign.detach()) == 0)).sum())
     if singular:
         raise NonFiniteError(
-            f"det ∂_zT = 0 at {singular} of {len(rho.x)} samples at t = {t:.6g}: the map squeezes them into fewer "
+            f"det ∂_zT = 0 at {singular} of {rho.num_samples} samples at t = {t:.6g}: the map squeezes them into fewer "
             "dimensions, so ρ has no density there. Causes: (a) the map has not full rank, whatever θ: use "
             "maps.ResidualMLP, or maps.FromModule(module, dim, residual=True); (b) theta0 is singular: start at "
             "map.initial(); (c) the step was too long: lower tolerance or dt."
         )
 
 
-def clip_folded(v: Tensor, rho: PushedMeasure, clip: float | None) -> tuple[Tensor, float]:
+def clip_folded(v: Tensor, rho: PushedMeasure, clip: float | None, group: Group = ALONE) -> tuple[Tensor, float]:
     """Limits |v_i| to clip × rms|v| at samples where det ∂_zT ≤ 0 or nearly so; returns v and the clipped fraction.
 
-    All other samples stay as they are: over a barrier the few fast ones *are* the transition.
+    All other samples stay as they are: over a barrier the few fast ones *are* the transition. The rms and the fraction
+    are of all processes of the group.
     """
     if clip is None:
         return v, 0.0
-    speed = v.norm(dim=1)
-    folded = (rho.det_sign <= 0) | (rho.log_abs_det < rho.log_abs_det.median() - 7)
+    speed, det_sign, log_abs_det = (group.gather_rows(a) for a in (v.norm(dim=1), rho.det_sign, rho.log_abs_det))
+    folded = (det_sign <= 0) | (log_abs_det < log_abs_det.median() - 7)
     sound = speed[~folded] if bool((~folded).any()) else speed
     limit = clip * sound.square().mean().sqrt()
     too_fast = folded & (speed > limit)
     factor = torch.where(too_fast, limit / speed.clamp_min(torch.finfo(v.dtype).tiny), torch.ones_like(speed))
-    return v * factor.unsqueeze(1), float(too_fast.to(v.dtype).mean())
+    return v * group.slice_rows(factor).unsqueeze(1), float(too_fast.to(v.dtype).mean())
+
+
+def check_shared(problem: Problem, theta: Tensor, z: Tensor) -> None:
+    """Whether several processes would compute one flow: the same energy in all, and terms that go over all samples.
+
+    Raises:
+        ConfigError: in all processes, where the energy differs between them, or a term is a mean over own samples only.
+    """
+    group = problem.group
+    if group.size == 1:
+        return
+    whole = PushedMeasure(problem.map, problem.reference, theta, z, problem.chunk_size)
+    rtol = 1e-3 if theta.dtype == torch.float32 else 1e-9
+    v = problem.energy.velocity(whole)
+    if group.any(not torch.allclose(v, group.from_first(v), rtol=rtol, atol=rtol)):
+        raise ConfigError(
+            f"PWGF(energy=…) must be the same in all {group.size} processes; at the same samples its velocity differs "
+            "between them. Give its random numbers a fixed seed (torch.Generator().manual_seed(0)), and load the same "
+            "data in all."
+        )
+    shared = problem.pushed(theta, z)
+    for name, _, part in problem.energy.terms():
+        value, same = float(part(whole)), float(part(shared))
+        moved = shared.gather(part.velocity(shared)) - part.velocity(whole)
+        apart = abs(value - same) > rtol * (1 + abs(value)) or float(moved.abs().max()) > rtol * (
+            1 + float(v.abs().max())
+        )
+        if group.any(apart):
+            raise ConfigError(
+                f"PWGF(energy=…): term '{name}' is {value:.6g} in one process and {same:.6g} when {group.size} share "
+                f"the samples out (its velocity then differs by up to {float(moved.abs().max()):.2g}). An energy of "
+                "your own must average by rho.mean(values), or see all samples as rho.gather(rho.x); or set "
+                "PWGF_PARALLEL=0."
+            )

@@ -1,0 +1,234 @@
+"""What several processes compute in tests/test_parallel.py; run by itself it is one of them.
+
+python tests/parallel_worker.py figures FOLDER      # every figure, to FOLDER/rank-R.npz
+python tests/parallel_worker.py run FILE MODE       # a run in which a process dies
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import pwgf
+from pwgf import energies, linalg, maps, parallel
+from pwgf.energies.base import Energy
+from pwgf.schemes.right_side import RightSide
+from pwgf.storage import Writer
+
+TIMES = [0.0, 0.05, 0.1, 0.15]
+N = 61  # odd: the shares differ in length
+QUICK = {"method": "midpoint", "dt": 0.025}
+
+
+def potential(x):
+    return (x.square().sum(-1) - 1).square() / 4 + torch.sin(x[:, 0])
+
+
+def functional(rho):
+    return (rho.x[:, 0] * rho.log_density).mean() + torch.sin(rho.x).mean() * rho.x.square().mean()
+
+
+ENERGIES = {
+    "potential": lambda: energies.Potential(potential),
+    "entropy": lambda: energies.Entropy(),
+    "porous": lambda: energies.PorousMedium(2),
+    "internal": lambda: energies.InternalEnergy(lambda rho: rho**3),
+    "kl": lambda: energies.KL(lambda x: -potential(x)),
+    "interaction": lambda: energies.Interaction(lambda r: (r.square().sum(-1) + 0.1).sqrt() + 0.3 * r[..., 0] ** 3),
+    "functional": lambda: energies.Functional(functional),
+    "sum": lambda: energies.Potential(potential) + 0.5 * energies.Interaction(lambda r: r.square().sum(-1) ** 1.2),
+}
+MAPS = {
+    "layered": lambda: maps.ResidualMLP(2, width=8),
+    "generic": lambda: maps.FromModule(
+        torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)), 2, residual=True
+    ),
+}
+
+
+TIGHT = {"rtol": 1e-13}  # an iteration's rounding errors differ; its answers must not
+SOLVERS = {"primal": {}, "dual": {}, "pcg": TIGHT, "cg": TIGHT, "minres": TIGHT, "lsmr": TIGHT}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(n, seed):
+    return torch.randn(n, generator=seeded(seed), dtype=torch.float64)
+
+
+def scheme(energy=None, map=None, **settings):
+    energy = energies.Potential(potential) + energies.Entropy() if energy is None else energy
+    settings = {"num_samples": N, "num_eval": 2 * N + 1, **settings}  # the last block has one sample
+    return pwgf.PWGF(energy, map or maps.ResidualMLP(2, width=8), pwgf.Gaussian(2), **settings)
+
+
+def given(map):
+    """θ off the start, a last θ̇, samples: the same in every process."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        map = MAPS[map]()
+    theta = map.initial() + 0.1 * noise(map.num_params, 1)
+    return map, theta, noise(map.num_params, 2), pwgf.Gaussian(2).sample(N, seeded(3))
+
+
+def right_sides():
+    """θ̇ of every solver, and the numbers that a step decides by."""
+    found = {}
+    for name in MAPS:
+        map, theta, last, z = given(name)
+        for solver, settings in SOLVERS.items():
+            for form in ("velocity", "gradient"):
+                if form == "gradient" and solver in ("dual", "lsmr"):
+                    continue
+                made = scheme(map=map, solver=linalg.get_solver(solver, **settings), form=form, clip=5)
+                side = RightSide(made._problem, z, last, 0.0, momentum=0.9, damping=0.1)
+                found[f"{name} {solver} {form}"] = side(theta).numpy()
+                figures = [side.fit, side.first_fit, side.held_out, side.start[0], float(side.displacement(last))]
+                found[f"{name} {solver} {form} figures"] = np.array([*figures, side.energy_at(theta + 0.01 * last)])
+    return found
+
+
+def values():
+    """F, v and ∇_θF of every energy."""
+    found = {}
+    map, theta, _, z = given("layered")
+    for name, make in ENERGIES.items():
+        problem, group = scheme(energy=make())._problem, parallel.world()
+        rho = problem.pushed(theta, z)
+        found[f"{name} value"] = problem.energy(rho).numpy()
+        found[f"{name} velocity"] = rho.gather(problem.energy.velocity(rho)).numpy()
+        leaf = theta.clone().requires_grad_(True)
+        value = problem.energy(problem.pushed(leaf, z))
+        found[f"{name} gradient"] = group.sum(torch.autograd.grad(value, leaf)[0]).numpy()
+        found[f"{name} traced value"] = value.detach().numpy()
+    return found
+
+
+def runs(folder):
+    """Three rows of flows, in memory and in files; who writes; resumed files of the other number of processes."""
+    found = {}
+    for name in ("potential", "sum", "functional"):
+        energy, settings = ENERGIES[name]() + energies.Entropy(), {} if name == "potential" else QUICK
+        run = pwgf.solve(scheme(energy=energy, **settings), TIMES, seed=1)
+        for column in ("theta", "energy", "energy_stderr", "projection_residual", "dissipation", "num_stages"):
+            found[f"run {name} {column}"] = run[column]
+    make, made = Writer.create, []
+    Writer.create = lambda *args, **settings: made.append(1) or make(*args, **settings)
+    run = pwgf.solve(scheme(**QUICK), TIMES[:3], out=folder / "own.h5", seed=1)
+    Writer.create = make
+    found["run file theta"], found["writers"] = run["theta"], np.array(len(made))
+    stop = lambda state, info: parallel.world().rank == parallel.world().size - 1  # noqa: E731
+    found["rows when the last process stops"] = np.array(
+        len(pwgf.solve(scheme(**QUICK), TIMES, seed=1, callbacks=[stop]))
+    )
+    particles = pwgf.EulerMaruyama(energies.Potential(potential), pwgf.Gaussian(2), num_samples=20, dt=0.05)
+    found["run particles"] = pwgf.solve(particles, TIMES, seed=1, out=folder / "particles.h5")["theta"]
+    return found
+
+
+def told(action):
+    """The error of an action, as text."""
+    try:
+        action()
+    except (pwgf.PWGFError, SystemExit) as error:
+        return np.array(f"{type(error).__name__}: {error}")
+    return np.array("nothing")
+
+
+class Own(Energy):
+    """An energy that averages over what it sees."""
+
+    def __call__(self, rho):
+        return potential(rho.x).mean()
+
+    def velocity(self, rho):
+        return energies.Potential(potential).velocity(rho)
+
+
+class OwnVelocity(Own):
+    """The right value, with a velocity that averages over what it sees."""
+
+    def __call__(self, rho):
+        return 0.5 * rho.mean(rho.x).square().sum()
+
+    def velocity(self, rho):
+        return -rho.x.mean(0).expand_as(rho.x)
+
+
+def failures(folder):
+    """What all processes are told; two of them are no failure for a single process."""
+    rank = parallel.world().rank
+    map, theta, last, z = given("layered")
+    first = z[0, 0] + 1e-9
+    nan_at_first = scheme(energy=energies.Potential(lambda x: (x[:, 0] - first).sqrt()), map=maps.Affine(2))
+    z = z[z[:, 0].argsort()]  # one bad sample, the first: it is rank 0's
+    first = z[:2, 0].mean()
+    side = RightSide(nan_at_first._problem, z, last[:6], 0.0, momentum=0.0, damping=1e-3)
+    found = {"nan": told(lambda: side(maps.Affine(2).initial()))}
+    found["damping"] = told(lambda: pwgf.solve(scheme(damping=1e-6 * (rank + 1)), TIMES))
+    shift = float(rank)
+    found["energy"] = told(lambda: scheme(energy=energies.Potential(lambda x: (x - shift).square().sum(-1))).start())
+    found["own energy"] = told(lambda: scheme(energy=Own()).start())
+    found["own velocity"] = told(lambda: scheme(energy=OwnVelocity()).start())
+    pwgf.solve(scheme(**QUICK), TIMES[:2], out=folder / "there.h5")
+    found["there"] = told(lambda: pwgf.solve(scheme(**QUICK), TIMES[:2], out=folder / "there.h5"))
+    checkpoint, append = Writer.checkpoint, Writer.append
+
+    def full(writer, row, restart):
+        if row["t"] > 0:
+            raise pwgf.StorageError(f"{writer.path}: the disk is full")
+        append(writer, row, restart)
+
+    Writer.append = full
+    found["full"] = told(lambda: pwgf.solve(scheme(**QUICK), TIMES[:2], out=folder / "full.h5"))
+    Writer.append = append
+    seen = []
+    Writer.checkpoint = lambda writer, restart: seen.append(restart["t"]) or checkpoint(writer, restart)
+
+    def terminated(state, info):
+        if rank == parallel.world().size - 1 and not seen:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    found["signal"] = told(
+        lambda: pwgf.solve(scheme(method="midpoint", dt=0.025), TIMES, out=folder / "signal.h5", callbacks=[terminated])
+    )
+    found["checkpoints"] = np.array(len(seen))
+    Writer.checkpoint = checkpoint
+    return found
+
+
+def figures(folder):
+    """All of the above."""
+    folder = Path(folder)
+    return {**right_sides(), **values(), **runs(folder), **failures(folder)}
+
+
+def dying(out, mode):
+    """A run in which process `mode[-1]` exits, or halts, after four steps beyond the first row."""
+    seen = []
+
+    def die(state, info):
+        seen.append(state.t)
+        if state.t > TIMES[1] and parallel.world().rank == int(mode[-1]):
+            if mode.startswith("halt"):
+                time.sleep(1000)
+            os._exit(9)
+
+    pwgf.solve(scheme(method="midpoint", dt=0.0125), TIMES, out=out, seed=1, callbacks=[die])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "figures":
+        np.savez(f"{sys.argv[2]}/rank-{os.environ['RANK']}.npz", **figures(sys.argv[2]))
+        run = pwgf.solve(scheme(**QUICK), TIMES, out=f"{sys.argv[2]}/resumed.h5", seed=1, resume=True)
+        if os.environ["RANK"] == "0":
+            np.save(f"{sys.argv[2]}/resumed.npy", run["theta"])
+    else:
+        dying(sys.argv[2], sys.argv[3])
