@@ -2,7 +2,7 @@
 
 from .base import Combination, Energy, Term
 from .functional import Functional
-from .interaction import Interaction
+from .interaction import Interaction, RadialPolynomial
 from .local import Entropy, InternalEnergy, Local, PorousMedium
 from .potential import KL, Potential
 
@@ -17,5 +17,6 @@ __all__ = [
     "Local",
     "PorousMedium",
     "Potential",
+    "RadialPolynomial",
     "Term",
 ]

@@ -1,33 +1,92 @@
-"""Interaction energy ½∬W(x−y) dρ dρ over all pairs of samples."""
+"""Interaction energy ½∬W(x−y) dρ dρ: over all pairs of samples, or by moments where W is a radial polynomial."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
+from ..maps.base import is_real
 from ..measures import PushedMeasure
 from .base import Energy, check_callable, evaluate, slope
 
-_BLOCK = 2**21  # numbers in one block of differences: bounds the memory at about 100 MB
+_BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that what W makes of them stays in cache
+
+
+@dataclass(frozen=True)
+class RadialPolynomial:
+    """The kernel W(r) = quadratic·|r|² + quartic·|r|⁴, whose `Interaction` costs O(n·d²) instead of n² evaluations.
+
+    With u = x − x̄ and, over the n samples, s = E|u|², C = E[uuᵀ], q = E[|u|²u], the sum over pairs is exactly
+    (n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j) = n/(n−1)·(2·quadratic·u + 4·quartic·(|u|²u + su + 2Cu − q)).
+
+    Args:
+        quadratic: coefficient of |r|²; positive attracts.
+        quartic: coefficient of |r|⁴.
+
+    Raises:
+        ConfigError: a coefficient is not a finite number.
+
+    Example:
+        >>> from pwgf import energies
+        >>> aggregation = energies.Interaction(energies.RadialPolynomial(quadratic=-0.5, quartic=0.25))
+    """
+
+    quadratic: float = 0.0
+    quartic: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("quadratic", "quartic"):
+            value = getattr(self, name)
+            if not is_real(value):
+                raise ConfigError(
+                    f"RadialPolynomial({name}=…) must be a finite number; got {value!r}. For any other W pass a "
+                    "function to Interaction."
+                )
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """W(r), (…,d) → (…,)."""
+        squared = r.square().sum(-1)
+        return squared * (self.quadratic + self.quartic * squared)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """½ the mean of W over the pairs i ≠ j of the samples x (n,d): scalar, differentiable."""
+        n, u = len(x), x - x.mean(0)
+        squared = u.square().sum(-1)
+        s, C = squared.mean(), u.T @ u / n
+        quartic = squared.square().mean() + s.square() + 2 * C.square().sum()
+        return n / max(n - 1, 1) * (self.quadratic * s + self.quartic * quartic)
+
+    def pull(self, x: Tensor) -> Tensor:
+        """(n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j), (n,d)."""
+        n, u = len(x), x - x.mean(0)
+        squared = u.square().sum(-1, keepdim=True)
+        cubic = squared * u
+        quartic = cubic + squared.mean() * u + 2 * u @ (u.T @ u / n) - cubic.mean(0)
+        return n / max(n - 1, 1) * (2 * self.quadratic * u + 4 * self.quartic * quartic)
 
 
 class Interaction(Energy):
     r"""F(ρ) = ½∬W(x−y) ρ(x)ρ(y), velocity −(∇W ∗ ρ)(x), with W made even: (W(r)+W(−r))/2.
 
-    On n samples the average runs over the pairs i ≠ j and divides by n−1, so W may be singular at 0. Cost: n² pairs, in
-    blocks of bounded memory.
+    On n samples the average runs over the pairs i ≠ j and divides by n−1, so W may be singular at 0. Cost: n²
+    evaluations of W, and for the velocity a gradient of every second one (of each one if W is not even), in blocks of
+    bounded memory, also when the value is differentiated. A `RadialPolynomial` costs O(n·d²).
 
     Args:
-        W: (…,d) → (…,), differentiable away from 0.
+        W: (…,d) → (…,), differentiable away from 0; a `RadialPolynomial` is evaluated by moments.
 
     Raises:
         ConfigError, ShapeError: W is not callable; at the first use: it fails, or returns another shape.
 
     Example:
         >>> from pwgf import energies
-        >>> aggregation = energies.Interaction(lambda r: r.square().sum(-1) ** 2 / 4 - r.square().sum(-1) / 2)
+        >>> gas = energies.Interaction(lambda r: -r.square().sum(-1).log() / 2)
     """
 
     pairwise = True
@@ -36,52 +95,149 @@ class Interaction(Energy):
         check_callable(W, "Interaction(W)")
         self.W = W
 
-    def _kernel(self, r: Tensor) -> Tensor:
-        return evaluate(self.W, "Interaction: W(r)", r.shape[:-1], r, r)
-
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""
-        x, total = rho.gather(rho.x), rho.x.new_zeros(())
-        for start, rows in _row_blocks(x, rho.own):
-            r, off_diagonal = _differences(rows, x, start)
-            total = total + torch.where(off_diagonal, self._kernel(r), 0.0).sum()
-        value = total / (2 * max(len(x) * (len(x) - 1), 1))
-        if rho.group.size == 1:
-            return value
-        value = rho.group.sum(value)
+        if rho.group.size > 1:
+            return self._shared_value(rho)
+        if isinstance(self.W, RadialPolynomial):
+            return self.W.energy(rho.x)
+        value: Tensor = _PairEnergy.apply(rho.x, self.W)
+        return value
+
+    def _shared_value(self, rho: PushedMeasure) -> Tensor:
+        """The value where processes share the samples out, differentiable in the own ones."""
+        x, own = rho.gather(rho.x.detach()), rho.x.detach()
+        if isinstance(self.W, RadialPolynomial):
+            value = self.W.energy(x)
+        else:
+            total = rho.group.sum(sum_of_values(self.W, own, x, rho.own.start))
+            value = total / (2 * max(len(x) * (len(x) - 1), 1))
         if not rho.x.requires_grad:
             return value
-        return value - (self.velocity(rho) * (rho.x - rho.x.detach())).sum() / len(x)  # n ∂F/∂x_i = −v_i
+        return value - (self.velocity(rho) * (rho.x - own)).sum() / len(x)  # n ∂F/∂x_i = −v_i
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−(n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j), (n,d)."""
-        x = rho.gather(rho.x.detach())
-        total = torch.zeros_like(x)
-        for start, rows in _row_blocks(x, rho.own):
-            with torch.enable_grad():
-                r, off_diagonal = _differences(rows, x, start)
-                r.requires_grad_(True)
-                g = slope(self._kernel(r), r, "Interaction: W(r)")
-            g = torch.where(off_diagonal.unsqueeze(-1), g, 0.0)
-            total[start : start + len(rows)] += g.sum(1)
-            total -= g.sum(0)
-        return -0.5 * rho.group.sum(total)[rho.own] / max(len(x) - 1, 1)
+        own = rho.x.detach()
+        x = rho.gather(own)
+        if isinstance(self.W, RadialPolynomial):
+            return -self.W.pull(x)[rho.own]
+        return -sum_of_slopes(self.W, own, x, rho.own.start) / max(len(x) - 1, 1)
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure drift."""
         return [(1.0, self)], 0.0
 
+    def to_config(self) -> dict[str, Any]:
+        """JSON that names W, with the coefficients of a `RadialPolynomial`."""
+        coefficients = vars(self.W) if isinstance(self.W, RadialPolynomial) else {}
+        return {**super().to_config(), **coefficients}
 
-def _row_blocks(x: Tensor, own: slice) -> list[tuple[int, Tensor]]:
-    """The own rows of x in blocks, each with the position of its first row."""
-    size = max(1, _BLOCK // max(x.numel(), 1))
-    return [(start, x[start : min(start + size, own.stop)]) for start in range(own.start, own.stop, size)]
+
+class _PairEnergy(torch.autograd.Function):
+    """½ the mean of W over pairs. Its gradient is known, −v/n, so that no graph of n² pairs is ever kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.W = W
+        ctx.save_for_backward(x)
+        return sum_of_values(W, x, x, 0) / (2 * max(len(x) * (len(x) - 1), 1))
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        total = sum_of_slopes(ctx.W, x.detach(), x.detach(), 0)
+        return factor * _Once.apply(total, x) / max(len(x) * (len(x) - 1), 1), None
 
 
-def _differences(rows: Tensor, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """r[i, j] = rows_i − x_j (b,n,d) with the diagonal moved away from 0, and the mask (b,n) of the true pairs."""
-    index = torch.arange(len(rows), device=x.device)
-    off_diagonal = torch.ones(len(rows), len(x), dtype=torch.bool, device=x.device)
-    off_diagonal[index, index + start] = False
-    r = rows.unsqueeze(1) - x.unsqueeze(0)
-    return torch.where(off_diagonal.unsqueeze(-1), r, torch.ones_like(r)), off_diagonal
+class _Once(torch.autograd.Function):
+    """The given function of x, refusing to be differentiated: its derivative would come out as zero."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, x: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        raise ConfigError(
+            "Interaction(W) can be differentiated once; got a second derivative of its value. Use a RadialPolynomial "
+            "for W, or write the sum over pairs in a Functional."
+        )
+
+
+def sum_of_values(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
+    """Σ_i Σ_{j≠start+i} W(rows_i − samples_j): scalar. Row i is sample start + i.
+
+    Args:
+        W: kernel, (…,d) → (…,).
+        rows: (m,d), a contiguous part of the samples.
+        samples: (n,d).
+        start: index of rows[0] among the samples.
+    """
+    total = rows.new_zeros(())
+    for i, j in _blocks(rows, samples):
+        r, diagonal = _differences(rows[i], samples[j], start + i.start - j.start)
+        value = _kernel(W, r)
+        total += (value if diagonal is None else value.masked_fill(diagonal, 0.0)).sum()
+    return total
+
+
+def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
+    """Σ_{j≠start+i} ∇W(rows_i − samples_j) for W made even, (m,d); arguments as in `sum_of_values`.
+
+    When rows are all the samples each unordered pair is visited once and counts on both sides.
+    """
+    total, whole = torch.zeros_like(rows), len(rows) == len(samples)
+    for i, j in _blocks(rows, samples):
+        if whole and j.start < i.start:
+            continue
+        r, diagonal = _differences(rows[i], samples[j], start + i.start - j.start)
+        g = _even_slope(W, r)
+        if diagonal is not None:
+            g = g.masked_fill(diagonal.unsqueeze(-1), 0.0)
+        total[i] += g.sum(1)
+        if whole and j.start > i.start:
+            total[j] -= g.sum(0)
+    if not bool(total.any()):  # legal for a flat W, else W cannot be differentiated: `slope` tells them apart
+        with torch.enable_grad():
+            r = (samples - samples.roll(1, 0)).requires_grad_(True)
+            slope(_kernel(W, r), r, "Interaction: W(r)")
+    return total
+
+
+def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+    """(∇W(r) − ∇W(−r))/2, (b,c,d); the second gradient is spared where W(r) = W(−r) to the last bit."""
+
+    def value_and_slope(r: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            value = _kernel(W, r.requires_grad_(True))
+            g = torch.autograd.grad(value.sum(), r, allow_unused=True)[0] if value.requires_grad else None
+        return value.detach(), torch.zeros_like(r) if g is None else g
+
+    value, g = value_and_slope(r)
+    mirrored = -r.detach()
+    with torch.no_grad():
+        even = torch.equal(value, _kernel(W, mirrored))
+    return g if even else (g - value_and_slope(mirrored)[1]) / 2
+
+
+def _kernel(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+    return evaluate(W, "Interaction: W(r)", r.shape[:-1], r, r)
+
+
+def _blocks(rows: Tensor, samples: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Square blocks of pairs: slices of rows and of samples."""
+    size = max(1, math.isqrt(_BLOCK // max(rows.shape[1], 1)))
+    for i in range(0, len(rows), size):
+        for j in range(0, len(samples), size):
+            yield slice(i, i + size), slice(j, j + size)
+
+
+def _differences(rows: Tensor, samples: Tensor, offset: int) -> tuple[Tensor, Tensor | None]:
+    """r[i, j] = rows_i − samples_j, (b,c,d), but 1 at its diagonal j = i + offset; the mask (b,c) of that, if any."""
+    r = rows.unsqueeze(1) - samples
+    diagonal = torch.zeros(r.shape[:2], dtype=torch.bool, device=r.device)
+    if not len(diagonal.diagonal(offset)):
+        return r, None
+    diagonal.diagonal(offset).fill_(True)
+    return r.masked_fill_(diagonal.unsqueeze(-1), 1.0), diagonal

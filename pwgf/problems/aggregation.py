@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..energies.base import Energy
-from ..energies.interaction import Interaction
+from ..energies.interaction import Interaction, RadialPolynomial
 from ..maps.base import check_dim
 from ..measures import Gaussian
 from .base import Law, Problem, check_samples
@@ -85,10 +85,10 @@ class Aggregation(Problem):
         self.dim = dim
         self._maps: dict[float, RadialMap] = {}
 
-    def kernel(self, x: Tensor) -> Tensor:
+    @property
+    def kernel(self) -> RadialPolynomial:
         """W(x) = |x|⁴/4 − |x|²/2, (…, d) -> (…,)."""
-        squared = x.square().sum(-1)
-        return squared * (squared / 4 - 0.5)
+        return RadialPolynomial(quadratic=-0.5, quartic=0.25)
 
     @property
     def reference(self) -> Gaussian:
@@ -97,7 +97,7 @@ class Aggregation(Problem):
 
     @property
     def energy(self) -> Energy:
-        """½∬W."""
+        """½∬W, by moments."""
         return Interaction(self.kernel)
 
     @property

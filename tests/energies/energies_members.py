@@ -43,6 +43,7 @@ MEMBERS = {
     "local-of-x": lambda: energies.Local(lambda x, log_rho: square(x)),
     "local-of-density": lambda: energies.Local(lambda x, log_rho: log_rho.square()),
     "interaction": lambda: energies.Interaction(lambda r: square(r) ** 2 / 4 - square(r) / 2),
+    "interaction-by-moments": lambda: energies.Interaction(energies.RadialPolynomial(quadratic=-0.5, quartic=0.25)),
     "interaction-asymmetric": lambda: energies.Interaction(lambda r: square(r) + (r**3).sum(-1) + r[..., 0]),
     "interaction-distance": lambda: energies.Interaction(lambda r: torch.linalg.vector_norm(r, dim=-1)),
     "interaction-logarithm": lambda: energies.Interaction(lambda r: -torch.log(torch.linalg.vector_norm(r, dim=-1))),

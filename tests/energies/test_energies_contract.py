@@ -53,6 +53,14 @@ def test_the_velocity_is_detached_and_needs_no_ambient_gradients(name):
     torch.testing.assert_close(traced, v, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 5, 12, 50])
+def test_blocks_of_samples_give_the_same(name, chunk_size):
+    energy, z = MEMBERS[name](), small().z
+    whole, blocks = measure(2, 0.3, z), measure(2, 0.3, z, chunk_size=chunk_size)
+    torch.testing.assert_close(energy(blocks), energy(whole), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(energy.velocity(blocks), energy.velocity(whole), rtol=1e-11, atol=1e-11)
+
+
 def test_evaluating_changes_nothing(name):
     energy, rho = MEMBERS[name](), small()
     x, ell = rho.x.clone(), rho.log_density.clone()
