@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import PushedMeasure
+from ..parallel import Shared
 
 _USER_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 
@@ -126,6 +127,11 @@ class Combination(Energy):
             "name": "Combination",
             "terms": [{"coefficient": term.coefficient, **term.energy.to_config()} for term in self._terms],
         }
+
+
+def shares(rho: PushedMeasure) -> Shared:
+    """Which of all samples rho holds: all, where it does not say (any object with `x` and what the energy reads)."""
+    return rho if getattr(rho, "group", None) is not None else Shared(len(rho.x))
 
 
 def check_callable(f: object, call: str) -> None:

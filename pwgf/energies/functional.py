@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..measures import PushedMeasure
-from .base import Energy, check_callable, evaluate
+from .base import Energy, check_callable, evaluate, shares
 
 
 class _Samples:
@@ -60,20 +60,22 @@ class Functional(Energy):
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """F on the samples."""
-        view = _Samples(lambda: rho.gather(rho.x), lambda: rho.gather(rho.log_density))
+        every = shares(rho).gather
+        view = _Samples(lambda: every(rho.x), lambda: every(rho.log_density))
         return evaluate(self.F, "Functional: F(rho)", torch.Size(()), rho.x, view)
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−n ∂F/∂x_i − ∂ₓφ_i − (φ_i + ∂_ℓφ_i)·score_i, (n,d)."""
-        n, own, leaves = rho.num_samples, rho.own, dict[str, Tensor]()  # F sees all samples; v is of the own ones
+        share, leaves = shares(rho), dict[str, Tensor]()  # F sees all samples; v is of the own ones
+        n, own = share.num_samples, share.own
 
         def log_density() -> Tensor:
             if "ell" not in leaves:  # the density is computed only when F reads it
-                leaves["ell"] = rho.gather(rho.log_density.detach()).requires_grad_(True)
+                leaves["ell"] = share.gather(rho.log_density.detach()).requires_grad_(True)
             return leaves["ell"]
 
         with torch.enable_grad():
-            x = rho.gather(rho.x.detach()).requires_grad_(True)
+            x = share.gather(rho.x.detach()).requires_grad_(True)
             value = evaluate(self.F, "Functional: F(rho)", torch.Size(()), x, _Samples(lambda: x, log_density))
             if not value.requires_grad:
                 self._check_constant(float(value), x.detach(), leaves)

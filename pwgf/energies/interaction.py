@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..maps.base import is_real
 from ..measures import PushedMeasure
-from .base import Energy, check_callable, evaluate, slope
+from .base import Energy, check_callable, evaluate, shares, slope
 
 _BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that what W makes of them stays in cache
 
@@ -97,7 +97,7 @@ class Interaction(Energy):
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""
-        if rho.group.size > 1:
+        if shares(rho).group.size > 1:
             return self._shared_value(rho)
         if isinstance(self.W, RadialPolynomial):
             return self.W.energy(rho.x)
@@ -118,11 +118,11 @@ class Interaction(Energy):
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−(n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j), (n,d)."""
-        own = rho.x.detach()
-        x = rho.gather(own)
+        own, share = rho.x.detach(), shares(rho)
+        x = share.gather(own)
         if isinstance(self.W, RadialPolynomial):
-            return -self.W.pull(x)[rho.own]
-        return -sum_of_slopes(self.W, own, x, rho.own.start) / max(len(x) - 1, 1)
+            return -self.W.pull(x)[share.own]
+        return -sum_of_slopes(self.W, own, x, share.own.start) / max(len(x) - 1, 1)
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure drift."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..measures import PushedMeasure
-from .base import Energy, check_callable, evaluate, slope
+from .base import Energy, check_callable, evaluate, shares, slope
 
 
 class Local(Energy):
@@ -39,7 +39,7 @@ class Local(Energy):
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """Mean of g over the samples."""
-        return rho.mean(self._g(rho.x, rho.log_density))
+        return shares(rho).mean(self._g(rho.x, rho.log_density))
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−∇ₓ(g + ∂_ℓg) − (∂_ℓg + ∂²_ℓg)·score, (n,d)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..measures import PushedMeasure
-from .base import Energy, check_callable, evaluate, slope
+from .base import Energy, check_callable, evaluate, shares, slope
 
 
 class Potential(Energy):
@@ -34,7 +34,7 @@ class Potential(Energy):
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """Mean of V over the samples."""
-        return rho.mean(evaluate(self.V, "Potential: V(x)", rho.x.shape[:1], rho.x, rho.x))
+        return shares(rho).mean(evaluate(self.V, "Potential: V(x)", rho.x.shape[:1], rho.x, rho.x))
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−∇V(x), (n,d)."""
@@ -65,7 +65,7 @@ class KL(Energy):
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """Mean of log ρ − log π over the samples."""
         target = evaluate(self.log_target, "KL: log_target(x)", rho.x.shape[:1], rho.x, rho.x)
-        return rho.mean(rho.log_density - target)
+        return shares(rho).mean(rho.log_density - target)
 
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """∇log π(x) − score, (n,d)."""

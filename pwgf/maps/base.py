@@ -137,6 +137,11 @@ class PushForward(ABC):
         """z with T_θ(z) = x, (n,d), by Newton's method; raises SolverError where it fails."""
         return newton_inverse(self, theta, x)
 
+    @property
+    def numbers_per_sample(self) -> int:
+        """Numbers held at once for each sample by a density or a tangent: an estimate, for choosing `chunk_size`."""
+        return 4 * self.dim**2 + 2 * self.num_params
+
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J = ∂_θT at (θ, z), by double backward on a retained graph. Cost of a product: about two of T."""
         with torch.enable_grad():

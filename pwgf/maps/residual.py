@@ -89,6 +89,12 @@ class ResidualMLP(PushForward):
     def _weight(self) -> float:
         return float(self.gain)  # type: ignore[arg-type]  # set in __post_init__
 
+    @property
+    def numbers_per_sample(self) -> int:
+        """A few activations a layer and Jacobians; with more layers those of all units."""
+        deep = self.depth * self.dim if self.depth > 1 else 0
+        return 4 * self.dim**2 + (4 + 2 * deep) * self.depth * self.units
+
     def layout(self) -> list[Block]:
         """[A b], W_1 … W_L each with its bias as last column, W_out."""
         d, w = self.dim, self.units

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..energies import Energy
-from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError, nearest
+from ..errors import NonFiniteError, ShapeError, SolverError
 from ..integrate import ADAPTIVE, Advance, advance, check_method
-from ..linalg import Auto, LinearSolver, get_solver
+from ..linalg import LinearSolver, get_solver
 from ..maps.base import PushForward
 from ..measures import Reference
 from ..parallel import ALONE, world
@@ -22,18 +22,16 @@ from .base import (
     MapReplay,
     Row,
     check_device,
-    check_dtype,
-    check_integer,
-    check_number,
     fork,
     member_config,
     merge_counters,
     tensor_config,
 )
+from .damping import adapted_damping, is_due, tried_damping
 from .evaluation import evaluate_row
-from .right_side import Problem, RightSide, adapted_damping, check_shared, finite_velocity
+from .right_side import Problem, RightSide, check_shared, finite_velocity
+from .settings import DEFAULT_TOLERANCE, auto_solver, check_members, check_numbers, check_theta0, choose_chunk_size
 
-_DEFAULT_TOLERANCE = 1e-4
 _REDRAWS = 4  # failed intervals in a row before the run stops
 
 
@@ -59,11 +57,16 @@ class PWGF(MapReplay):
         damping: λ of the solve, relative to the metric's trace. Smaller is more accurate and less stable.
         max_damping: adaptive methods in velocity form raise λ up to this while solves miss clearly more of v on fresh
             samples than on their own, and lower it again afterwards; equal to `damping` it stays fixed.
+        tune_damping: the same methods try λ/4 and 4λ every 20 intervals (5 while much of v is missed) and go on from
+            one that leaves less than four fifths of what λ leaves of v on fresh samples, between 1e-8 and
+            `max_damping`; less than 1 % left over is not worth a smaller λ. False never goes below `damping`.
         momentum: the damping is centred at momentum × last accepted θ̇; in [0, 1].
         solver: `auto`, `primal`, `dual`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
         clip: None, or limit |v| to clip × rms|v| at samples where the map has (nearly) folded; ≥ 5.
         form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
-        chunk_size: samples per block in densities, tangents and evaluation; None: all at once.
+        chunk_size: samples per block in densities and tangents; results do not depend on it but for rounding. None: as
+            many as `max_memory` allows.
+        max_memory: bytes for what densities and tangents hold for each sample of a block.
         max_rejections: substeps rejected within an interval before it is drawn anew.
         dtype, device: of θ and all computation.
 
@@ -97,40 +100,35 @@ class PWGF(MapReplay):
         dt: float | None = None,
         damping: float = 1e-6,
         max_damping: float = 1e-3,
+        tune_damping: bool = True,
         momentum: float = 0.9,
         solver: str | LinearSolver = "auto",
         clip: float | None = None,
         form: str = "velocity",
         chunk_size: int | None = None,
+        max_memory: float = 1e9,
         max_rejections: int = 20,
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
     ) -> None:
-        _check_members(energy, map, reference)
+        check_members(energy, map, reference)
         check_method(method, tolerance, dt)
-        for name, value in (("num_samples", num_samples), ("num_eval", num_eval), ("max_rejections", max_rejections)):
-            check_integer(value, name, "PWGF")
-        if chunk_size is not None:
-            check_integer(chunk_size, "chunk_size", "PWGF")
-        check_number(damping, "damping", "PWGF", low=0.0, high=math.inf)
-        check_number(max_damping, "max_damping", "PWGF", low=0.0, high=math.inf)
-        check_number(momentum, "momentum", "PWGF", low=0.0, high=1.0)
-        if clip is not None:
-            check_number(clip, "clip", "PWGF", low=5.0, high=math.inf)
-        if form not in ("velocity", "gradient"):
-            raise ConfigError(
-                f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}"
-            )
-        check_dtype(dtype, "PWGF")
+        check_numbers(
+            damping=damping, max_damping=max_damping, momentum=momentum, clip=clip, form=form, dtype=dtype,
+            num_samples=num_samples, num_eval=num_eval, max_rejections=max_rejections,
+        )  # fmt: skip
+        chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
         super().__init__(map, reference, dtype, check_device(device, "PWGF"))
-        self.energy, self.theta0 = energy, _check_theta0(theta0, map)
+        self.energy, self.theta0 = energy, check_theta0(theta0, map)
         self.num_samples, self.num_eval, self.method = num_samples, num_eval, method
-        self.tolerance = tolerance if method not in ADAPTIVE or tolerance is not None else _DEFAULT_TOLERANCE
+        self.tolerance = tolerance if method not in ADAPTIVE or tolerance is not None else DEFAULT_TOLERANCE
         self.dt, self.momentum, self.max_rejections = dt, momentum, max_rejections
-        solver_ = _auto(self.tolerance) if solver == "auto" else get_solver(solver)
+        solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
         adapts = method in ADAPTIVE and form == "velocity"
         self.damping, self.max_damping = damping, max(max_damping, damping) if adapts else damping
-        self._problem = Problem(energy, map, reference, solver_, form, clip, chunk_size, world())
+        self.tune_damping = bool(tune_damping) and self.max_damping > damping
+        self.chunk_size, self.max_memory = chunk_size, max_memory
+        self._problem = Problem(energy, map, reference, solver_, form, clip, chunk, world())
         self._alone = dataclasses.replace(self._problem, group=ALONE)  # for a few samples, in every process
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
@@ -159,7 +157,7 @@ class PWGF(MapReplay):
             spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
             dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
         counters = {"num_steps": 0, "num_stages": 0, "num_rejected": 0, "num_redraws": 0, "num_products": 0}
-        extra = {"damping": _number(self.damping)}
+        extra = {"damping": _number(self.damping), "base_damping": _number(self.damping)}
         return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
@@ -192,11 +190,25 @@ class PWGF(MapReplay):
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw,
         )  # fmt: skip
         proposal = moved.proposal if self.method in ADAPTIVE else dt
-        damping = adapted_damping(damping, self.damping, self.max_damping, side.first_fit, side.held_out)
-        extra = {"damping": _number(damping)}
+        base = self._base_damping(state)
+        damping = adapted_damping(damping, base, self.max_damping, side.first_fit, side.held_out)
+        extra = {"damping": _number(damping), "base_damping": _number(base)}
         after = State(t_end, moved.theta, moved.theta_dot, proposal, generator.get_state(), counters, extra)
-        after = self._agreed(after)
+        after = self._agreed(self._tuned(after, side.held_out))
         return after, self._info(side, state, after, moved, rejected)
+
+    def _tuned(self, state: State, held_out: float) -> State:
+        """Puts the damping to the test now and then."""
+        if not self.tune_damping or not is_due(state.counters["num_steps"], held_out):
+            return state
+        generator, damping = fork(state.rng, "tune"), self._damping(state)
+        z, fresh = (self._draw(self.num_samples, generator) for _ in range(2))
+        prior = self.momentum * state.theta_dot
+        found = tried_damping(
+            self._problem, state.theta, prior, z, fresh, state.t, damping=damping, high=self.max_damping
+        )
+        base = found if found > damping else min(found, self._base_damping(state))
+        return dataclasses.replace(state, extra={"damping": _number(found), "base_damping": _number(base)})
 
     def _agreed(self, state: State) -> State:
         """Rank 0's state in all processes: what rounding makes of it may differ between machines."""
@@ -204,8 +216,9 @@ class PWGF(MapReplay):
         if group.size == 1:
             return state
         theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
-        t, dt, damping = group.numbers_from_first(state.t, state.dt, float(state.extra["damping"]))
-        extra = {"damping": _number(damping)}
+        numbers = [float(state.extra[name]) for name in ("damping", "base_damping")]
+        t, dt, damping, base = group.numbers_from_first(state.t, state.dt, *numbers)
+        extra = {"damping": _number(damping), "base_damping": _number(base)}
         return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
@@ -251,14 +264,18 @@ class PWGF(MapReplay):
         )
         return row
 
+    def _base_damping(self, state: State) -> float:
+        carried = float(state.extra["base_damping"]) if "base_damping" in state.extra else self.damping
+        return min(carried, self.max_damping) if self.tune_damping else self.damping
+
     def _damping(self, state: State) -> float:
-        carried = float(state.extra["damping"]) if "damping" in state.extra else self.damping
-        return min(max(carried, self.damping), self.max_damping)  # a state of other settings may carry another
+        base = self._base_damping(state)
+        carried = float(state.extra["damping"]) if "damping" in state.extra else base
+        return min(max(carried, base), self.max_damping)  # a state of other settings may carry another
 
     def _blocks(self, generator: torch.Generator) -> list[Tensor]:
         """Fresh evaluation samples in blocks of at most num_samples (pairwise energies couple only within a block)."""
-        size = self.num_samples if self._problem.chunk_size is None else min(self._problem.chunk_size, self.num_samples)
-        size = max(size, 100)
+        size = max(self.num_samples, 100)
         return [self._draw(min(size, self.num_eval - start), generator) for start in range(0, self.num_eval, size)]
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -291,56 +308,12 @@ class PWGF(MapReplay):
             "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
             "num_samples": self.num_samples, "num_eval": self.num_eval, "method": self.method,
             "tolerance": self.tolerance, "dt": self.dt, "damping": self.damping,
-            "max_damping": self.max_damping, "momentum": self.momentum,
-            "solver": solver, "clip": problem.clip, "form": problem.form, "chunk_size": problem.chunk_size,
+            "max_damping": self.max_damping, "tune_damping": self.tune_damping, "momentum": self.momentum,
+            "solver": solver, "clip": problem.clip, "form": problem.form, "chunk_size": self.chunk_size, "max_memory": self.max_memory,
             "max_rejections": self.max_rejections, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip
 
 
-def _auto(tolerance: float | None) -> Auto:
-    """The error of an iteration acts like one of the step: the tighter the tolerance, the tighter the solve."""
-    return Auto(1.0 if tolerance is None else min(1.0, tolerance / _DEFAULT_TOLERANCE))
-
-
 def _number(value: float) -> Tensor:
     return torch.tensor([value], dtype=torch.float64)
-
-
-def _check_members(energy: Energy, map: PushForward, reference: Reference) -> None:
-    """The right kinds in the right places, of one dimension."""
-    if not isinstance(energy, Energy):
-        hint = " Wrap a potential: energies.Potential(V)." if callable(energy) else ""
-        raise ConfigError(f"PWGF(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
-    if not isinstance(map, PushForward):
-        hint = " Wrap a module: maps.FromModule(module, dim)." if isinstance(map, torch.nn.Module) else ""
-        raise ConfigError(f"PWGF(map=…) must be a map from pwgf.maps; got {type(map).__name__}.{hint}")
-    if not isinstance(reference, Reference):
-        raise ConfigError(
-            f"PWGF(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
-            f"got {type(reference).__name__}."
-        )
-    if map.dim != reference.dim:
-        raise ConfigError(
-            f"PWGF: map and reference must have the same dimension; got map.dim = {map.dim} and reference.dim = "
-            f"{reference.dim}."
-        )
-
-
-def _check_theta0(theta0: Tensor | None, map: PushForward) -> Tensor | None:
-    if theta0 is None:
-        return None
-    try:
-        theta = torch.as_tensor(theta0).detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"PWGF(theta0=…) must be a tensor like map.initial(); got {type(theta0).__name__} ({error})."
-        ) from error
-    if theta.shape != (map.num_params,):
-        raise ShapeError(
-            f"PWGF(theta0=…) must have shape ({map.num_params},) for this map; got {tuple(theta.shape)}. "
-            "Start from map.initial()."
-        )
-    if not bool(torch.isfinite(theta).all()):
-        raise ConfigError("PWGF(theta0=…) must be finite; got NaN or infinite entries. Start from map.initial().")
-    return theta

@@ -124,20 +124,6 @@ def agreed(solution: Solution, group: Group) -> Solution:
     return Solution(group.from_first(solution.x), residual, fit, int(num_products), bool(converged))
 
 
-def adapted_damping(damping: float, low: float, high: float, first_fit: float, held_out: float) -> float:
-    """The damping of the next interval, within [low, high].
-
-    A notch up while the last solve missed clearly more of v on fresh samples than a solve misses on its own (it fitted
-    noise), or missed a third of it anyway (what is left is beyond the map: a few fast samples near a fold, which small
-    damping chases); a notch down when the two agree to 30 % or less than 1 % is held out; else unchanged.
-    """
-    if held_out > max(2 * first_fit, 0.03) or held_out > 0.33:
-        damping = 4 * damping
-    elif held_out < max(1.3 * first_fit, 0.01):
-        damping = damping / 4
-    return min(max(damping, low), high)
-
-
 def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
     """v (n,d) at ρ's samples.
 

@@ -1,0 +1,103 @@
+"""What `PWGF` accepts: its arguments checked at the door, and those it chooses when they are left out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..energies import Energy
+from ..errors import ConfigError, ShapeError, nearest
+from ..linalg import Auto
+from ..maps.base import PushForward
+from ..measures import Reference
+from .base import check_dtype, check_integer, check_number
+
+DEFAULT_TOLERANCE = 1e-4
+"""rms displacement error of a sample per substep, in units of x."""
+
+
+def check_numbers(
+    *,
+    damping: float,
+    max_damping: float,
+    momentum: float,
+    clip: float | None,
+    form: str,
+    dtype: torch.dtype,
+    **counts: int,
+) -> None:
+    """Raises ConfigError unless each argument of PWGF is in its range."""
+    for name, value in counts.items():
+        check_integer(value, name, "PWGF")
+    check_number(damping, "damping", "PWGF", low=0.0, high=math.inf)
+    check_number(max_damping, "max_damping", "PWGF", low=0.0, high=math.inf)
+    check_number(momentum, "momentum", "PWGF", low=0.0, high=1.0)
+    if clip is not None:
+        check_number(clip, "clip", "PWGF", low=5.0, high=math.inf)
+    if form not in ("velocity", "gradient"):
+        raise ConfigError(
+            f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}"
+        )
+    check_dtype(dtype, "PWGF")
+
+
+def choose_chunk_size(chunk_size: int | None, max_memory: float, map: PushForward, dtype: torch.dtype) -> int:
+    """Samples per block: as given, or as many as fit into max_memory."""
+    if chunk_size is not None:
+        check_integer(chunk_size, "chunk_size", "PWGF")
+        return chunk_size
+    check_number(max_memory, "max_memory", "PWGF", low=0.0, high=math.inf)
+    each = map.numbers_per_sample * dtype.itemsize
+    if max_memory < each:
+        raise ConfigError(
+            f"PWGF(max_memory={max_memory:g}) must hold at least one sample, about {each:g} bytes for this map; give "
+            "more, or chunk_size=1 to try all the same."
+        )
+    return int(min(max_memory // each, 2**31))
+
+
+def auto_solver(tolerance: float | None) -> Auto:
+    """The error of an iteration acts like one of the step: the tighter the tolerance, the tighter the solve."""
+    return Auto(1.0 if tolerance is None else min(1.0, tolerance / DEFAULT_TOLERANCE))
+
+
+def check_members(energy: Energy, map: PushForward, reference: Reference) -> None:
+    """The right kinds in the right places, of one dimension."""
+    if not isinstance(energy, Energy):
+        hint = " Wrap a potential: energies.Potential(V)." if callable(energy) else ""
+        raise ConfigError(f"PWGF(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
+    if not isinstance(map, PushForward):
+        hint = " Wrap a module: maps.FromModule(module, dim)." if isinstance(map, torch.nn.Module) else ""
+        raise ConfigError(f"PWGF(map=…) must be a map from pwgf.maps; got {type(map).__name__}.{hint}")
+    if not isinstance(reference, Reference):
+        raise ConfigError(
+            f"PWGF(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
+            f"got {type(reference).__name__}."
+        )
+    if map.dim != reference.dim:
+        raise ConfigError(
+            f"PWGF: map and reference must have the same dimension; got map.dim = {map.dim} and reference.dim = "
+            f"{reference.dim}."
+        )
+
+
+def check_theta0(theta0: Tensor | None, map: PushForward) -> Tensor | None:
+    """theta0 (p,) as a tensor of its own; ConfigError or ShapeError where it is not one for this map."""
+    if theta0 is None:
+        return None
+    try:
+        theta = torch.as_tensor(theta0).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"PWGF(theta0=…) must be a tensor like map.initial(); got {type(theta0).__name__} ({error})."
+        ) from error
+    if theta.shape != (map.num_params,):
+        raise ShapeError(
+            f"PWGF(theta0=…) must have shape ({map.num_params},) for this map; got {tuple(theta.shape)}. "
+            "Start from map.initial()."
+        )
+    if not bool(torch.isfinite(theta).all()):
+        raise ConfigError("PWGF(theta0=…) must be finite; got NaN or infinite entries. Start from map.initial().")
+    return theta
