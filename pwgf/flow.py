@@ -18,7 +18,7 @@ from . import storage
 from .errors import ConfigError, PWGFError, ShapeError
 from .progress import Progress
 from .provenance import provenance
-from .resume import check_fingerprint, check_same, has_rows
+from .resume import check_fingerprint, check_same, has_rows, pack_finished, stored_state
 from .schemes import Row, Scheme
 from .signals import Signals
 from .state import Info, State
@@ -38,6 +38,11 @@ def evolve(
         state: where to begin, e.g. `scheme.start(seed)`.
         times: increasing; those not after `state.t` are passed over.
     """
+    if not isinstance(state, State):
+        raise ConfigError(
+            f"evolve(scheme, state, times) needs a State, such as scheme.start(seed); got {type(state).__name__}. "
+            "Give evolve(scheme, scheme.start(0), times)."
+        )
     for t1 in check_times(times, "evolve"):
         while state.t < t1:
             state, info = scheme.step(state, float(t1))
@@ -86,12 +91,13 @@ def solve(
         ResumeMismatchError: the stored run had other settings or another energy.
     """
     _check_scheme(scheme)
+    _check_problem(problem)
     t, settings = check_times(times), _Settings(checkpoint_seconds, callbacks, progress)
     config = {
         "scheme": scheme.to_config(),
         "times": t.tolist(),
         "seed": seed,
-        "problem": problem and problem.to_config(),
+        "problem": None if problem is None else problem.to_config(),
     }
     if start is not None:
         start = _checked_start(scheme, start)
@@ -102,15 +108,18 @@ def solve(
                 "solve(resume=True) needs the file to resume: solve(…, out='results/run.h5', resume=True)."
             )
         memory = Memory(config)
-        _fresh(scheme, t, memory, _first_state(scheme, seed, t, start), settings)
+        with Signals() as signals:
+            _fresh(scheme, t, memory, _first_state(scheme, seed, t, start), settings, signals)
         return Trajectory(memory, scheme)
-    if resume and has_rows(out):
-        return _resume(scheme, t, out, config, max_cost, settings)
-    state = _first_state(scheme, seed, t, start)
-    header = _header(scheme, config, state)
-    nothing_there = resume and (os.path.exists(os.fspath(out) + ".parts") and not os.path.exists(out))
-    with storage.Writer.create(out, header, overwrite=overwrite or nothing_there, max_cost=max_cost) as writer:
-        _fresh(scheme, t, writer, state, settings)
+    out = storage.checked_path(out, "solve(out=…)")
+    with Signals() as signals:  # from here on: also the first row, the last and the packing end in order
+        if resume and has_rows(out):
+            return _resume(scheme, t, out, config, max_cost, settings, signals)
+        state = _first_state(scheme, seed, t, start)
+        header = _header(scheme, config, state)
+        nothing_there = resume and (os.path.exists(out + ".parts") and not os.path.exists(out))
+        with storage.Writer.create(out, header, overwrite=overwrite or nothing_there, max_cost=max_cost) as writer:
+            _fresh(scheme, t, writer, state, settings, signals)
     return _opened(scheme, out)
 
 
@@ -142,6 +151,15 @@ def _check_scheme(scheme: object) -> None:
         raise ConfigError(
             f"solve(scheme=…) needs a scheme, which has the methods {', '.join(needed)}; got {got}. "
             "Make one: pwgf.PWGF(energy, map, reference)."
+        )
+
+
+def _check_problem(problem: object) -> None:
+    known = not isinstance(problem, type) and callable(getattr(problem, "to_config", None))
+    if problem is not None and not known:
+        raise ConfigError(
+            f"solve(problem=…) needs a problem with to_config(), out of pwgf.problems; got {problem!r:.60}. "
+            "Make one, e.g. pwgf.problems.OrnsteinUhlenbeck(2), or leave it out."
         )
 
 
@@ -206,11 +224,19 @@ def _checked_start(scheme: Scheme, start: State) -> State:
     return dataclasses.replace(start, theta=theta, theta_dot=theta_dot)
 
 
-def _fresh(scheme: Scheme, t: np.ndarray, store: Memory | storage.Writer, state: State, settings: _Settings) -> None:
+def _fresh(
+    scheme: Scheme,
+    t: np.ndarray,
+    store: Memory | storage.Writer,
+    state: State,
+    settings: _Settings,
+    signals: Signals,
+) -> None:
     """Stores the first row and runs; a run in memory that fails hands its rows over with the error."""
-    loop = _Loop(scheme, store, settings, float(t[0]), float(t[-1]))
+    loop = _Loop(scheme, store, settings, signals, float(t[0]), float(t[-1]))
     try:
         loop.save(state)
+        signals.act()
         loop.run(state, t[1:])
     except PWGFError as error:
         if isinstance(store, Memory) and len(store):
@@ -219,17 +245,27 @@ def _fresh(scheme: Scheme, t: np.ndarray, store: Memory | storage.Writer, state:
 
 
 def _resume(
-    scheme: Scheme, t: np.ndarray, out: Any, config: dict[str, Any], max_cost: float | None, settings: _Settings
+    scheme: Scheme,
+    t: np.ndarray,
+    out: str,
+    config: dict[str, Any],
+    max_cost: float | None,
+    settings: _Settings,
+    signals: Signals,
 ) -> Trajectory:
     """Continues a stored run after checking that it is the same one."""
     with storage.open_record(out) as record:
         check_same(record.config, config)
-        state = restart_to_state(record.restart(), scheme.dtype, config["scheme"].get("device", "cpu"))
-        check_fingerprint(scheme, state, np.asarray(record.restart()["fingerprint"]))
+        restart, stored_times = stored_state(record), record.config["times"]
+        t = check_times(np.concatenate([stored_times, t[len(stored_times) :]]))  # the stored ones, to the bit
+        config = {**config, "times": t.tolist()}
+        state = restart_to_state(restart, scheme.dtype, config["scheme"].get("device", "cpu"))
+        check_fingerprint(scheme, state, np.asarray(restart["fingerprint"]))
         finished = record.complete and len(record.config["times"]) == len(t)
         spent = (float(record.column("wall_time")[-1]), float(record.column("cpu_time")[-1]))
         threads = record.provenance.get("threads")
     if finished:
+        pack_finished(out)
         return _opened(scheme, out)
     if threads != torch.get_num_threads():
         _log.warning(
@@ -242,7 +278,7 @@ def _resume(
         if len(record.config["times"]) != len(t):
             writer.update_header(_header(scheme, config, state))
         last_row = float(record.column("t")[-1])
-        loop = _Loop(scheme, writer, settings, float(t[0]), float(t[-1]), spent)
+        loop = _Loop(scheme, writer, settings, signals, float(t[0]), float(t[-1]), spent)
         loop.run(state, t[t > last_row])
     return _opened(scheme, out)
 
@@ -255,11 +291,12 @@ class _Loop:
         scheme: Scheme,
         store: Memory | storage.Writer,
         settings: _Settings,
+        signals: Signals,
         first: float,
         last: float,
         spent: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.scheme, self.store, self.settings = scheme, store, settings
+        self.scheme, self.store, self.settings, self.signals = scheme, store, settings, signals
         self.first, self.last = first, last
         self.began, self.began_cpu = time.monotonic() - spent[0], time.process_time() - spent[1]
         self.warned: set[str] = set()
@@ -268,7 +305,7 @@ class _Loop:
         """On to the last time; each is stored when it is reached."""
         rows, saved = set(times.tolist()), time.monotonic()
         bar = Progress(self.first, self.last, self.settings.progress)
-        with contextlib.closing(bar), Signals() as signals:
+        with contextlib.closing(bar):
             for after, info in evolve(self.scheme, state, times) if len(times) else ():
                 bar.update(after.t, dt=info.dt, **{k: v for k, v in info.values.items() if k == "energy"})
                 self._warn_step(info)
@@ -276,10 +313,10 @@ class _Loop:
                 if after.t in rows or stop:
                     self.save(after)
                     saved = time.monotonic()
-                elif time.monotonic() - saved > self.settings.checkpoint_seconds or signals.number:
+                elif time.monotonic() - saved > self.settings.checkpoint_seconds or self.signals.number:
                     self.checkpoint(after)
                     saved = time.monotonic()
-                signals.act()
+                self.signals.act()
                 if stop:
                     return
 
@@ -346,8 +383,8 @@ class _Loop:
             )
 
 
-def _opened(scheme: Scheme, out: str | os.PathLike[str]) -> Trajectory:
-    return Trajectory(storage.open_record(out), scheme, os.fspath(out))
+def _opened(scheme: Scheme, out: str) -> Trajectory:
+    return Trajectory(storage.open_record(out), scheme, out)
 
 
 def _header(scheme: Scheme, config: dict[str, Any], state: State) -> storage.Header:
