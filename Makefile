@@ -1,5 +1,6 @@
 # make demo   solve a flow on a fresh machine; writes results/demo.h5 and results/demo.png
 # make test   the whole test suite (PYTEST_ARGS="-m 'not slow'" for the quick part)
+# make test-faults   crashes, kills, full disks and broken files at full length (a quarter of an hour or more); prints its counts
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ PYTEST_ARGS ?=
 # one thread per process: two test processes already fill two cores, and bits must not depend on the thread count
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint format types bench clean
+.PHONY: demo test test-faults lint format types bench clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +22,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-faults: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 -m faults tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

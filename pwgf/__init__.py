@@ -19,7 +19,8 @@ from .errors import (
     SolverError,
     StorageError,
 )
-from .flow import evolve, solve
+from .flow import solve
+from .loop import evolve
 from .measures import Barenblatt, Gaussian
 from .schemes import PWGF, EulerMaruyama
 from .trajectory import Trajectory, load

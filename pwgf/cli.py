@@ -1,4 +1,7 @@
-"""The command line: `pwgf run` solves a problem with a known answer, `pwgf info` and `pwgf plot` read a run's file."""
+"""The command line: `pwgf run` solves a problem with a known answer, `pwgf info` and `pwgf plot` read a run's file.
+
+The commands that look after the file itself are in `cli_files`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import tyro
 
 from . import accuracy, maps, plots, problems, storage
 from ._version import __version__
+from .cli_files import Doctor, Migrate, Pack
 from .errors import ConfigError, PWGFError, nearest
 from .flow import solve
 from .parallel import world
@@ -113,6 +117,9 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Plot, tyro.conf.subcommand("plot")]
+    | Annotated[Pack, tyro.conf.subcommand("pack")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Migrate, tyro.conf.subcommand("migrate")]
 )
 
 
@@ -123,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None means those of the process.
 
     Returns:
-        The exit status: 0; 2 for an error that the user can cure, told on stderr; 130 after an interrupt.
+        The exit status: 0; 1 for damage found by `pwgf doctor`; 2 for an error that the user can cure, told on
+        stderr; 130 after an interrupt.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -137,8 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _run(command)
         elif isinstance(command, Info):
             _info(command)
-        else:
+        elif isinstance(command, Plot):
             _plot(command)
+        else:
+            return command.perform()
     except PWGFError as error:
         print(f"pwgf: error: {error}", file=sys.stderr)
         return 2

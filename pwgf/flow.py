@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from . import storage
-from .errors import ConfigError, ParallelError, PWGFError, ShapeError
+from .errors import ConfigError, PWGFError, ShapeError
+from .loop import Callback, Loop, Settings, check_times
 from .one_writer import OneWriter
 from .parallel import world
-from .progress import Progress
 from .provenance import provenance
-from .resume import check_fingerprint, check_same, flatten, has_rows
-from .schemes import Row, Scheme
+from .resume import check_fingerprint, check_same, flatten, has_rows, pack_finished, stored_state
+from .schemes import Scheme
 from .schemes.base import tensor_config
 from .signals import Signals
-from .state import Info, State
-from .trajectory import Memory, Trajectory, restart_to_state, state_to_restart
+from .state import State
+from .trajectory import Memory, Trajectory, restart_to_state
 
 _log = logging.getLogger("pwgf")
-Callback = Callable[[State, Info], Any]
-
-
-def evolve(
-    scheme: Scheme, state: State, times: Sequence[float] | np.ndarray | torch.Tensor
-) -> Iterator[tuple[State, Info]]:
-    """Yields (state, info) after every step on the way through the given times, each of which is hit exactly.
-
-    Args:
-        scheme: e.g. `PWGF`.
-        state: where to begin, e.g. `scheme.start(seed)`.
-        times: increasing; those not after `state.t` are passed over.
-    """
-    for t1 in check_times(times, "evolve"):
-        while state.t < t1:
-            state, info = scheme.step(state, float(t1))
-            yield state, info
 
 
 def solve(
@@ -90,16 +71,18 @@ def solve(
         ResumeMismatchError: the stored run had other settings or another energy.
     """
     _check_scheme(scheme)
-    t, settings = check_times(times), _Settings(checkpoint_seconds, callbacks, progress)
+    _check_problem(problem)
+    t, settings = check_times(times), Settings(checkpoint_seconds, callbacks, progress)
     config = {
         "scheme": scheme.to_config(),
         "times": t.tolist(),
         "seed": seed,
-        "problem": problem and problem.to_config(),
+        "problem": None if problem is None else problem.to_config(),
     }
     if start is not None:
         start = _checked_start(scheme, start)
         config["start"] = {"t": start.t, "counters": dict(start.counters)}
+    out = None if out is None else storage.checked_path(out, "solve(out=…)")
     stored = _rows_to_resume(config, out, resume, overwrite, start)
     if out is None:
         if resume:
@@ -107,19 +90,21 @@ def solve(
                 "solve(resume=True) needs the file to resume: solve(…, out='results/run.h5', resume=True)."
             )
         memory = Memory(config)
-        _fresh(scheme, t, memory, _first_state(scheme, seed, t, start), settings)
+        with Signals() as signals:
+            _fresh(scheme, t, memory, _first_state(scheme, seed, t, start), settings, signals)
         return Trajectory(memory, scheme)
-    if stored:
-        return _resume(scheme, t, out, config, max_cost, settings)
-    state = _first_state(scheme, seed, t, start)
-    header = _header(scheme, config, state)
+    with Signals() as signals:  # from here on: also the first row, the last and the packing end in order
+        if stored:
+            return _resume(scheme, t, out, config, max_cost, settings, signals)
+        state = _first_state(scheme, seed, t, start)
+        header = _header(scheme, config, state)
 
-    def create() -> storage.Writer:
-        parts_only = resume and not os.path.exists(out)  # killed before its first row
-        return storage.Writer.create(out, header, overwrite=overwrite or parts_only, max_cost=max_cost)
+        def create() -> storage.Writer:
+            parts_only = resume and not os.path.exists(out)  # killed before its first row
+            return storage.Writer.create(out, header, overwrite=overwrite or parts_only, max_cost=max_cost)
 
-    with OneWriter(world(), create) as writer:
-        _fresh(scheme, t, writer, state, settings)
+        with OneWriter(world(), create) as writer:
+            _fresh(scheme, t, writer, state, settings, signals)
     return _opened(scheme, out)
 
 
@@ -132,27 +117,6 @@ def _rows_to_resume(config: dict[str, Any], out: Any, resume: bool, overwrite: b
     return stored
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    checkpoint_seconds: float
-    callbacks: Sequence[Callback]
-    progress: bool | None
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.checkpoint_seconds, (int, float)) and self.checkpoint_seconds > 0):
-            raise ConfigError(
-                f"solve(checkpoint_seconds=…) must be a positive number; got {self.checkpoint_seconds!r}. "
-                "Give e.g. 60, or math.inf for none between rows."
-            )
-        listed = isinstance(self.callbacks, (list, tuple))
-        wrong = [f for f in self.callbacks if not callable(f)] if listed else [self.callbacks]
-        if wrong:
-            raise ConfigError(
-                "solve(callbacks=…) needs a list of functions f(state, info); got "
-                f"{'a list with ' if listed else ''}{type(wrong[0]).__name__}. Give callbacks=[f]."
-            )
-
-
 def _check_scheme(scheme: object) -> None:
     needed = ("start", "step", "measure", "fingerprint", "layout", "to_config")
     if isinstance(scheme, type) or not all(callable(getattr(scheme, name, None)) for name in needed):
@@ -163,33 +127,13 @@ def _check_scheme(scheme: object) -> None:
         )
 
 
-def check_times(times: Sequence[float] | np.ndarray | torch.Tensor, call: str = "solve") -> np.ndarray:
-    """times as float64, (T,); ConfigError unless finite and strictly increasing."""
-    try:
-        values = times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times
-        t = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+def _check_problem(problem: object) -> None:
+    known = not isinstance(problem, type) and callable(getattr(problem, "to_config", None))
+    if problem is not None and not known:
         raise ConfigError(
-            f"{call}(times=…) must be a sequence of numbers; got {times!r:.60} ({error}). "
-            "E.g. torch.linspace(0, 1, 11)."
-        ) from error
-    if t.ndim != 1 or len(t) == 0:
-        raise ConfigError(
-            f"{call}(times=…) must be a non-empty sequence of numbers; got shape {t.shape}. "
-            "E.g. torch.linspace(0, 1, 11)."
+            f"solve(problem=…) needs a problem with to_config(), out of pwgf.problems; got {problem!r:.60}. "
+            "Make one, e.g. pwgf.problems.OrnsteinUhlenbeck(2), or leave it out."
         )
-    if not np.isfinite(t).all():
-        k = int((~np.isfinite(t)).argmax())
-        raise ConfigError(
-            f"{call}(times=…) must be finite; got {t[k]} at position {k}. Give the times you want stored."
-        )
-    if (np.diff(t) <= 0).any():
-        k = int((np.diff(t) <= 0).argmax())
-        raise ConfigError(
-            f"{call}(times=…) must increase strictly; got {t[k]:g} followed by {t[k + 1]:g}. "
-            "Sort them and drop repeats."
-        )
-    return t
 
 
 def _first_state(scheme: Scheme, seed: int, t: np.ndarray, start: State | None) -> State:
@@ -224,11 +168,19 @@ def _checked_start(scheme: Scheme, start: State) -> State:
     return dataclasses.replace(start, theta=theta, theta_dot=theta_dot)
 
 
-def _fresh(scheme: Scheme, t: np.ndarray, store: Memory | OneWriter, state: State, settings: _Settings) -> None:
+def _fresh(
+    scheme: Scheme,
+    t: np.ndarray,
+    store: Memory | OneWriter,
+    state: State,
+    settings: Settings,
+    signals: Signals,
+) -> None:
     """Stores the first row and runs; a run in memory that fails hands its rows over with the error."""
-    loop = _Loop(scheme, store, settings, float(t[0]), float(t[-1]))
+    loop = Loop(scheme, store, settings, signals, float(t[0]), float(t[-1]))
     try:
         loop.save(state)
+        loop.act()
         loop.run(state, t[1:])
     except PWGFError as error:
         if isinstance(store, Memory) and len(store):
@@ -237,18 +189,28 @@ def _fresh(scheme: Scheme, t: np.ndarray, store: Memory | OneWriter, state: Stat
 
 
 def _resume(
-    scheme: Scheme, t: np.ndarray, out: Any, config: dict[str, Any], max_cost: float | None, settings: _Settings
+    scheme: Scheme,
+    t: np.ndarray,
+    out: str,
+    config: dict[str, Any],
+    max_cost: float | None,
+    settings: Settings,
+    signals: Signals,
 ) -> Trajectory:
     """Continues a stored run after checking that it is the same one."""
     with storage.open_record(out) as record:
         check_same(record.config, config)
-        state = restart_to_state(record.restart(), scheme.dtype, config["scheme"].get("device", "cpu"))
-        check_fingerprint(scheme, state, np.asarray(record.restart()["fingerprint"]))
+        restart, stored_times = stored_state(record), record.config["times"]
+        t = check_times(np.concatenate([stored_times, t[len(stored_times) :]]))  # the stored ones, to the bit
+        config = {**config, "times": t.tolist()}
+        state = restart_to_state(restart, scheme.dtype, config["scheme"].get("device", "cpu"))
+        check_fingerprint(scheme, state, np.asarray(restart["fingerprint"]))
         finished = record.complete and len(record.config["times"]) == len(t)
         grown, last_row = len(record.config["times"]) != len(t), float(record.column("t")[-1])
         spent = (float(record.column("wall_time")[-1]), float(record.column("cpu_time")[-1]))
         begun = (record.provenance.get("threads"), record.provenance.get("processes", 1))
     if finished:
+        world().on_first(lambda: pack_finished(out))
         return _opened(scheme, out)
     group, now = world(), (torch.get_num_threads(), world().size)
     if begun != now and group.rank == 0:
@@ -260,126 +222,13 @@ def _resume(
     with OneWriter(group, lambda: storage.Writer.resume(out, max_cost=max_cost)[0]) as writer:
         if grown:
             writer.update_header(_header(scheme, config, state))
-        loop = _Loop(scheme, writer, settings, float(t[0]), float(t[-1]), spent)
+        loop = Loop(scheme, writer, settings, signals, float(t[0]), float(t[-1]), spent)
         loop.run(state, t[t > last_row])
     return _opened(scheme, out)
 
 
-class _Loop:
-    """Steps, rows, checkpoints, callbacks and signals of one `solve`; several processes do all this together."""
-
-    def __init__(
-        self,
-        scheme: Scheme,
-        store: Memory | OneWriter,
-        settings: _Settings,
-        first: float,
-        last: float,
-        spent: tuple[float, float] = (0.0, 0.0),
-    ) -> None:
-        self.scheme, self.store, self.settings = scheme, store, settings
-        self.first, self.last = first, last
-        self.began, self.began_cpu, self.spent_cpu = time.monotonic() - spent[0], time.process_time(), spent[1]
-        self.warned: set[str] = set()
-        self.group = world()
-        self.stored = math.nan
-
-    def run(self, state: State, times: np.ndarray) -> None:
-        """On to the last time; each is stored when it is reached."""
-        try:
-            self._run(state, times)
-        except ParallelError as error:
-            raise ParallelError(f"{error} Rows up to t = {self.stored:.6g} are stored.") from error
-
-    def _run(self, state: State, times: np.ndarray) -> None:
-        rows, saved = set(times.tolist()), time.monotonic()
-        bar = Progress(self.first, self.last, self.settings.progress if self.group.rank == 0 else False)
-        with contextlib.closing(bar), Signals() as signals:
-            for after, info in evolve(self.scheme, state, times) if len(times) else ():
-                bar.update(after.t, dt=info.dt, **{k: v for k, v in info.values.items() if k == "energy"})
-                self._warn_step(info)
-                stop = any([f(after, info) is True for f in self.settings.callbacks])  # every callback is called
-                waited = time.monotonic() - saved > self.settings.checkpoint_seconds or signals.number > 0
-                stop, due = (flag > 0 for flag in self.group.greatest(stop, waited))
-                if after.t in rows or stop:
-                    self.save(after)
-                    saved = time.monotonic()
-                elif due:
-                    self.checkpoint(after)
-                    saved = time.monotonic()
-                signals.act(int(self.group.greatest(signals.number)[0]))
-                if stop:
-                    return
-
-    def save(self, state: State) -> None:
-        """Measures and stores the row of this state."""
-        row = self.scheme.measure(state)
-        self._warn_row(row, state.t)
-        plain = {
-            k: v.detach().double().cpu().numpy() if isinstance(v, torch.Tensor) else float(v) for k, v in row.items()
-        }
-        cpu = torch.tensor(time.process_time() - self.began_cpu, dtype=torch.float64, device=self.group.device)
-        plain.update(
-            t=state.t, wall_time=time.monotonic() - self.began, cpu_time=self.spent_cpu + float(self.group.sum(cpu))
-        )
-        self.store.append(plain, state_to_restart(state, self.scheme.fingerprint(state)))
-        self.stored = state.t
-
-    def checkpoint(self, state: State) -> None:
-        """Publishes the restart state between rows."""
-        if not isinstance(self.store, Memory):
-            self.store.checkpoint(state_to_restart(state, self.scheme.fingerprint(state)))
-
-    def _warn(self, kind: str, message: str, *values: Any) -> None:
-        if kind not in self.warned and self.group.rank == 0:
-            self.warned.add(kind)
-            _log.warning(message, *values)
-
-    def _warn_row(self, row: Row, t: float) -> None:
-        if float(row.get("fold_fraction", 0.0)) > 0:
-            self._warn(
-                "fold",
-                "the map folds at %.2g of the samples at t = %.4g: its density is wrong there. Cure: more samples "
-                "(num_samples), a wider map, or clip=5",
-                row["fold_fraction"],
-                t,
-            )
-        if float(row.get("projection_residual", 0.0)) > 0.25:
-            self._warn(
-                "residual",
-                "the map follows only %.0f %% of the velocity at t = %.4g (projection_residual %.2g). Cure: a wider "
-                "map, more samples (num_samples); near equilibrium, where the velocity itself vanishes, it is harmless",
-                100 * max(0.0, 1 - float(row["projection_residual"])),
-                t,
-                row["projection_residual"],
-            )
-
-    def _warn_step(self, info: Info) -> None:
-        if info.dt < 1e-6 * (self.last - self.first) and info.t1 < self.last:
-            self._warn(
-                "stall",
-                "the step has shrunk to %.1e at t = %.4g: a few samples near a fold of the map have become very fast. "
-                "Cure: a wider map, more samples (num_samples), or larger damping (1e-5, 1e-4)",
-                info.dt,
-                info.t1,
-            )
-        if "energy_change" not in info.values:  # particles: their free energy is not known
-            return
-        change, predicted = info.values["energy_change"], info.values["predicted_change"]
-        if math.isfinite(change) and change > 0.5 * abs(predicted) + 1e-6 * (1 + abs(info.values["energy"])):
-            self._warn(
-                "increase",
-                "the energy rose by %.2g on the same samples between t = %.4g and %.4g, where it should have fallen by "
-                "%.2g. Cure: lower tolerance or dt, more samples, larger damping",
-                change,
-                info.t0,
-                info.t1,
-                -predicted,
-            )
-
-
-def _opened(scheme: Scheme, out: str | os.PathLike[str]) -> Trajectory:
-    return Trajectory(storage.open_record(out), scheme, os.fspath(out))
+def _opened(scheme: Scheme, out: str) -> Trajectory:
+    return Trajectory(storage.open_record(out), scheme, out)
 
 
 def _header(scheme: Scheme, config: dict[str, Any], state: State) -> storage.Header:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from typing import Any
 
@@ -10,18 +11,20 @@ import numpy as np
 import torch
 
 from . import storage
-from .errors import PathError, ResumeMismatchError
+from .errors import PathError, ResumeMismatchError, SchemaError, StorageError
 from .schemes import Scheme
 from .state import State
 
 
-def has_rows(out: str | os.PathLike[str]) -> bool:
-    """Whether a run with at least one row is at `out`."""
-    if not os.path.exists(out) and not os.path.exists(os.fspath(out) + ".parts"):
+def has_rows(out: str) -> bool:
+    """Whether a run with at least one row is at `out`; SchemaError where what is there cannot be read."""
+    if not os.path.exists(out) and not os.path.exists(out + ".parts"):
         return False
     try:
         with storage.open_record(out) as record:
             return len(record) > 0
+    except SchemaError:
+        raise  # damaged rows are no missing rows: beginning afresh would destroy what can be salvaged
     except PathError:
         if os.path.exists(out):
             raise
@@ -37,7 +40,7 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = flatten(stored), flatten(now)
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
     differ = [key for key in differ if not _names_function(key, old, new)]
-    if now["times"][: len(stored["times"])] != stored["times"]:
+    if not same_times(stored["times"], now["times"]):
         differ.append("times")
     if differ:
         shown = "; ".join(f"{key}: stored {_shown(old, key)}, now {_shown(new, key)}" for key in differ[:8])
@@ -45,6 +48,31 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
             f"solve(resume=True): the stored run has other settings ({shown}). Restore them, choose another out=…, or "
             "start anew with overwrite=True. times may only grow at the end."
         )
+
+
+def stored_state(record: storage.Record) -> dict[str, Any]:
+    """The restart state; StorageError where there is none, as in the salvaged part of a damaged file."""
+    restart = record.restart()
+    if not restart:
+        raise StorageError(
+            f"solve(out={record.path!r}, resume=True) needs a stored state to continue from; the file was salvaged "
+            "without one (the damage took it). Its rows can be read with pwgf.load; begin anew at another out=…."
+        )
+    return restart
+
+
+def pack_finished(out: str) -> None:
+    """Makes one file of a finished run that was stopped while it was packed; where that fails, it stays in parts."""
+    try:
+        storage.pack(out)
+    except StorageError as error:
+        logging.getLogger("pwgf").warning("the finished run stays in parts: %s", error)
+
+
+def same_times(stored: list[float], now: list[float]) -> bool:
+    """Whether `now` begins with the stored times, within 1e-6 of their range (float32 and float64 differ by 1e-7)."""
+    old, new = np.array(stored), np.array(now[: len(stored)])
+    return len(old) == len(new) and bool((np.abs(new - old) <= 1e-6 * np.ptp(old)).all())
 
 
 def _names_function(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that a long run looks at between two steps."""
+"""SIGINT and SIGTERM as a flag that a long run looks at after every step and every stored row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 class Signals:
     """Turns SIGINT and SIGTERM into a flag for the duration of a `with` block; the second one acts at once.
 
-    `number` is the signal that came, 0 before. Outside the main thread, where Python allows no handlers, it stays 0.
+    `number` is the signal that came, 0 before. Outside the main thread, where Python allows no handlers, it stays 0. A
+    signal that nobody has acted upon acts when the block ends.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,8 @@ class Signals:
         if number == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if kind is None:
+            self.act(self.number)

@@ -43,6 +43,10 @@ class Source(Protocol):
         """Row k of theta or theta_dot, (p,)."""
         ...
 
+    def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
+        """All rows in order, at most `batch` at a time, by name."""
+        ...
+
     def restart(self) -> dict[str, Any]:
         """The last restart state, as plain values."""
         ...
@@ -76,6 +80,12 @@ class Memory:
     def vector(self, name: str, k: int) -> np.ndarray:
         """Row k of theta or theta_dot, (p,)."""
         return np.asarray(self._rows[k][name], dtype=np.float64)
+
+    def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of rows by name."""
+        for start in range(0, len(self), batch):
+            rows = self._rows[start : start + batch]
+            yield {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
 
     def restart(self) -> dict[str, Any]:
         """The last state."""
@@ -134,13 +144,20 @@ class Trajectory:
         return self._source.column(name)
 
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
-        """The rows in batches of columns, so that a file larger than memory can be read through."""
-        for start in range(0, len(self), batch):
-            part = range(start, min(start + batch, len(self)))
-            columns = {name: self._source.column(name)[part.start : part.stop] for name in self._source.names}
-            for name in ("theta", "theta_dot"):
-                columns[name] = np.stack([self._source.vector(name, k) for k in part])
-            yield columns
+        """All rows in order, in batches, so that a file larger than memory can be read through.
+
+        Args:
+            batch: most rows at a time, ≥ 1; fewer where θ of so many would take more than 8 MB.
+
+        Yields:
+            Columns (b,) and theta, theta_dot (b,p) by name.
+
+        Raises:
+            ConfigError: `batch` is no integer ≥ 1.
+        """
+        if not isinstance(batch, int) or batch < 1:
+            raise ConfigError(f"run.iter_rows(batch=…) must be an integer ≥ 1; got {batch!r}. Give e.g. batch=64.")
+        return self._source.iter_rows(batch)
 
     def state(self) -> State:
         """The last restart state: continues the run through `evolve` or `solve(start=…)`."""
@@ -161,6 +178,8 @@ class Trajectory:
         """n samples of ρ_t, (n,d); equal seeds couple times and runs."""
         if not isinstance(n, int) or n < 1:
             raise ConfigError(f"run.sample(n=…) must be an integer ≥ 1; got {n!r}. Give e.g. n=1000.")
+        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise ConfigError(f"run.sample(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
         reader = self._read()
         return self.push(t, reference_sample(reader, n, seed))
 
@@ -257,7 +276,7 @@ class _Rows:
 
 def reference_sample(reader: Replay, n: int, seed: int) -> Tensor:
     """n samples of the reference from a fresh generator, (n,d), in the run's dtype."""
-    return reader.reference.sample(n, torch.Generator().manual_seed(seed)).to(reader.dtype)
+    return reader.reference.sample(n, torch.Generator().manual_seed(int(seed))).to(reader.dtype)
 
 
 def load(
@@ -278,6 +297,7 @@ def load(
         SchemaError: not a trajectory, damaged, or written by a newer version.
         ConfigError, ShapeError: map or reference is none, or not the one of this run.
     """
+    path = storage.checked_path(path, "load(path)")
     record = storage.open_record(path)
     _check_given(record, map, reference)
     if len(record) == 0:
@@ -287,7 +307,7 @@ def load(
         reader = schemes.replay(record.config["scheme"], map=map, reference=reference)
     except ConfigError as error:  # told only when the map is needed: the columns can be read without it
         missing = f"{path}: {error}"
-    return Trajectory(record, reader, os.fspath(path), missing)
+    return Trajectory(record, reader, path, missing)
 
 
 def _check_given(record: storage.Record, map: PushForward | None, reference: Reference | None) -> None:

@@ -60,6 +60,39 @@ def test_times_of_evolve():
         next(pwgf.evolve(moving, moving.start(), [1.0, 0.0]))
 
 
+def test_states_of_evolve():
+    with pytest.raises(ConfigError, match=r"evolve\(scheme, state, times\) needs a State.*got Tensor\. Give evolve"):
+        next(pwgf.evolve(scheme(), torch.zeros(6), [1.0]))
+
+
+@pytest.mark.parametrize("problem", ["x", 0, energies.Potential])
+def test_what_is_no_problem(problem):
+    with pytest.raises(ConfigError, match=r"solve\(problem=…\) needs a problem with to_config\(\).*got .*leave it out"):
+        solve(problem=problem)
+
+
+@pytest.mark.parametrize("path", [3, b"", "", "a\0b", ["run.h5"]])
+def test_what_is_no_path(path):
+    with pytest.raises(PathError, match=r"solve\(out=…\) needs a path.*got .*Give e\.g\. 'results/run\.h5'"):
+        solve(out=path)
+    with pytest.raises(PathError, match=r"load\(path\) needs a path"):
+        pwgf.load(path)
+
+
+def test_no_path_to_load():
+    with pytest.raises(PathError, match=r"load\(path\) needs a path; got NoneType"):
+        pwgf.load(None)
+
+
+@pytest.mark.parametrize("max_cost", ["1 %", 0, 2.0, True])
+def test_what_is_no_share_of_the_run_time(tmp_path, max_cost):
+    with pytest.raises(
+        ConfigError, match=r"max_cost=…\) needs a fraction in \(0, 1\] or None; got .*Give 0\.01 for 1 %"
+    ):
+        solve(out=tmp_path / "run.h5", max_cost=max_cost)
+    assert not any(tmp_path.iterdir())
+
+
 # ---- a user's V -----------------------------------------------------------------------------------------------------
 
 

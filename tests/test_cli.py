@@ -1,6 +1,7 @@
 """The command line, run in this process: what it writes, says and refuses, and its exit status."""
 
 import re
+import signal
 
 import pytest
 
@@ -190,7 +191,56 @@ def test_refused_settings(arguments, message, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def stopped_run(path):
+    """A run that fails after its first row, in parts."""
+    problem = problems.OrnsteinUhlenbeck(1)
+    scheme = pwgf.PWGF(problem.energy, maps.Affine(1), problem.reference, num_samples=50, num_eval=50)
+    with pytest.raises(KeyboardInterrupt):
+        pwgf.solve(scheme, [0, 1], out=path, progress=False, callbacks=[lambda state, info: signal.raise_signal(2)])
+
+
+def test_pack_makes_one_file_of_a_stopped_run(tmp_path, capsys):
+    path = tmp_path / "a.h5"
+    stopped_run(path)
+    assert not path.exists()
+    assert cli.main(["pack", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: one file, 1 rows, interrupted\n"
+    assert path.is_file() and len(pwgf.load(path)) == 1 and [p.name for p in tmp_path.iterdir()] == ["a.h5"]
+    assert cli.main(["pack", str(path)]) == 0
+
+
+def test_doctor_finds_damage_and_salvages(tmp_path, capsys):
+    path, out = tmp_path / "a.h5", tmp_path / "b.h5"
+    stopped_run(path)
+    assert cli.main(["doctor", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{path}: interrupted\nRows: 1 of 1 are good, from t = 0 to 0\n")
+    assert "Can be resumed after its good rows: yes" in said and "Damage" not in said
+    restart = next((tmp_path / "a.h5.parts").glob("restart-*"))
+    restart.write_bytes(restart.read_bytes()[:-1])
+    assert cli.main(["doctor", str(path)]) == 1
+    said = capsys.readouterr()
+    assert f"Damage: opening {str(restart)!r}" in said.out and "--salvage OUT" in said.err
+    assert cli.main(["doctor", str(path), "--salvage", str(out)]) == 0
+    assert f"Salvaged: {out}, 1 rows" in capsys.readouterr().out
+    assert len(pwgf.load(out)) == 1
+    assert "a run is there already" in refused(capsys, "doctor", str(path), "--salvage", str(out))
+
+
+def test_migrate_leaves_the_present_schema(ou, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "b.h5"
+    assert cli.main(["migrate", str(ou), str(out)]) == 0
+    assert "present schema, nothing to do" in capsys.readouterr().out and not out.exists()
+    monkeypatch.setattr(pwgf.storage.schema, "SCHEMA", "1.1")
+    assert cli.main(["migrate", str(ou), str(out)]) == 0
+    assert f"Migrated: {out}" in capsys.readouterr().out
+    assert (pwgf.load(out)["energy"] == pwgf.load(ou)["energy"]).all()
+
+
 def test_a_missing_file_is_told(capsys):
+    for command in ("pack", "doctor"):
+        assert "no such file" in refused(capsys, command, "no/such/run.h5")
+    assert "no such file" in refused(capsys, "migrate", "no/such/run.h5", "b.h5")
     for command in ("info", "plot"):
         assert "no such file" in refused(capsys, command, "no/such/run.h5")
 
@@ -226,7 +276,7 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     said = capsys.readouterr().out
-    assert all(word in said for word in ("run", "info", "plot", "--version"))
+    assert all(word in said for word in ("run", "info", "plot", "pack", "doctor", "migrate", "--version"))
 
 
 def test_misspelt_option_exits_2(capsys):

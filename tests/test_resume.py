@@ -99,6 +99,89 @@ def test_all_changed_settings_are_listed(three_rows):
         pwgf.solve(moving, TIMES, out=three_rows, seed=3, resume=True)
 
 
+def test_times_in_single_precision_are_the_same_times(tmp_path, whole):
+    """torch.linspace is float32 unless told otherwise: .1 becomes .10000000149, and the run is still that run."""
+    solve(TIMES[:3], out=tmp_path / "run.h5")
+    longer = solve(torch.tensor(TIMES[:3] + [TIMES[3]]), out=tmp_path / "run.h5", resume=True)
+    assert longer.t[:3].tolist() == TIMES[:3] and len(longer) == 4
+    assert longer.t[3] == np.float32(TIMES[3])
+    with pytest.raises(ResumeMismatchError, match="times may only grow at the end"):
+        solve([0.0, 0.1 + 1e-6, *TIMES[2:]], out=tmp_path / "run.h5", resume=True)
+
+
+def test_another_thread_count_goes_on_with_a_warning(tmp_path, whole, caplog, monkeypatch):
+    solve(TIMES[:3], out=tmp_path / "run.h5")
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    with caplog.at_level("WARNING", "pwgf"):
+        assert len(solve(out=tmp_path / "run.h5", resume=True)) == len(whole)
+    assert f"with {threads + 1} threads a run begun with {threads}: results may differ in the last bits" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "seg-"])
+def test_resume_never_begins_afresh_over_damaged_rows(tmp_path, name):
+    """What cannot be read may still be salvaged: nothing goes without overwrite=True."""
+
+    def stop(state, info):
+        raise SolverError("enough")
+
+    with pytest.raises(SolverError):
+        solve(out=tmp_path / "run.h5", callbacks=[stop])
+    part = next(part for part in (tmp_path / "run.h5.parts").iterdir() if part.name.startswith(name))
+    part.write_bytes(part.read_bytes()[:-9])
+    before = {each.name: each.read_bytes() for each in part.parent.iterdir()}
+    for arguments in ({"resume": True}, {}):
+        with pytest.raises(PathError, match="run.h5"):
+            solve(out=tmp_path / "run.h5", **arguments)
+        left = {each.name: each.read_bytes() for each in part.parent.iterdir() if each.name != "run.lock"}
+        assert left == before
+
+
+def test_a_finished_run_that_was_not_packed_is_packed(tmp_path, whole, monkeypatch, caplog):
+    """Stopped while its parts became one file; without room for that file it can still be read."""
+
+    def stopped(*given):
+        raise pwgf.errors.StorageError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pwgf.storage.writer.pack_record", stopped)
+        with pytest.raises(pwgf.errors.StorageError, match="no room"):
+            solve(out=tmp_path / "run.h5")
+        patch.setattr("pwgf.storage.packing.pack_record", stopped)
+        with caplog.at_level("WARNING", "pwgf"):
+            assert_same_rows(solve(out=tmp_path / "run.h5", resume=True), whole)
+        assert "the finished run stays in parts: no room" in caplog.text
+    assert not (tmp_path / "run.h5").exists()
+    assert_same_rows(solve(out=tmp_path / "run.h5", resume=True), whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_a_run_without_a_stored_state_is_not_resumed(tmp_path):
+    """The salvaged rows of a damaged file can be read; what the damage took cannot be continued."""
+    solve(TIMES[:3], out=tmp_path / "run.h5")
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "run.h5", "r+") as file:
+        file["restart/dt"][()] = 1.0
+    assert pwgf.storage.salvage(tmp_path / "run.h5", tmp_path / "saved.h5").rows == 3
+    assert len(pwgf.load(tmp_path / "saved.h5")) == 3
+    with pytest.raises(pwgf.errors.StorageError, match="salvaged without one.*pwgf.load; begin anew"):
+        solve(out=tmp_path / "saved.h5", resume=True)
+
+
+def test_a_folder_changed_while_running_and_odd_names(tmp_path, monkeypatch, whole):
+    """Relative paths mean what they meant at the start; spaces and letters of all kinds are letters."""
+    monkeypatch.chdir(tmp_path)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    run = solve(out="mes résultats/flow ∇ρ.h5", callbacks=[lambda state, info: os.chdir(moved)])
+    assert_same_rows(run, whole)
+    assert [path.name for path in (tmp_path / "mes résultats").iterdir()] == ["flow ∇ρ.h5"] and not any(moved.iterdir())
+    monkeypatch.chdir(tmp_path)
+    loaded = pwgf.load("mes résultats/flow ∇ρ.h5")
+    monkeypatch.chdir(moved)
+    assert torch.equal(loaded.sample(0.3, 5), whole.sample(0.3, 5))
+
+
 def test_a_changed_energy_is_refused_by_its_values(three_rows):
     """The settings name a lambda alike; only its values tell the difference."""
     with pytest.raises(ResumeMismatchError, match=r"energy and velocity at the stored state \(t = 0\.2\) differ"):
@@ -149,13 +232,17 @@ def crashes(tmp_path_factory):
     """A folder with what killed and interrupted processes left, and how they ended."""
     folder = tmp_path_factory.mktemp("crashes")
     solve(out=folder / "loads.h5")
+    return folder, served(folder)
+
+
+def served(folder, *arguments):
+    """What `crash_server.py` prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     server = os.path.join(os.path.dirname(__file__), "crash_server.py")
-    done = subprocess.run(
-        [sys.executable, server, str(folder)], capture_output=True, text=True, env=environment, check=False
-    )
+    command = [sys.executable, server, str(folder), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+    return json.loads(done.stdout)
 
 
 def test_a_killed_run_resumes_to_the_bit(crashes, whole, right_sides):
@@ -197,6 +284,41 @@ def test_signals_finish_the_step_and_keep_everything(crashes, whole, job, status
     assert run.t.tolist() == TIMES[:3]
     assert run.state().t == pytest.approx(0.275)  # the step during which the signal came is not lost
     assert_same_rows(solve(out=folder / f"{job}.h5", resume=True), whole)
+
+
+@pytest.mark.parametrize("number", [2, 15])
+@pytest.mark.parametrize(
+    ("place", "rows", "t"),
+    [("linear solve", 2, 0.125), ("evaluation", 3, 0.2), ("save", 3, 0.2), ("first row", 1, 0.0), ("packing", 5, 0.4)],
+)
+def test_a_signal_in_the_midst_of_work_ends_within_one_step(crashes, whole, place, rows, t, number):
+    """The step or the save under way is finished and on disk."""
+    folder, ends = crashes
+    path = folder / f"{place} {number}.h5"
+    assert ends[f"{place} {number}"] == 128 + number
+    run = pwgf.load(path)
+    assert run.t.tolist() == TIMES[:rows]
+    assert run.state().t == pytest.approx(t)
+    assert_same_rows(solve(out=path, resume=True), whole)
+
+
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_second_signal_stops_in_the_midst_of_a_step(crashes, whole, number):
+    folder, ends = crashes
+    path = folder / f"linear solve {number} twice.h5"
+    assert ends[f"linear solve {number} twice"] == 128 + number
+    assert pwgf.load(path).state().t == pytest.approx(0.1)  # the step is lost, the last row is not
+    assert_same_rows(solve(out=path, resume=True), whole)
+
+
+@pytest.mark.parametrize("runs", [2, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.faults])])
+def test_killed_at_random_times_and_resumed(tmp_path, runs, record_property):
+    """Run → kill → resume → kill → resume …: every file loads, every run ends as the uninterrupted one."""
+    found = served(tmp_path, runs, 1)
+    assert found["identical"] == found["runs"] == runs
+    assert found["loaded"] == found["kills"] >= runs / 2
+    record_property("faults", ("kill -9 of a solve at a random time", found["kills"], "loads a prefix of whole rows"))
+    record_property("faults", ("solve killed one to three times, then resumed", runs, "equal to the bit"))
 
 
 def test_a_new_process_reads_the_same_measure(crashes, whole):

@@ -114,6 +114,12 @@ def test_points_of_the_wrong_shape(run, x):
         run.log_density(0.4, x)
 
 
+@pytest.mark.parametrize("seed", ["a", None, 1.5, -1, True])
+def test_a_bad_seed_of_a_sample(run, seed):
+    with pytest.raises(ConfigError, match=r"run\.sample\(seed=…\) must be an integer in \[0, 2⁶³\); got .*seed=0"):
+        run.sample(0.4, 3, seed=seed)
+
+
 @pytest.mark.parametrize("n", [0, -1, 2.5])
 def test_a_bad_number_of_samples(run, n):
     with pytest.raises(ConfigError, match=r"run\.sample\(n=…\) must be an integer ≥ 1"):
@@ -203,6 +209,31 @@ def test_rows_in_batches(run):
     assert [len(batch["t"]) for batch in batches] == [4, 2]
     for name in run.names:
         assert np.array_equal(np.concatenate([batch[name] for batch in batches]), run[name], equal_nan=True)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.5, None])
+def test_a_bad_batch(run, batch):
+    with pytest.raises(ConfigError, match=r"run\.iter_rows\(batch=…\) must be an integer ≥ 1; got .*Give e\.g\."):
+        run.iter_rows(batch)
+
+
+def test_rows_are_read_when_they_are_asked_for(tmp_path, run, monkeypatch):
+    """Opening a file and reading columns and one time touches no more of θ than the rows about that time."""
+    solve(out=tmp_path / "run.h5")
+    rows_read, vectors = [], pwgf.storage.pieces.Piece.vectors
+    monkeypatch.setattr(
+        pwgf.storage.pieces.Piece,
+        "vectors",
+        lambda self, name, start, stop: rows_read.extend(range(start, stop)) or vectors(self, name, start, stop),
+    )
+    loaded = pwgf.load(tmp_path / "run.h5")
+    assert np.array_equal(loaded["energy"], run["energy"]) and loaded.state().t == 1.0
+    assert not rows_read
+    loaded.theta(0.5)
+    assert set(rows_read) == {2, 3}
+    batches = list(loaded.iter_rows(batch=4))
+    assert [len(batch["t"]) for batch in batches] == [4, 2]
+    assert np.array_equal(np.concatenate([batch["theta"] for batch in batches]), run["theta"])
 
 
 def test_to_xarray(run):

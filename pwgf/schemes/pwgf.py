@@ -309,7 +309,8 @@ class PWGF(MapReplay):
             "num_samples": self.num_samples, "num_eval": self.num_eval, "method": self.method,
             "tolerance": self.tolerance, "dt": self.dt, "damping": self.damping,
             "max_damping": self.max_damping, "tune_damping": self.tune_damping, "momentum": self.momentum,
-            "solver": solver, "clip": problem.clip, "form": problem.form, "chunk_size": self.chunk_size, "max_memory": self.max_memory,
+            "solver": solver, "clip": problem.clip, "form": problem.form, "chunk_size": self.chunk_size,
+            "max_memory": self.max_memory,
             "max_rejections": self.max_rejections, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip

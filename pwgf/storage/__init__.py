@@ -5,9 +5,22 @@ whole, and a manifest that names them; at the end they become the one file `run.
 moment.
 """
 
+from pwgf.storage.doctor import Health, examine, migrate, salvage
+from pwgf.storage.guard import checked_path
 from pwgf.storage.packing import pack
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import Header
 from pwgf.storage.writer import Writer
 
-__all__ = ["Header", "Record", "Writer", "open_record", "pack"]
+__all__ = [
+    "Header",
+    "Health",
+    "Record",
+    "Writer",
+    "checked_path",
+    "examine",
+    "migrate",
+    "open_record",
+    "pack",
+    "salvage",
+]

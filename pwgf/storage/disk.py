@@ -54,7 +54,7 @@ class Disk:
         os.remove(path)
 
     def make_dir(self, path: str) -> None:
-        """Makes a folder with its parents; one that is there already is fine."""
+        """Makes a folder; one that is there already is fine."""
         os.makedirs(path, exist_ok=True)
 
     def remove_dir(self, path: str) -> None:

@@ -31,6 +31,8 @@ MAX_BYTES = 1 << 36  # 64 GiB a dataset, as it would be in memory
 MAX_CHUNK_BYTES = 16 << 20
 MAX_TEXT_BYTES = 64 << 20
 MAX_DEFLATE_RATIO = 1100  # deflate cannot do better than 1032:1
+BOMB_BYTES = 64 << 20  # above this size numbers of a real run deflate at most 20:1; more is a decompression bomb
+BOMB_RATIO = 20
 MAX_ATTR_BYTES = 4096
 # What h5py raises on damaged files, found by flipping bytes.
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
@@ -55,6 +57,24 @@ def refused(path: str, what: str) -> SchemaError:
         f"opening {path!r}: expected a trajectory written by pwgf, but {what}. "
         "Check the path, or take the file from a backup."
     )
+
+
+def checked_path(path: object, call: str) -> str:
+    """A path given by the user as absolute text, so that a later chdir means the same file.
+
+    Args:
+        path: text, bytes or `os.PathLike`.
+        call: for the message, e.g. "load(path)".
+
+    Raises:
+        PathError: something else, empty, or with a NUL.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise PathError(f"{call} needs a path; got {type(path).__name__}. Give e.g. 'results/run.h5'.")
+    text = os.fsdecode(path)
+    if not text or "\0" in text:
+        raise PathError(f"{call} needs a path without NUL characters; got {text!r}. Give e.g. 'results/run.h5'.")
+    return os.path.abspath(text)
 
 
 def open_stored(path: str) -> Stored:
@@ -183,7 +203,8 @@ def check_datasets(datasets: dict[str, h5py.Dataset], path: str, file_size: int)
         limit = MAX_TEXT_BYTES if is_text else MAX_BYTES
         if nominal > limit:
             raise refused(path, f"{name!r} asks for {nominal} bytes, more than the limit of {limit}")
-        if nominal > size * (MAX_DEFLATE_RATIO if layout == "deflated" else 1):
+        ratio = MAX_DEFLATE_RATIO if nominal <= BOMB_BYTES else BOMB_RATIO
+        if nominal > size * (ratio if layout == "deflated" else 1):
             raise refused(path, f"{name!r} asks for {nominal} bytes where the file holds {size} for it")
     if stored > file_size:
         raise refused(path, f"its datasets claim {stored} bytes of a file of {file_size}")

@@ -97,7 +97,7 @@ def lock_run(path: str, disk: Disk) -> RunLock:
     """
     try:
         for _ in range(100):
-            disk.make_dir(parts_of(path))
+            make_folder(disk, parts_of(path))
             with contextlib.suppress(FileNotFoundError):  # a writer that ended just now removed the folder
                 return RunLock.acquire(os.path.join(parts_of(path), NAME), disk)
     except StorageError:
@@ -110,6 +110,15 @@ def lock_run(path: str, disk: Disk) -> RunLock:
             "Check the permissions and the disk, or give another path."
         ) from error
     raise StorageError(f"writing {path!r}: the folder {parts_of(path)!r} keeps vanishing. Give another path.")
+
+
+def make_folder(disk: Disk, path: str) -> None:
+    """Makes a folder and the missing ones above it; their entries reach the disk, or a power cut takes all in it."""
+    above = os.path.dirname(path)
+    if not os.path.isdir(above):
+        make_folder(disk, above)
+    disk.make_dir(path)
+    disk.fsync_dir(above)
 
 
 def holder_alive(path: str) -> bool:

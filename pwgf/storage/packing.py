@@ -10,9 +10,9 @@ import numpy as np
 import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, SchemaError
 from pwgf.storage.disk import Disk, Stream
-from pwgf.storage.guard import DAMAGE, walk
+from pwgf.storage.guard import DAMAGE, checked_path, walk
 from pwgf.storage.lock import lock_run
-from pwgf.storage.manifest import Manifest, parts_of
+from pwgf.storage.manifest import parts_of
 from pwgf.storage.pieces import Piece
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import (
@@ -45,7 +45,7 @@ def pack(path: str | os.PathLike) -> str:
         SchemaError: a part is damaged; nothing was changed.
         StorageError: the disk is full, or the run is still being written.
     """
-    path, disk = os.path.abspath(os.fspath(path)), Disk()
+    path, disk = checked_path(path, "pack(path)"), Disk()
     open_record(path).close()
     if manifests.read(path) is not None:
         lock = lock_run(path, disk)
@@ -64,7 +64,7 @@ def pack(path: str | os.PathLike) -> str:
 
 
 def pack_record(record: Record, status: str, disk: Disk) -> None:
-    """Writes all that a record holds to its path as one file; the parts stay.
+    """Writes all that a record in parts holds to its path as one file; the parts stay.
 
     Args:
         record: whose rows, header and restart state are copied; nothing to do when it is packed already.
@@ -75,17 +75,32 @@ def pack_record(record: Record, status: str, disk: Disk) -> None:
         StorageError: no room; what was at the path is still there.
         SchemaError: a part is damaged, or what was written does not read back.
     """
-    manifest, path, temporary = record.manifest, record.path, record.path + ".tmp"
-    if manifest is None:  # but the last attempt may have failed at the folder's fsync
-        with disk.telling(path, temporary, 0):
-            disk.fsync_dir(os.path.dirname(path))
+    if record.manifest is None:  # but the last attempt may have failed at the folder's fsync
+        with disk.telling(record.path, record.path + ".tmp", 0):
+            disk.fsync_dir(os.path.dirname(record.path))
         return
-    needed = len(record) * 8 * (len(record.names) + 2 * record.num_params)
+    write_packed(record, record.path, status, disk)
+
+
+def write_packed(record: Record, path: str, status: str, disk: Disk) -> None:
+    """Writes all that a record holds to `path` as one file, published whole after it was read back.
+
+    Args:
+        record: whose rows, header and restart state are copied.
+        path: where to; what is there is replaced.
+        status: to be stored.
+        disk: layer of writes.
+
+    Raises:
+        StorageError: no room; what was at the path is still there.
+        SchemaError: what is read is damaged, or what was written does not read back.
+    """
+    temporary, needed = path + ".tmp", len(record) * 8 * (len(record.names) + 2 * record.num_params)
     with disk.telling(path, temporary, needed):
         disk.require(path, needed)
         stream = Stream(disk, temporary)
         try:
-            _write(stream, record, manifest, status)
+            _write(stream, record, status)
             stream.fsync()
         finally:
             stream.close()
@@ -98,7 +113,7 @@ def pack_record(record: Record, status: str, disk: Disk) -> None:
         disk.fsync_dir(os.path.dirname(path))
 
 
-def _write(stream: Stream, record: Record, manifest: Manifest, status: str) -> None:
+def _write(stream: Stream, record: Record, status: str) -> None:
     """The packed file's content; a failed write of the stream is raised in place of what HDF5 makes of it."""
     stamps: dict[str, str | int] = {
         "run_id": record.run_id,
@@ -106,7 +121,7 @@ def _write(stream: Stream, record: Record, manifest: Manifest, status: str) -> N
         "dim": record.dim,
         "num_params": record.num_params,
     }
-    stamps |= {"serial": manifest.serial, "status": status, "complete": int(status == "complete")}
+    stamps |= {"serial": record.serial, "status": status, "complete": int(status == "complete")}
     names = record.names
     try:
         with new_file(stream, "trajectory", stamps) as file:

@@ -132,7 +132,11 @@ class Piece:
 
     def problems(self) -> list[str]:
         """What is wrong when every byte is read; [] when nothing is."""
-        found = []
+        return list(self.problems_by_name().values())
+
+    def problems_by_name(self) -> dict[str, str]:
+        """The damaged datasets, each with what is wrong; reads every byte."""
+        found = {}
         for name in VECTORS if self._digests is None else self._digests:
             try:
                 with trusting(self.path):
@@ -140,7 +144,7 @@ class Piece:
                 if self._digests is not None and digest != self._digests[name]:
                     raise refused(self.path, f"{name!r} is damaged: it does not match its sha256")
             except SchemaError as error:
-                found.append(str(error))
+                found[name] = str(error) if name in str(error) else f"{name!r}: {error}"
         return found
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 import pwgf.storage.snapshot as snapshot
 from pwgf.errors import ConfigError, PWGFError, StorageError, nearest
-from pwgf.storage.guard import refused
+from pwgf.storage.guard import checked_path, refused
 from pwgf.storage.manifest import parts_of
 from pwgf.storage.pieces import Piece
 from pwgf.storage.schema import VECTORS
@@ -38,9 +38,9 @@ def open_record(path: str | os.PathLike) -> Record:
     Example:
         >>> open_record("no/such/run.h5")
         Traceback (most recent call last):
-        pwgf.errors.PathError: opening 'no/such/run.h5': no such file; expected a run. Check the path given as out=….
+        pwgf.errors.PathError: opening '...no/such/run.h5': no such file; expected a run. Check the path given as out=….
     """
-    path = os.fspath(path)
+    path = checked_path(path, "open_record(path)")
     return Record(path, snapshot.take(path))
 
 
@@ -48,8 +48,9 @@ class Record:
     """A run on disk: what was published when it was opened. Made by `open_record`.
 
     Attributes:
-        path: of the run.
-        status: "running", "killed" (its process is gone), "failed", "interrupted" or "complete".
+        path: of the run, absolute.
+        status: "running", "killed" (its process is gone), "failed", "interrupted" or "complete"; of the copy of a
+            damaged run "salvaged".
         complete: did the run reach its end?
         run_id, created, schema: identity, UTC time of creation, schema version.
         config, layout, provenance, dim, num_params, arrays: as in `Header`.

@@ -97,7 +97,7 @@ def take(path: str) -> Snapshot:
                 return of_packed(packed)
             raise PathError(f"opening {path!r}: no such file; expected a run. Check the path given as out=….")
         manifest, data = found
-        if packed is not None and _packed_counts(packed, manifest):
+        if packed is not None and packed_counts(packed, manifest):
             return of_packed(packed)
         try:
             return of_parts(path, manifest, packed)
@@ -116,11 +116,17 @@ def _open_packed(path: str) -> Piece | None:
         return None
 
 
-def _packed_counts(packed: Piece, manifest: Manifest) -> bool:
+def packed_counts(packed: Piece, manifest: Manifest) -> bool:
     """Is the packed file what counts, and not the parts? Parts of another run count from their first row on."""
     if packed.text("run_id") != manifest.run_id:
         return manifest.rows == 0
     return packed.number("serial") >= manifest.serial
+
+
+def status_of(path: str, manifest: Manifest) -> str:
+    """The status of a run in parts: that of its manifest, or "killed" when it says running and nobody writes."""
+    alive = manifest.status != "running" or lock.holder_alive(os.path.join(parts_of(path), lock.NAME))
+    return manifest.status if alive else "killed"
 
 
 def of_packed(piece: Piece) -> Snapshot:
@@ -158,15 +164,12 @@ def of_parts(path: str, manifest: Manifest, packed: Piece | None) -> Snapshot:
     if manifest.restart is not None:
         kind = "restart" if manifest.restart.file.startswith("restart") else "rows"
         restart = Piece.part(folder, manifest.restart, kind, manifest.run_id)
-    status = manifest.status
-    if status == "running" and not lock.holder_alive(os.path.join(folder, lock.NAME)):
-        status = "killed"
     return Snapshot(
         header.header(),
         manifest.run_id,
         manifest.created,
         header.text("pwgf_schema"),
-        status,
+        status_of(path, manifest),
         manifest.serial,
         tuple(spans),
         restart,

@@ -17,6 +17,7 @@ from typing import Any
 import pwgf.storage.manifest as manifests
 from pwgf.errors import ConfigError, PathError, SchemaError, StorageError
 from pwgf.storage.disk import Disk
+from pwgf.storage.guard import checked_path
 from pwgf.storage.lock import RunLock, lock_run
 from pwgf.storage.manifest import Manifest, Part, parts_of
 from pwgf.storage.packing import pack_record, remove_parts
@@ -100,11 +101,11 @@ class Writer:
         path, disk = _checked(path, max_cost), disk or Disk()
         fresh = not os.path.isdir(parts_of(path))
         if fresh and not overwrite:
-            _refuse_existing(path)
+            refuse_existing(path)
         lock = lock_run(path, disk)
         try:
             if not overwrite:
-                _refuse_existing(path)
+                refuse_existing(path)
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             manifest = _begin(path, disk, header, uuid.uuid4().hex, now, _serial_of(path))
             if os.path.exists(path):
@@ -194,8 +195,8 @@ class Writer:
         names = self._names or column_names(row)
         values, state = checked_row(row, names, self._manifest.num_params, self._last_t), copied(restart)
         self._names, self._last_t = names, values["t"]
-        self._pending.append(values)
-        self._restart = state
+        # in one statement without a call: a signal's exception may come between two, and would part row and state
+        self._pending, self._restart = [*self._pending, values], state
         if self._is_due():
             self.publish()
 
@@ -331,17 +332,18 @@ class Writer:
 
 def _checked(path: str | os.PathLike, max_cost: float | None) -> str:
     """The path as text, after the checks that need no disk."""
-    if max_cost is not None and not 0 < max_cost <= 1:
+    number = isinstance(max_cost, (int, float)) and not isinstance(max_cost, bool)
+    if max_cost is not None and not (number and 0 < max_cost <= 1):
         raise ConfigError(
             f"Writer(max_cost=…) needs a fraction in (0, 1] or None; got {max_cost!r}. Give 0.01 for 1 %."
         )
-    path = os.path.abspath(os.fspath(path))
+    path = checked_path(path, "Writer(path)")
     if os.path.isdir(path):
         raise PathError(f"writing {path!r}: expected a file, got a folder. Give a path in it, such as run.h5.")
     return path
 
 
-def _refuse_existing(path: str) -> None:
+def refuse_existing(path: str) -> None:
     """PathError when there is a file, or parts with at least one row."""
     found = manifests.read(path)
     if os.path.exists(path) or (found is not None and found[0].rows):

@@ -9,7 +9,8 @@ from torch.func import jacfwd, jacrev, vmap
 import pwgf
 from pwgf import energies, linalg, maps
 from pwgf.errors import NonFiniteError
-from pwgf.schemes.right_side import RightSide, adapted_damping, clip_folded, finite_velocity
+from pwgf.schemes.damping import adapted_damping
+from pwgf.schemes.right_side import RightSide, clip_folded, finite_velocity
 
 N, DAMPING = 40, 1e-3
 

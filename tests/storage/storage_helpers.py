@@ -121,6 +121,118 @@ class FaultyDisk(Disk):
         super().remove_dir(path)
 
 
+class PowerDisk(FaultyDisk):
+    """A disk that loses power: of what was not synced, `after_cut` keeps what the worst file system might keep.
+
+    A file's bytes are safe after its fsync, a name (made, renamed, removed) after the fsync of its folder.
+    """
+
+    def __init__(self, root, at=None):
+        super().__init__(at, "kill")
+        self.root, self.files, self.numbers = root, {}, 0  # files: number → [synced bytes, present bytes]
+        self.of_fd, self.of_path, self.pending, self.names = {}, {}, [], {root: None}  # names: path → number, or None
+        for folder, _, names in os.walk(root):
+            self.names[folder] = None
+            for name in names:
+                path = os.path.join(folder, name)
+                with open(path, "rb") as file:
+                    data = file.read()
+                self.names[path] = self.of_path[path] = self._new(data)
+
+    def _new(self, data=b""):
+        self.numbers += 1
+        self.files[self.numbers] = [data, bytearray(data)]
+        return self.numbers
+
+    def create(self, path):
+        fd = super().create(path)
+        if path not in self.of_path:
+            self.of_path[path] = self._new()
+            self.pending.append(("set", path, self.of_path[path]))
+        self.of_fd[fd] = self.of_path[path]
+        self.files[self.of_fd[fd]][1].clear()
+        return fd
+
+    def write(self, fd, data, offset):
+        super().write(fd, data, offset)
+        if fd in self.of_fd:  # not the lock, which says nothing after a power cut
+            present = self.files[self.of_fd[fd]][1]
+            present.extend(bytes(max(0, offset - len(present))))
+            present[offset : offset + len(data)] = bytes(data)
+
+    def truncate(self, fd, size):
+        super().truncate(fd, size)
+        if fd in self.of_fd:
+            present = self.files[self.of_fd[fd]][1]
+            present.extend(bytes(max(0, size - len(present))))
+            del present[size:]
+
+    def fsync(self, fd):
+        super().fsync(fd)
+        number = self.of_fd[fd]
+        self.files[number][0] = bytes(self.files[number][1])
+
+    def replace(self, source, target):
+        super().replace(source, target)
+        self.of_path[target] = self.of_path.pop(source)
+        self.pending.append(("move", target, self.of_path[target], source))
+
+    def remove(self, path):
+        super().remove(path)
+        self.of_path.pop(path)
+        self.pending.append(("drop", path))
+
+    def make_dir(self, path):
+        there = os.path.isdir(path)
+        super().make_dir(path)
+        if not there:
+            self.pending.append(("set", path, None))
+
+    def remove_dir(self, path):
+        super().remove_dir(path)
+        self.pending.append(("drop", path))
+
+    def fsync_dir(self, folder):
+        super().fsync_dir(folder)
+        mine = [change for change in self.pending if os.path.dirname(change[1]) == folder]
+        self.pending = [change for change in self.pending if change not in mine]
+        for change in mine:
+            self._apply(self.names, change)
+
+    @staticmethod
+    def _apply(names, change):
+        kind, path, *rest = change
+        if kind == "drop":
+            names.pop(path, None)
+            return
+        names[path] = rest[0]
+        if kind == "move":
+            names.pop(rest[1], None)
+
+    def after_cut(self, target, keep_name, keep_bytes):
+        """Makes the folder `target` with what is left.
+
+        `keep_name()` says whether a pending change of a name took place, `keep_bytes(synced, present)` gives the bytes
+        of a file that has changed since its fsync.
+        """
+        names = dict(self.names)
+        for change in self.pending:
+            if keep_name():
+                self._apply(names, change)
+        for path in sorted(names):
+            above = os.path.dirname(path)
+            if path != self.root and above in names and os.path.isdir(self._moved(above, target)):
+                if names[path] is None:
+                    os.mkdir(self._moved(path, target))
+                    continue
+                synced, present = self.files[names[path]]
+                with open(self._moved(path, target), "wb") as file:
+                    file.write(synced if synced == present else keep_bytes(synced, bytes(present)))
+
+    def _moved(self, path, target):
+        return target + path[len(self.root) :]
+
+
 def abandon(writer):
     """What the kernel does when a process dies: its descriptors are closed, nothing else happens."""
     if writer is not None and writer._lock._fd >= 0:

@@ -5,10 +5,12 @@ import os
 import shutil
 
 import pytest
+from flow_helpers import TIMES, assert_same_rows, solve
 from storage_helpers import HEADER, FaultyDisk, Killed, abandon, check_rows, row, state, write_run
 
 from pwgf.errors import PathError, StorageError
 from pwgf.storage import Writer, open_record, pack, rows
+from pwgf.storage.lock import lock_run
 
 ROWS = 4
 
@@ -53,32 +55,28 @@ def start_finished(path):
     return 2
 
 
-SCENARIOS = [  # start, and which disk calls: one in 23, or (slow) every one
+LONG = [pytest.mark.slow, pytest.mark.faults]
+SCENARIOS = [  # start, and which disk calls: one in 23, or (make test-faults) every one
     *((start, 23) for start in (start_nothing, start_finished)),
-    *(pytest.param(start, 1, marks=pytest.mark.slow) for start in (start_nothing, start_finished)),
+    *(pytest.param(start, 1, marks=LONG) for start in (start_nothing, start_finished)),
 ]
 
 
 def crash_points(start, every, tmp_path):
-    """Numbers of the disk calls of the scenario; of HDF5's writes while packing never more than one in seven."""
+    """Numbers of the disk calls of the scenario: one in `every`."""
     path = str(tmp_path / "count" / "run.h5")
     start(path)
     disk = FaultyDisk()
     finish(path, disk, [0], [])
-    begin = next(k for k, name in enumerate(disk.log) if disk.log[k : k + 4] == ["create", "write", "write", "write"])
-    end = disk.log.index("fsync", begin)
     assert len(disk.log) > 60
-    return [
-        k + 1
-        for k in range(len(disk.log))
-        if k % (23 if every > 1 else 7) == 0 or (every == 1 and not begin + 2 < k < end - 2)
-    ]
+    return range(1, len(disk.log) + 1, every)
 
 
 @pytest.mark.parametrize(("start", "every"), SCENARIOS)
-def test_killed_at_every_disk_call(tmp_path, start, every):
+def test_killed_at_every_disk_call(tmp_path, start, every, record_property):
     wanted = write_run(str(tmp_path / "whole.h5"), ROWS).content_sha256
-    for at in crash_points(start, every, tmp_path):
+    points = crash_points(start, every, tmp_path)
+    for at in points:
         path = str(tmp_path / str(at) / "run.h5")
         acknowledged, writers = [start(path)], []
         with pytest.raises(Killed):
@@ -91,14 +89,15 @@ def test_killed_at_every_disk_call(tmp_path, start, every):
         check_rows(open_record(path), ROWS, ROWS)
         assert open_record(path).complete and open_record(path).content_sha256 == wanted
         assert os.listdir(os.path.dirname(path)) == ["run.h5"]
+    record_property("faults", ("killed at a disk call (writes half done)", len(points), "0 acknowledged rows lost"))
 
 
 @pytest.mark.parametrize(("start", "every"), SCENARIOS)
-def test_disk_full_at_every_disk_call(tmp_path, start, every):
+def test_disk_full_at_every_disk_call(tmp_path, start, every, record_property):
     """The process lives on: each call that failed is tried again once, on the same writer."""
     wanted = write_run(str(tmp_path / "whole.h5"), ROWS).content_sha256
-    failures = 0
-    for at in crash_points(start, every, tmp_path):
+    failures, points = 0, crash_points(start, every, tmp_path)
+    for at in points:
         path, disk = str(tmp_path / str(at) / "run.h5"), FaultyDisk(at, "fail")
         stored = start(path)
 
@@ -124,6 +123,36 @@ def test_disk_full_at_every_disk_call(tmp_path, start, every):
             pack(path)
         assert open_record(path).content_sha256 == wanted
     assert failures > 3
+    record_property("faults", ("disk full at a disk call", len(points), "the process goes on, 0 rows lost"))
+
+
+@pytest.mark.parametrize("every", [97, pytest.param(4, marks=LONG)])
+@pytest.mark.parametrize("mode", ["kill", "fail"])
+def test_a_solve_that_meets_a_fault_resumes_to_the_bit(tmp_path, monkeypatch, mode, every, record_property):
+    """The same for a real run: solve dies, or raises StorageError and the process lives; solve(resume=True) goes on."""
+    whole, at, tried = solve(TIMES[:3]), 1, 0
+    path = str(tmp_path / "run.h5")
+    while True:
+        disk, locks = FaultyDisk(at, mode), []
+        monkeypatch.setattr("pwgf.storage.writer.Disk", lambda disk=disk: disk)
+        held = lambda *given, locks=locks: locks.append(lock_run(*given)) or locks[-1]  # noqa: E731
+        monkeypatch.setattr("pwgf.storage.writer.lock_run", held)
+        try:
+            solve(TIMES[:3], out=path)
+        except (Killed, StorageError) as error:
+            assert isinstance(error, Killed) == (mode == "kill")
+        for lock in locks:
+            lock.release()
+        monkeypatch.undo()
+        assert_same_rows(solve(TIMES[:3], out=path, resume=True), whole)
+        assert open_record(path).complete and os.path.isfile(path)
+        if disk.calls < at:
+            break
+        shutil.rmtree(path + ".parts", ignore_errors=True)  # empty, or with a part that did not go
+        os.remove(path)
+        at, tried = at + every, tried + 1
+    assert tried >= 2
+    record_property("faults", (f"solve: {mode} at a disk call, then resume=True", tried, "equal to the bit"))
 
 
 def test_a_failed_manifest_never_costs_the_parts_it_may_name(tmp_path):

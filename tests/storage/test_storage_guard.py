@@ -16,6 +16,8 @@ from pwgf.errors import PWGFError, SchemaError, StorageError
 from pwgf.storage import Writer, guard, open_record
 from pwgf.storage.schema import content_digest, dataset_digest, put_attr
 
+LONG = [pytest.mark.slow, pytest.mark.faults]
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
@@ -61,6 +63,11 @@ def wide(file):
     file.create_dataset("arrays/wide", (1 << 27,), "f8", chunks=(1 << 20,))  # 1 GiB
 
 
+def bomb(file):
+    file.create_dataset("arrays/bomb", (1 << 24,), "f8", chunks=(1 << 17,), compression="gzip", fillvalue=0.0)
+    file["arrays/bomb"][:] = 0.0  # 128 MiB of zeros in 130 kB
+
+
 def chunky(file):
     file.create_dataset("arrays/chunky", (1 << 24,), "f8", chunks=(1 << 24,), compression="gzip")
 
@@ -99,6 +106,7 @@ HOSTILE = {
     "empty": (lambda f: f.create_dataset("arrays/x", data=h5py.Empty("f8")), "is empty"),
     "huge": (huge, "asks for 8796093022208 bytes, more than the limit"),
     "wide": (wide, "asks for 1073741824 bytes where the file holds 0"),
+    "bomb": (bomb, "'arrays/bomb' asks for 134217728 bytes where the file holds"),
     "huge chunk": (chunky, "chunks of 134217728 bytes"),
     "filter": (replaced("energy", data=np.zeros(70), compression="lzf"), "filters other than"),
     "many": (many, "more than 10000 objects"),
@@ -187,12 +195,15 @@ def test_no_hdf5_and_foreign_hdf5(tmp_path):
         open_record(path)
 
 
-def test_a_truncated_file_is_refused(tmp_path, good):
+@pytest.mark.parametrize("every", [1601, pytest.param(10, marks=LONG)])
+def test_a_truncated_file_is_refused(tmp_path, good, every, record_property):
     path = tmp_path / "run.h5"
-    for size in np.linspace(1, len(good) - 1, 40).astype(int):
+    sizes = range(1, len(good), every)
+    for size in sizes:
         path.write_bytes(good[:size])
         with pytest.raises(SchemaError):
             open_record(path)
+    record_property("faults", ("packed file cut short at every tenth byte", len(sizes), "refused"))
 
 
 def intact_or_refused(path):
@@ -209,30 +220,62 @@ def intact_or_refused(path):
 
 
 FLIP = """
-import sys; sys.path.insert(0, {here!r})
+import resource, sys; sys.path.insert(0, {here!r})
 import numpy as np
 from test_storage_guard import intact_or_refused
 data = bytearray(open({path!r}, "rb").read())
 rng = np.random.default_rng({seed})
-right = 0
+right, memory = 0, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+intact_or_refused({path!r})
+before = memory()
 for _ in range({count}):
     at, bit = int(rng.integers(len(data))), 1 << int(rng.integers(8))
     data[at] ^= bit
     open({path!r}, "wb").write(data)
     right += intact_or_refused({path!r})
     data[at] ^= bit
-print(right)
+print(right, memory() - before)
 """
 
 
-def test_flipped_bits_are_found(tmp_path, good):
-    """In a process of its own: a crash of HDF5 would show as its exit status."""
+@pytest.mark.parametrize("count", [25, pytest.param(500, marks=LONG)])
+def test_flipped_bits_are_found(tmp_path, good, count, record_property):
+    """In a process of its own: a crash of HDF5 would show as its exit status, a huge allocation as its memory."""
     path = tmp_path / "run.h5"
     path.write_bytes(good)
-    code = FLIP.format(here=os.path.dirname(os.path.abspath(__file__)), path=str(path), seed=0, count=40)
+    code = FLIP.format(here=os.path.dirname(os.path.abspath(__file__)), path=str(path), seed=0, count=count)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 40
+    right, memory = map(int, done.stdout.split())
+    assert right < count and memory < 64  # MB
+    record_property("faults", ("packed file with one bit flipped", count, "refused, or every value right"))
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=LONG)])
+def test_flipped_bits_in_the_parts_are_found(tmp_path, count, record_property):
+    path, rng = str(tmp_path / "run.h5"), np.random.default_rng(1)
+    writer = Writer.create(path, HEADER, max_cost=1e-9)
+    for k in range(70):
+        writer.append(row(k), state(k))
+    writer.publish()
+    writer.checkpoint(state(69, between=True))
+    abandon(writer)
+    parts = sorted(part for part in (tmp_path / "run.h5.parts").iterdir() if part.name != "run.lock")
+    for number in range(count):
+        part = parts[number % len(parts)]
+        data = bytearray(part.read_bytes())
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        kept = part.read_bytes()
+        part.write_bytes(data)
+        record = None
+        with pytest.raises(SchemaError):
+            record = open_record(path)
+            record.vector("theta", 0)
+        if part.name.startswith("seg") and record is not None:
+            assert record.verify() != []
+        part.write_bytes(kept)
+    check_rows(open_record(path), 70, 70)
+    record_property("faults", ("one bit flipped in a part of a killed run", count, "refused"))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
