@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -98,11 +99,8 @@ def solve(
             return _resume(scheme, t, out, config, max_cost, settings, signals)
         state = _first_state(scheme, seed, t, start)
         header = _header(scheme, config, state)
-
-        def create() -> storage.Writer:
-            parts_only = resume and not os.path.exists(out)  # killed before its first row
-            return storage.Writer.create(out, header, overwrite=overwrite or parts_only, max_cost=max_cost)
-
+        replace = overwrite or (resume and not os.path.exists(out))  # resumed after a kill before the first row
+        create = functools.partial(storage.Writer.create, out, header, overwrite=replace, max_cost=max_cost)
         with OneWriter(world(), create) as writer:
             _fresh(scheme, t, writer, state, settings, signals)
     return _opened(scheme, out)

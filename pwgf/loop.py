@@ -78,6 +78,8 @@ def check_times(times: Sequence[float] | np.ndarray | torch.Tensor, call: str = 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
+    """The arguments of `solve` that the loop heeds; see there."""
+
     checkpoint_seconds: float
     callbacks: Sequence[Callback]
     progress: bool | None

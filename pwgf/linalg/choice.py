@@ -116,7 +116,7 @@ def get_solver(solver: str | LinearSolver, **settings: Any) -> LinearSolver:
 
     Example:
         >>> get_solver("cg", rtol=1e-6, max_iterations=50)
-        CG(rtol=1e-06, max_iterations=50)
+        CG(rtol=1e-06, max_iterations=50, mixed=False)
     """
     if not isinstance(solver, str):
         if not callable(solver) or isinstance(solver, type):
