@@ -115,8 +115,8 @@ def test_another_thread_count_goes_on_with_a_warning(tmp_path, whole, caplog, mo
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
     with caplog.at_level("WARNING", "pwgf"):
         assert len(solve(out=tmp_path / "run.h5", resume=True)) == len(whole)
-    told = f"with {threads + 1} threads in 1 processes a run begun with {threads} in 1: results may differ in the last bits"
-    assert told in caplog.text
+    told = f"with {threads + 1} threads in 1 processes a run begun with {threads} in 1"
+    assert f"{told}: results may differ in the last bits" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "seg-"])
