@@ -8,7 +8,7 @@ from torch.func import jacfwd, jacrev, vmap
 
 import pwgf
 from pwgf import energies, linalg, maps
-from pwgf.errors import NonFiniteError
+from pwgf.errors import ConfigError, NonFiniteError
 from pwgf.schemes.damping import adapted_damping
 from pwgf.schemes.right_side import RightSide, clip_folded, finite_velocity
 
@@ -216,3 +216,24 @@ def test_the_held_out_share_is_that_of_the_last_rate_on_new_samples():
     v = -(x**3) + torch.tensor([1.0, 0.0], dtype=torch.float64)
     missed = (dense_tangent(map, theta, z) @ last - v.reshape(-1)).square().sum() / v.square().sum()
     assert side.held_out == pytest.approx(float(missed), rel=1e-9)
+
+
+@pytest.mark.parametrize("max_memory", [1e9, 2e4])
+def test_results_do_not_depend_on_the_blocks(max_memory):
+    def run(**settings):
+        energy = energies.Potential(potential) + energies.Entropy()
+        scheme = pwgf.PWGF(
+            energy, maps.ResidualMLP(2, width=20), pwgf.Gaussian(2), num_samples=60, num_eval=150, **settings
+        )
+        return pwgf.solve(scheme, [0.0, 0.05], progress=False)
+
+    whole, blocks = run(chunk_size=60), run(max_memory=max_memory)
+    for name in ("theta", "energy", "projection_residual", "fold_fraction"):
+        assert blocks[name] == pytest.approx(whole[name], rel=1e-7, abs=1e-9)
+
+
+def test_a_memory_too_small_for_one_sample_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"PWGF\(max_memory=10\) must hold at least one sample, about .* chunk_size=1"
+    ):
+        pwgf.PWGF(energies.Entropy(), maps.ResidualMLP(2), pwgf.Gaussian(2), max_memory=10)
