@@ -1,5 +1,6 @@
 # make demo   solve a flow on a fresh machine; writes results/demo.h5 and results/demo.png
 # make test   the whole test suite (PYTEST_ARGS="-m 'not slow'" for the quick part)
+# make bench  speed: products, solves, growth, full runs; about ten minutes of one idle core, tables on the screen
 # make test-faults   crashes, kills, full disks and broken files at full length (a quarter of an hour or more); prints its counts
 PYTHON ?= python3
 VENV := .venv
@@ -38,7 +39,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m benchmarks.right_side
+	for part in products solves growth runs; do $(BIN)/python -m benchmarks.$$part || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

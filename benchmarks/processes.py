@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 
-from pwgf import linalg, maps, parallel, problems
+from benchmarks.common import off_start
+from pwgf import maps, parallel
 from pwgf.parallel import ALONE, Group
-from pwgf.schemes.right_side import Problem, RightSide
 
 DIM, TURNS = 10, 7
 CASES = ((1000, "pcg"), (8000, "pcg"), (8000, "cg"), (16000, "pcg"))
@@ -25,24 +26,19 @@ CASES = ((1000, "pcg"), (8000, "pcg"), (8000, "cg"), (16000, "pcg"))
 
 def right_side(n: int, solver: str, group: Group) -> float:
     """Wall seconds of one right side."""
-    generator, flow, map = torch.Generator().manual_seed(0), problems.StyblinskiTang(DIM), maps.ResidualMLP(DIM)
-    noise = 0.3 * torch.randn(map.num_params, generator=generator, dtype=torch.float64)
-    map.unpack(noise)[0].mul_(0.05)  # the affine part stays close to the identity, and invertible
-    theta, z = map.initial() + noise, flow.reference.sample(n, generator)
-    problem = Problem(flow.energy, map, flow.reference, linalg.get_solver(solver), "velocity", None, None, group)
+    state = off_start(maps.ResidualMLP(DIM))
     group.barrier()
     began = time.perf_counter()
-    RightSide(problem, z, torch.zeros_like(theta), 0.0, momentum=0.0, damping=1e-6)(theta)
+    state.right_side(n, solver, group)
     return time.perf_counter() - began
 
 
-def main() -> None:
+def main(cases: Sequence[tuple[int, str]] = CASES, turns: int = TURNS) -> None:
     """A line per case, from the first process."""
-    torch.set_num_threads(1)
     world = parallel.world()
-    for n, solver in CASES:
+    for n, solver in cases:
         alone, together = [], []
-        for _ in range(TURNS):
+        for _ in range(turns):
             if world.rank == 0:
                 alone.append(right_side(n, solver, ALONE))
             together.append(right_side(n, solver, world))
@@ -57,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

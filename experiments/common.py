@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -55,7 +55,7 @@ def save(figure: Figure, name: str) -> None:
         figure.savefig(RESULTS / name, dpi=150)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a Markdown table; one process of several does."""
     if parallel.world().rank > 0:
         return
