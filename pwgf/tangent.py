@@ -95,7 +95,10 @@ class Tangent:
             else:
                 flat = g.reshape(self.n * self.d, -1)
                 gram += (flat @ flat.T).view(gram.shape) * inputs[:, None, :, None]
-        return gram.view(self.n * self.d, self.n * self.d)
+        flat = gram.view(self.n * self.d, self.n * self.d)
+        for cross in self._cross_grams():
+            flat += cross.add_(cross.T.clone())
+        return flat
 
     def gram_primal(self) -> Tensor:
         """Ĝ = JᵀJ/n, (p,p): blocks Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ) for each pair of layers."""
@@ -107,7 +110,7 @@ class Tangent:
         for layers in self._layers():
             for k, one in enumerate(layers):
                 for other in layers[k:]:
-                    block = _layer_pair(one, other)
+                    block = _in_order(_layer_pair(one, other), one, other)
                     down = slice(one.offset, one.offset + block.shape[0])
                     across = slice(other.offset, other.offset + block.shape[1])
                     gram[down, across] += block
@@ -133,10 +136,17 @@ class Tangent:
             for start in range(0, len(layers[0].a), size):
                 part = slice(start, start + size)
                 rows = torch.empty(len(layers[0].a[part]), self.d, self.p, dtype=self.dtype, device=self.device)
+                filled: set[int] = set()
                 for layer in layers:
                     block = rows[:, :, layer.offset : layer.offset + math.prod(layer.shape)].unflatten(2, layer.shape)
                     g = identity[None] if layer.g is None else layer.g[part]
-                    torch.mul(g.unsqueeze(3), layer.a[part, None, None, :], out=block)
+                    a = layer.a[part, None, :, None] if layer.transposed else layer.a[part, None, None, :]
+                    outputs = g.unsqueeze(2 if layer.transposed else 3)
+                    if layer.offset in filled:
+                        block += outputs * a
+                    else:
+                        torch.mul(outputs, a, out=block)
+                        filled.add(layer.offset)
                 yield rows.reshape(-1, self.p)
 
     def _layers(self) -> Iterator[list[Layer]]:
@@ -156,20 +166,61 @@ class Tangent:
                 found[shared] = torch.cat(outputs) if outputs else None, a @ a.T
         return list(found.values())
 
+    def _cross_grams(self) -> Iterator[Tensor]:
+        """What a matrix that acts both ways adds to JJᵀ beside its two layers: half of it, without the transpose.
+
+        Its parts of row (i,k) are g_ik ⊗ a_i and ā_i ⊗ ḡ_ik, whence the entry (g_ik·ā_j)(a_i·ḡ_jl).
+        """
+        parts = [_both_ways(layers) for layers in self._layers()]
+        for group in zip(*parts, strict=True):
+            a, back_a = (torch.cat([pair[side].a for pair in group]) for side in (0, 1))
+            g, back_g = (torch.cat([pair[side].outputs(self.d) for pair in group]) for side in (0, 1))
+            left = (g.reshape(self.n * self.d, -1) @ back_a.T).view(self.n, self.d, self.n, 1)
+            right = (a @ back_g.reshape(self.n * self.d, -1).T).view(self.n, 1, self.n, self.d)
+            yield (left * right).view(self.n * self.d, self.n * self.d)
+
+
+def _both_ways(layers: list[Layer]) -> list[tuple[Layer, Layer]]:
+    """The layers of each matrix that acts both ways: (as it is, transposed)."""
+    plain = {layer.offset: layer for layer in layers if not layer.transposed}
+    return [(plain[layer.offset], layer) for layer in layers if layer.transposed and layer.offset in plain]
+
 
 def _layer_squares(layers: list[Layer], like: Tensor) -> Tensor:
-    """Σ_rows J², (p,): for each layer Σ_i (Σ_k g_ik²) ⊗ a_i²."""
+    """Σ_rows J², (p,): for each layer Σ_i (Σ_k g_ik²) ⊗ a_i²; products of two layers where a matrix acts both ways."""
     total = torch.zeros_like(like)
     for layer in layers:
-        (out, _), a2 = layer.shape, layer.a.square()
-        square = a2.sum(0).expand(out, -1) if layer.g is None else layer.g.square().sum(1).T @ a2
-        total[layer.offset : layer.offset + square.numel()] = square.reshape(-1)
+        a2, outputs = layer.a.square(), layer.shape[layer.transposed]
+        square = a2.sum(0).expand(outputs, -1) if layer.g is None else layer.g.square().sum(1).T @ a2
+        total[layer.offset : layer.offset + square.numel()] += (square.T if layer.transposed else square).reshape(-1)
+    for one, back in _both_ways(layers):
+        d, mixed = one.shape[1] if back.g is None else back.g.shape[1], total[one.offset :][: math.prod(one.shape)]
+        g, back_g, block = one.outputs(d), back.outputs(d), max(1, _CACHED // mixed.numel())
+        for part in (slice(start, start + block) for start in range(0, len(one.a), block)):
+            pairs = g[part].transpose(1, 2) @ back_g[part] * back.a[part].unsqueeze(2) * one.a[part].unsqueeze(1)
+            mixed += 2 * pairs.sum(0).reshape(-1)
     return total
+
+
+def _in_order(block: Tensor, one: Layer, other: Layer) -> Tensor:
+    """A block of Ĝ with the entries of each weight matrix in θ's order, also where the layer acts by the transpose."""
+    (o, i), (o2, i2) = _sizes(one), _sizes(other)
+    if one.transposed:
+        block = block.view(o, i, -1).transpose(0, 1).reshape(o * i, -1)
+    if other.transposed:
+        block = block.view(-1, o2, i2).transpose(1, 2).reshape(-1, o2 * i2)
+    return block
+
+
+def _sizes(layer: Layer) -> tuple[int, int]:
+    """Outputs and inputs of a layer."""
+    rows, columns = layer.shape
+    return (columns, rows) if layer.transposed else (rows, columns)
 
 
 def _layer_pair(one: Layer, other: Layer) -> Tensor:
     """Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ), (out·in, out′·in′), in blocks of samples."""
-    (o, i), (o2, i2) = one.shape, other.shape
+    (o, i), (o2, i2) = _sizes(one), _sizes(other)
     if one.g is None and other.g is None:
         inputs = one.a.T @ other.a
         eye = torch.eye(o, dtype=inputs.dtype, device=inputs.device)

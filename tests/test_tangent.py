@@ -17,11 +17,38 @@ def module(dim: int) -> nn.Module:
         return nn.Sequential(nn.Linear(dim, 5), nn.Softplus(), nn.Linear(5, dim)).double()
 
 
+class Transposed(maps.PushForward):
+    """T(z) = Wᵀz, whose only matrix acts by its transpose."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def layout(self):
+        return [maps.Block("weight", (self.dim, self.dim), 0)]
+
+    def initial(self, seed=0):
+        return torch.eye(self.dim, dtype=torch.float64).reshape(-1)
+
+    def __call__(self, theta, z):
+        return z @ theta.view(self.dim, self.dim)
+
+    def linearise(self, theta, z):
+        plain = super().linearise(theta, z)
+        return maps.Linearisation(
+            plain.jv, plain.jtu, lambda: [maps.Layer(0, (self.dim, self.dim), z, None, transposed=True)]
+        )
+
+
 MAPS = {
+    "transposed": lambda: Transposed(3),
+    "transposed-two": lambda: Transposed(2),
     "affine": lambda: maps.Affine(3),
     "one-dimension": lambda: maps.ResidualMLP(1, width=6),
     "residual": lambda: maps.ResidualMLP(3, width=7, axis_share=0.5),
     "deep": lambda: maps.ResidualMLP(2, width=4, depth=3),
+    "ridge-one-dimension": lambda: maps.ConvexRidge(1, width=4),
+    "ridge": lambda: maps.ConvexRidge(3, width=5),
+    "composed": lambda: maps.Composed([maps.ConvexRidge(3, width=4), maps.ResidualMLP(3, width=3), maps.Affine(3)]),
     "module": lambda: maps.FromModule(module(2), dim=2),
     "residual-module": lambda: maps.FromModule(module(3), dim=3, residual=True),
     "scaled-module": lambda: maps.FromModule(nn.Sequential(module(2), nn.LayerNorm(2)), dim=2, residual=True),
@@ -139,6 +166,11 @@ def test_which_maps_have_layers():
         "one-dimension": True,
         "residual": True,
         "deep": True,
+        "transposed": True,
+        "transposed-two": True,
+        "ridge-one-dimension": True,
+        "ridge": True,
+        "composed": True,
         "module": True,
         "residual-module": True,
         "scaled-module": False,

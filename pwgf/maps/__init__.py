@@ -7,12 +7,29 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from .affine import Affine
 from .base import Block, Layer, Linearisation, PushForward
+from .composed import Composed
+from .convex_ridge import ConvexRidge
 from .from_module import FromModule
+from .icnn import GradientICNN
 from .residual import ResidualMLP
 
-__all__ = ["Affine", "Block", "FromModule", "Layer", "Linearisation", "PushForward", "ResidualMLP", "from_config"]
+__all__ = [
+    "Affine",
+    "Block",
+    "Composed",
+    "ConvexRidge",
+    "FromModule",
+    "GradientICNN",
+    "Layer",
+    "Linearisation",
+    "PushForward",
+    "ResidualMLP",
+    "from_config",
+]
 
-_SHELF: dict[str, type[PushForward]] = {cls.__name__: cls for cls in (Affine, ResidualMLP)}
+_SHELF: dict[str, type[PushForward]] = {
+    cls.__name__: cls for cls in (Affine, Composed, ConvexRidge, GradientICNN, ResidualMLP)
+}
 
 
 def from_config(config: dict[str, Any]) -> PushForward:
@@ -28,4 +45,6 @@ def from_config(config: dict[str, Any]) -> PushForward:
             f"the stored map {name!r} cannot be rebuilt from the file; pass it: pwgf.load(path, map=…)."
             + nearest(name, _SHELF)
         )
+    if name == "Composed":
+        settings["maps"] = [from_config(part) for part in settings["maps"]]
     return _SHELF[name](**settings)

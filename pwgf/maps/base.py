@@ -20,17 +20,27 @@ class Layer(NamedTuple):
 
     `offset` is where W starts in θ (row-major), `a` (n, in) is what the layer is fed (a bias is a column of ones),
     `g` (n, d, out) the derivative of T with respect to the layer's output; None stands for the identity (out = d).
+    With `transposed` it is Wᵀ that acts, ∂T_k(z_i)/∂W[o, j] = g[i, k, j] · a[i, o]. A matrix that acts both ways gives
+    two layers, one of each kind; their sum is its part of J.
     """
 
     offset: int
     shape: tuple[int, int]
     a: Tensor
     g: Tensor | None
+    transposed: bool = False
 
     def push(self, eta: Tensor) -> Tensor:
         """The part of Jη that W gives, (n,d), from η (p,)."""
-        moved = self.a @ eta[self.offset : self.offset + math.prod(self.shape)].view(self.shape).T
+        weight = eta[self.offset : self.offset + math.prod(self.shape)].view(self.shape)
+        moved = self.a @ (weight if self.transposed else weight.T)
         return moved if self.g is None else (self.g @ moved.unsqueeze(2)).squeeze(2)
+
+    def outputs(self, dim: int) -> Tensor:
+        """g, also where None stands for it."""
+        if self.g is not None:
+            return self.g
+        return torch.eye(dim, dtype=self.a.dtype, device=self.a.device).expand(len(self.a), dim, dim)
 
 
 @dataclass(frozen=True)

@@ -109,26 +109,11 @@ class ResidualMLP(PushForward):
         theta = torch.zeros(self.num_params, dtype=torch.float64)
         affine, first, *deeper, _ = self.unpack(theta)
         affine[:, :-1] = torch.eye(self.dim, dtype=torch.float64)
-        first.copy_(self._first_layer(generator))
+        first.copy_(first_layer(self.dim, self.units, self.axis_share, generator))
         first[:, :-1] /= self.scale
         for w in deeper:
             w.copy_(torch.randn(w.shape, generator=generator, dtype=torch.float64) / math.sqrt(w.shape[1]))
         return theta
-
-    def _first_layer(self, generator: torch.Generator) -> Tensor:
-        """Rows [direction, bias] of the first layer on the scale of a standard normal law."""
-        d, w = self.dim, self.units
-        on_axis = round(self.axis_share * w)
-        rows = torch.randn(w, d + 1, generator=generator, dtype=torch.float64)
-        rows[:, :-1] *= 1.5 / rows[:, :-1].norm(dim=1, keepdim=True)
-        rows[:on_axis] = 0
-        # Unit k looks at coordinate k mod d; the units of an axis have evenly spread centres.
-        for axis in range(min(d, on_axis)):
-            mine = torch.arange(axis, on_axis, d)
-            centres = (torch.arange(len(mine), dtype=torch.float64) + 0.5) / max(len(mine), 1) * 5 - 2.5
-            rows[mine, axis] = 1.5
-            rows[mine, -1] = -1.5 * centres
-        return rows
 
     def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
         """A z + b + W_out h_L(z)."""
@@ -183,6 +168,24 @@ class ResidualMLP(PushForward):
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J from cached activations: four matrix products a layer for one Jη and one Jᵀu."""
         return _Activations(self, theta.detach(), z.detach()).linearisation()
+
+
+def first_layer(dim: int, units: int, axis_share: float, generator: torch.Generator) -> Tensor:
+    """Rows [direction, bias] of a first layer on the scale of a standard normal law, (units, dim + 1).
+
+    A share `axis_share` looks at single coordinates, with centres spread evenly; the rest in random directions.
+    """
+    on_axis = round(axis_share * units)
+    rows = torch.randn(units, dim + 1, generator=generator, dtype=torch.float64)
+    rows[:, :-1] *= 1.5 / rows[:, :-1].norm(dim=1, keepdim=True)
+    rows[:on_axis] = 0
+    # Unit k looks at coordinate k mod d; the units of an axis have evenly spread centres.
+    for axis in range(min(dim, on_axis)):
+        mine = torch.arange(axis, on_axis, dim)
+        centres = (torch.arange(len(mine), dtype=torch.float64) + 0.5) / max(len(mine), 1) * 5 - 2.5
+        rows[mine, axis] = 1.5
+        rows[mine, -1] = -1.5 * centres
+    return rows
 
 
 class _Activations:

@@ -17,6 +17,8 @@ def module(dim: int, width: int = 7, scaled: bool = True) -> nn.Module:
 
 
 MEMBERS = {
+    "ConvexRidge1-default": lambda: maps.ConvexRidge(1),
+    "ConvexRidge3-width5": lambda: maps.ConvexRidge(3, width=5, scale=2.0, gain=0.3, floor=0.01),
     "Affine1": lambda: maps.Affine(1),
     "Affine3": lambda: maps.Affine(3),
     "ResidualMLP1-default": lambda: maps.ResidualMLP(1),
@@ -26,6 +28,12 @@ MEMBERS = {
     "ResidualMLP2-scale": lambda: maps.ResidualMLP(2, width=9, axis_share=0.5, scale=4.0),
     "ResidualMLP2-depth2": lambda: maps.ResidualMLP(2, width=6, depth=2),
     "ResidualMLP3-depth3": lambda: maps.ResidualMLP(3, width=4, depth=3, axis_share=0.25),
+    "GradientICNN1": lambda: maps.GradientICNN(1, width=12),
+    "GradientICNN2-depth1": lambda: maps.GradientICNN(2, width=7, depth=1),
+    "GradientICNN3-depth3": lambda: maps.GradientICNN(3, width=6, depth=3, gain=0.5, floor=0.01),
+    "Composed2": lambda: maps.Composed([maps.Affine(2), maps.ResidualMLP(2, width=6), maps.ConvexRidge(2, width=5)]),
+    "Composed3-one-moves": lambda: maps.Composed([maps.Affine(3), maps.ConvexRidge(3, width=5)] * 2, moving=[1]),
+    "Composed2-icnn": lambda: maps.Composed([maps.GradientICNN(2, width=5), maps.Affine(2)]),
     "FromModule2": lambda: maps.FromModule(module(2), dim=2),
     "FromModule2-layers": lambda: maps.FromModule(module(2, scaled=False), dim=2, residual=True),
     "FromModule3-residual": lambda: maps.FromModule(module(3), dim=3, residual=True),
@@ -34,6 +42,12 @@ MEMBERS = {
 
 def starts_as_identity(map: maps.PushForward) -> bool:
     return not isinstance(map, maps.FromModule) or map.residual
+
+
+def starts_to_rounding(map: maps.PushForward) -> bool:
+    """Whether the identity at the start is a sum that rounds."""
+    parts = map.maps if isinstance(map, maps.Composed) else [map]
+    return any(isinstance(part, (maps.ConvexRidge, maps.GradientICNN)) for part in parts)
 
 
 def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Tensor:

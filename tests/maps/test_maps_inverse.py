@@ -17,7 +17,7 @@ INVERTIBLE = [name for name in MEMBERS if name != "FromModule2"]  # a bare modul
 def contraction(map: maps.PushForward, lipschitz: float) -> torch.Tensor:
     """θ at which T = z + f with Lip(f) = `lipschitz` at most (product of spectral norms): a diffeomorphism if < 1."""
     theta = random_theta(map, 1.0)
-    if isinstance(map, maps.Affine):
+    if not isinstance(map, maps.ResidualMLP):
         return theta
     affine, *hidden, out = map.unpack(theta)
     affine[:, :-1] = torch.eye(map.dim, dtype=torch.float64)
@@ -67,7 +67,7 @@ def test_round_trip_at_and_near_the_start(name):
     check_round_trip(map, random_theta(map, 0.01), z)
 
 
-@pytest.mark.parametrize("name", [name for name in INVERTIBLE if not name.startswith("FromModule")])
+@pytest.mark.parametrize("name", [name for name in INVERTIBLE if not name.startswith(("FromModule", "Composed"))])
 def test_round_trip_far_from_the_start(name):
     map = MEMBERS[name]()
     check_round_trip(map, contraction(map, 0.95), 3 * points(200, map.dim), 1e-8)

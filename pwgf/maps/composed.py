@@ -1,0 +1,238 @@
+"""One map after another, all or some of them moving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ShapeError
+from .base import Block, Layer, Linearisation, Pushed, PushForward, check_points
+
+
+@dataclass(frozen=True, init=False)
+class Composed(PushForward):
+    r"""T = T_K ∘ … ∘ T_1; θ holds the parameters of the moving maps one after another, the others keep theirs.
+
+    Jacobians multiply, log|det| adds, inverses go backwards, the score is pushed from map to map, and the tangent of a
+    part is carried on by the Jacobians of the maps after it: all exact wherever the parts are. J comes as layers where
+    all moving parts have them.
+
+    Cost: the sum of the parts, and one d×d product a sample for each map after the first moving one.
+
+    Args:
+        maps: T_1, …, T_K, the one that is applied first comes first.
+        moving: numbers k ≥ 0 of the maps whose parameters the flow moves; None means all.
+        thetas: K entries, each the parameters (p_k,) at which that map stays, or starts if it moves; None, as a whole
+            or as an entry, means the map's own `initial`.
+
+    Raises:
+        ConfigError: no maps, not maps, different dimensions, or a `moving` that names no map.
+        ShapeError: `thetas` does not fit the maps.
+
+    Example:
+        >>> import torch
+        >>> from pwgf import maps
+        >>> map = maps.Composed([maps.Affine(2), maps.ResidualMLP(2)], moving=[1])
+        >>> map.num_params == maps.ResidualMLP(2).num_params
+        True
+    """
+
+    maps: tuple[PushForward, ...]
+    moving: tuple[int, ...]
+    thetas: tuple[tuple[float, ...] | None, ...]
+    dim: int = field(init=False, compare=False)
+    _kept: dict[int, Tensor] = field(init=False, compare=False, repr=False)
+
+    def __init__(
+        self,
+        maps: Sequence[PushForward],
+        moving: Sequence[int] | None = None,
+        thetas: Sequence[Tensor | Sequence[float] | None] | None = None,
+    ) -> None:
+        maps = tuple(maps)
+        if not maps or not all(isinstance(map, PushForward) for map in maps):
+            raise ConfigError(
+                f"Composed(maps) needs at least one map; got {[type(map).__name__ for map in maps]}. Wrap a module as "
+                "maps.FromModule(module, dim)."
+            )
+        dims = [map.dim for map in maps]
+        if len(set(dims)) > 1:
+            raise ConfigError(f"Composed(maps): all maps must have the same dim; got {dims}.")
+        chosen = range(len(maps)) if moving is None else moving
+        moving = tuple(sorted(set(chosen)))
+        if not moving or len(moving) != len(chosen) or not set(moving) <= set(range(len(maps))):
+            raise ConfigError(
+                f"Composed(maps, moving=…) needs at least one of the numbers 0 … {len(maps) - 1}, each once; got "
+                f"{list(chosen)}. Leave it out to move all maps."
+            )
+        for name, value in {"maps": maps, "moving": moving, "dim": dims[0]}.items():
+            object.__setattr__(self, name, value)
+        given = _checked(maps, thetas)
+        kept = {k: (map.initial() if given[k] is None else given[k]) for k, map in enumerate(maps) if k not in moving}
+        given = [kept.get(k, theta) for k, theta in enumerate(given)]
+        object.__setattr__(self, "thetas", tuple(None if theta is None else tuple(theta.tolist()) for theta in given))
+        object.__setattr__(self, "_kept", kept)
+
+    def layout(self) -> list[Block]:
+        """The blocks of the moving maps, named number.block."""
+        found, offset = [], 0
+        for k in self.moving:
+            found += [Block(f"{k}.{b.name}", b.shape, b.offset + offset) for b in self.maps[k].layout()]
+            offset += self.maps[k].num_params
+        return found
+
+    @property
+    def numbers_per_sample(self) -> int:
+        """Those of the parts."""
+        return sum(map.numbers_per_sample for map in self.maps)
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """The given parameters of the moving maps, else their own starts; number k starts from seed + k."""
+        starts = [(k, self.thetas[k]) for k in self.moving]
+        return torch.cat(
+            [self.maps[k].initial(seed + k) if t is None else torch.tensor(t, dtype=torch.float64) for k, t in starts]
+        )
+
+    def _split(self, theta: Tensor) -> list[Tensor]:
+        """θ of every map, moving or not."""
+        pieces = iter(theta.split([self.maps[k].num_params for k in self.moving]))
+        return [next(pieces) if k in self.moving else self._kept[k].to(theta) for k in range(len(self.maps))]
+
+    def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
+        """T_K(… T_1(z))."""
+        for map, part in zip(self.maps, self._split(theta), strict=True):
+            z = map(part, z)
+        return z
+
+    def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
+        """The product of the parts' Jacobians."""
+        total = None
+        for map, part in zip(self.maps, self._split(theta), strict=True):
+            jacobian = map.jacobian(part, z)
+            total, z = jacobian if total is None else jacobian @ total, map(part, z)
+        return total  # type: ignore[return-value]  # there is at least one map
+
+    def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
+        """The sum of the parts'."""
+        total = torch.zeros_like(z[:, 0])
+        for map, part in zip(self.maps, self._split(theta), strict=True):
+            total, z = total + map.log_abs_det(part, z), map(part, z)
+        return total
+
+    def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
+        """From map to map: the score of what one pushes forward is the slope that the next one starts with."""
+        sign, log_abs_det = torch.ones_like(z[:, 0]), torch.zeros_like(z[:, 0])
+        for map, part in zip(self.maps, self._split(theta.detach()), strict=True):
+            slope, its_sign, its_log = map.push_score(part, z, slope)
+            sign, log_abs_det, z = sign * its_sign, log_abs_det + its_log, map(part, z)
+        return Pushed(slope, sign, log_abs_det)
+
+    def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
+        """The parts' inverses, the last map's first; raises what they raise."""
+        check_points(self, x)
+        for map, part in reversed(list(zip(self.maps, self._split(theta.detach()), strict=True))):
+            x = map.inverse(part, x)
+        return x
+
+    def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
+        """J = [D_{k+1}⋯ J_k over the moving k], D the Jacobians of the later maps at their own inputs."""
+        steps: list[_Step] = []
+        thetas, offset, z = self._split(theta.detach()), 0, z.detach()
+        for k, (map, part) in enumerate(zip(self.maps, thetas, strict=True)):
+            after = map.jacobian(part, z).detach() if steps else None
+            if k in self.moving:
+                steps.append(_Step(offset, map.num_params, map.linearise(part, z), after))
+                offset += map.num_params
+            elif steps:
+                steps.append(_Step(offset, 0, None, after))
+            z = map(part, z).detach()
+        layered = all(step.own is None or step.own.layers is not None for step in steps)
+        chain = _Chain(steps)
+        return Linearisation(chain.jv, chain.jtu, chain.layers if layered else None)
+
+    def to_config(self) -> dict[str, Any]:
+        """The configurations of the parts, and the parameters of those that stay."""
+        config = {"maps": [map.to_config() for map in self.maps], "moving": list(self.moving)}
+        return {"name": "Composed", **config, "thetas": [given and list(given) for given in self.thetas]}
+
+
+def _checked(
+    maps: tuple[PushForward, ...], thetas: Sequence[Tensor | Sequence[float] | None] | None
+) -> list[Tensor | None]:
+    """θ of every map where it is given, (p_k,) float64 on the CPU."""
+    given = [None] * len(maps) if thetas is None else list(thetas)
+    if len(given) != len(maps):
+        raise ShapeError(
+            f"Composed(maps, thetas=…) needs one entry a map, {len(maps)}; got {len(given)}. Give None for a map that "
+            "starts at its own initial()."
+        )
+    found: list[Tensor | None] = []
+    for k, (map, theta) in enumerate(zip(maps, given, strict=True)):
+        if theta is None:
+            found.append(None)
+            continue
+        values = torch.as_tensor(theta, dtype=torch.float64, device="cpu").detach()
+        if values.shape != (map.num_params,) or not bool(torch.isfinite(values).all()):
+            raise ShapeError(
+                f"Composed(maps, thetas=…): entry {k} must hold the {map.num_params} finite parameters of "
+                f"{type(map).__name__}; got shape {tuple(values.shape)}. Take them from run.theta(t) or map.initial()."
+            )
+        found.append(values.clone())
+    return found
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A map from the first moving one on: where its parameters start, their number, its tangent if it moves, ∂_zT."""
+
+    offset: int
+    count: int
+    own: Linearisation | None
+    jacobian: Tensor | None  # None for the first
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The tangent of a composition from those of its parts."""
+
+    steps: list[_Step]
+
+    def jv(self, eta: Tensor) -> Tensor:
+        """Jη, (n,d): what each map adds is carried on by the Jacobians of the next ones."""
+        moved = None
+        for step in self.steps:
+            if moved is not None and step.jacobian is not None:
+                moved = (step.jacobian @ moved.unsqueeze(2)).squeeze(2)
+            if step.own is not None:
+                added = step.own.jv(eta[step.offset : step.offset + step.count])
+                moved = added if moved is None else moved + added
+        return moved  # type: ignore[return-value]  # the first step moves
+
+    def jtu(self, u: Tensor) -> Tensor:
+        """Jᵀu, (p,)."""
+        pieces = []
+        for step in reversed(self.steps):
+            if step.own is not None:
+                pieces.append(step.own.jtu(u))
+            if step.jacobian is not None:
+                u = (step.jacobian.transpose(1, 2) @ u.unsqueeze(2)).squeeze(2)
+        return torch.cat(pieces[::-1])
+
+    def layers(self) -> list[Layer]:
+        """The parts' layers, their g multiplied by the Jacobians of the later maps."""
+        later, found = None, []
+        for step in reversed(self.steps):
+            if step.own is not None and step.own.layers is not None:
+                own = [layer._replace(offset=layer.offset + step.offset) for layer in step.own.layers()]
+                found.append(own if later is None else [_carried(layer, later) for layer in own])
+            if step.jacobian is not None:
+                later = step.jacobian if later is None else later @ step.jacobian
+        return [layer for part in reversed(found) for layer in part]
+
+
+def _carried(layer: Layer, later: Tensor) -> Layer:
+    return layer._replace(g=later if layer.g is None else later @ layer.g)

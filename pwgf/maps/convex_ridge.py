@@ -1,0 +1,285 @@
+"""The gradient of a convex ridge function: a map that cannot fold, with batched closed forms for all it is asked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, is_real
+from .convex import ConvexGradient, cholesky, log_det, softplus
+from .residual import first_layer
+
+_CACHE = 2**20  # bytes of one activation array that share a core's cache with the others
+_SLOPE = 1.5  # κ of a unit at the start, for scale 1
+_SHARE = 0.5  # of the identity at the start that the units make, the linear part makes the rest
+
+
+@dataclass(frozen=True)
+class ConvexRidge(ConvexGradient):
+    r"""T_θ(z) = ε z + b + LᵀL z + Vᵀ[p ∘ tanh(κ ∘ y) + q ∘ (y − tanh(κ ∘ y)/κ)],  y = V z + β,  p, q, κ > 0.
+
+    T = ∇ψ with ψ a sum of convex functions of single directions v·z, the rows of V. Since both functions of y increase,
+    ∂_zT = εI + LᵀL + Vᵀ diag(κp sech² κy + q tanh² κy) V is symmetric positive definite for *every* θ: T cannot fold,
+    whatever the flow does, and it is the Brenier map of ρ_θ. A unit with κp = q is linear; that is the start, with L
+    such that T_θ₀ is the identity up to rounding. Each unit can bend either way from there. θ holds log κ, so that a
+    unit turns into a cliff, as wells need that tear a law apart, at the pace at which the cliff steepens.
+
+    p and q are softplus functions of θ whose knee lies at their start; a share `axis_share` of the directions starts on
+    single coordinates, see `ResidualMLP`.
+
+    A velocity is followed as far as it is the gradient of a function of z. That is so from λ = N(0, I) for targets that
+    are products, radial, or Gaussian; where the particles' own motion is no Brenier map, `projection_residual` tells,
+    and `Composed([Affine(d), ConvexRidge(d)])` or a free map follows further.
+
+    Cost: 4nd(d + width) flops for T, 2n(d + width)d² for ∂_zT, nd³/3 for log det.
+
+    Args:
+        dim: d ≥ 1.
+        width: units; None means 24·d, at least 64.
+        axis_share: share of units that start on a single coordinate, in [0, 1].
+        scale: typical distance of reference samples from their centre per coordinate.
+        gain: > 0, speed of p and q in θ beside the linear part; see `ResidualMLP`.
+        floor: ε in (0, ½], the smallest slope of T.
+
+    Raises:
+        ConfigError: an argument outside its range.
+
+    Example:
+        >>> import torch
+        >>> from pwgf import maps
+        >>> map = maps.ConvexRidge(dim=2)
+        >>> z = torch.randn(5, 2, dtype=torch.float64)
+        >>> bool((map(map.initial(), z) - z).abs().max() < 1e-13)
+        True
+
+    References:
+        Huang, Chen, Tsirigotis, Courville, Convex potential flows: universal probability distributions with optimal
+        transport and convex optimization, 2021, arXiv 2012.05942. Brenier, Polar factorization and monotone
+        rearrangement of vector-valued functions, 1991.
+    """
+
+    dim: int
+    width: int | None = None
+    axis_share: float = 0.5
+    scale: float = 1.0
+    gain: float = 0.3
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_dim(self.dim, "ConvexRidge(dim, width)")
+        if self.width is not None and (
+            not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1
+        ):
+            raise ConfigError(f"ConvexRidge(width=…) must be an integer ≥ 1; got {self.width!r}.")
+        if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
+            raise ConfigError(f"ConvexRidge(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
+        for name in ("scale", "gain"):
+            if not (is_real(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"ConvexRidge({name}=…) must be positive and finite; got {getattr(self, name)!r}.")
+        if not (is_real(self.floor) and 0 < self.floor <= 0.5):
+            raise ConfigError(f"ConvexRidge(floor=…) must lie in (0, 0.5]; got {self.floor!r}.")
+
+    @property
+    def units(self) -> int:
+        """Number of units: `width`, or its default."""
+        return self.width if self.width is not None else max(64, 24 * self.dim)
+
+    @property
+    def numbers_per_sample(self) -> int:
+        """A few activations and Jacobians."""
+        return 4 * self.dim**2 + 6 * (self.units + self.dim)
+
+    def layout(self) -> list[Block]:
+        """b; the rows of L and V; β; log κ; the parameters ω of p, then of q."""
+        d, m = self.dim, self.units
+        tail = [("centres", (m, 1)), ("sharpness", (m, 1)), ("weights", (2 * m, 1))]
+        return blocks([("shift", (d, 1)), ("units", (d + m, d)), *tail])
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """θ₀ with T = identity up to rounding; the directions that are not on an axis depend on the seed."""
+        d, eye = self.dim, torch.eye(self.dim, dtype=torch.float64)
+        theta = torch.zeros(self.num_params, dtype=torch.float64)
+        shift, units, centres, sharpness, raw = self.unpack(theta)
+        rows = first_layer(d, self.units, self.axis_share, torch.Generator().manual_seed(seed)) / _SLOPE
+        v, centres[:] = rows[:, :-1], self.scale * rows[:, -1:]
+        gram = v.T @ v
+        weight = _SHARE / float(torch.linalg.eigvalsh(gram)[-1])
+        units[:d] = torch.linalg.cholesky((1 - self.floor) * eye - weight * gram).T
+        units[d:], sharpness[:] = v, math.log(_SLOPE / self.scale)
+        shift[:] = -weight * (v.T @ centres)
+        knees = torch.tensor(self._knees, dtype=torch.float64).unsqueeze(1)
+        raw.view(2, -1)[:] = math.log(math.expm1(weight / self._knees[1])) / self.gain * knees
+        return theta
+
+    @property
+    def _knees(self) -> tuple[float, float]:
+        """About p and q at the start over log 2: κp = q, and units of length one make `_SHARE` of the identity."""
+        knee = _SHARE * self.dim / self.units / math.log(2)
+        return knee * self.scale / _SLOPE, knee
+
+    def _weights(self, raw: Tensor) -> Tensor:
+        """p and q, (2,m)."""
+        return torch.stack(
+            [k * softplus(r * (self.gain / k)) for k, r in zip(self._knees, raw.view(2, -1), strict=True)]
+        )
+
+    def _weight_slopes(self, raw: Tensor) -> Tensor:
+        """dp/dω and dq/dω, (2,m)."""
+        return self.gain * torch.stack(
+            [torch.sigmoid(r * (self.gain / k)) for k, r in zip(self._knees, raw.view(2, -1), strict=True)]
+        )
+
+    def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
+        """∇ψ(z)."""
+        shift, units, centres, sharpness, raw = self.unpack(theta)
+        kappa, (p, q) = sharpness.view(-1).exp(), self._weights(raw)
+        y = torch.addmm(centres.view(-1), z, units[self.dim :].T)
+        bent = torch.addcmul(q * y, p - q / kappa, torch.tanh(kappa * y))
+        return torch.addmm(shift.view(-1), torch.cat([z @ units[: self.dim].T, bent], 1), units) + self.floor * z
+
+    def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
+        """∂_zT = εI + LᵀL + Σ_u (q + (κp − q) sech² κy)_u v vᵀ, in one matrix product over the whole batch."""
+        _, units, centres, sharpness, raw = self.unpack(theta)
+        kappa, (p, q) = sharpness.view(-1).exp(), self._weights(raw)
+        h = torch.tanh(kappa * torch.addmm(centres.view(-1), z, units[self.dim :].T))
+        return self._jacobian(units, q + (kappa * p - q) * (1 - h * h))
+
+    def _jacobian(self, units: Tensor, slopes: Tensor) -> Tensor:
+        """The same from the slopes of the units, (n,m)."""
+        d, linear, v = self.dim, units[: self.dim], units[self.dim :]
+        constant = linear.T @ linear + self.floor * torch.eye(d, dtype=units.dtype, device=units.device)
+        return constant + (slopes @ _squares(v)).view(-1, d, d)
+
+    def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
+        """In closed form: two matrix products of 2n·width·d² flops, n Cholesky factorisations and inverses of size d.
+
+        ∇_z log det = Σ_u (vᵀ(∂_zT)⁻¹v) φ″_u v with φ″ = −2κ(κp − q) tanh κy sech² κy.
+
+        Raises:
+            NonFiniteError, SolverError: see `convex.cholesky`.
+        """
+        _, units, centres, sharpness, raw = self.unpack(theta.detach())
+        kappa, (p, q) = sharpness.view(-1).exp(), self._weights(raw)
+        v = units[self.dim :]
+        h = torch.tanh(kappa * torch.addmm(centres.view(-1), z, v.T))
+        bend = (kappa * p - q) * (1 - h * h)
+        factor = cholesky(self._jacobian(units, q + bend), z, "ConvexRidge")
+        inverse = torch.cholesky_inverse(factor)
+        curvature = inverse.reshape(-1, self.dim**2) @ _squares(v).T
+        slope = slope - (curvature.mul_(bend).mul_(h).mul_(-2 * kappa)) @ v
+        score = (inverse @ slope.unsqueeze(-1)).squeeze(-1)
+        log_abs_det = log_det(factor)
+        return Pushed(score, torch.ones_like(log_abs_det), log_abs_det)
+
+    def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
+        """J from cached activations: three matrix products for one Jη and three for one Jᵀu."""
+        kept = _Activations(self, theta.detach(), z.detach())
+        return Linearisation(kept.jv, kept.jtu, kept.layers, kept.diagonal)
+
+
+def _squares(v: Tensor) -> Tensor:
+    """v vᵀ for every row, flattened: (m,d) → (m,d²)."""
+    return (v.unsqueeze(2) * v.unsqueeze(1)).reshape(len(v), -1)
+
+
+class _Part:
+    """Activations of a block of samples, transposed to (units, samples) so that they stay in a core's cache."""
+
+    def __init__(self, units: Tensor, centres: Tensor, kappa: Tensor, p: Tensor, q: Tensor, z: Tensor) -> None:
+        d = z.shape[1]
+        self.z = z.T.contiguous()
+        self.values = units @ self.z  # Lz, and what the units make of y
+        y = self.values[d:].add_(centres)
+        self.h = torch.tanh(kappa * y)
+        self.rest = torch.addcmul(y, self.h, 1 / kappa, value=-1)
+        bend = (kappa * p - q) * (1 - self.h.square())
+        self.slopes = q + bend
+        self.sharper = torch.addcmul(y * bend, self.h, q / kappa)
+        torch.add(p * self.h, q * self.rest, out=self.values[d:])
+
+
+class _Activations:
+    """The units at (θ, z), and the products that follow from them.
+
+    The units act twice, by W = [L; V] and by Wᵀ: T = εz + b + Wᵀφ(Wz + β), whence
+    Jη = ḃ + Ẇᵀφ + Wᵀ(φ′(Ẇz + β̇) + φ̇), φ̇ by log κ, p and q: `sharper`, `h`, `rest`.
+    """
+
+    def __init__(self, map: ConvexRidge, theta: Tensor, z: Tensor) -> None:
+        self.map = map
+        _, self.units, centres, sharpness, raw = map.unpack(theta)
+        self.rates = map._weight_slopes(raw).view(2, -1, 1)
+        p, q = map._weights(raw).view(2, -1, 1)
+        on_cpu = z.device.type == "cpu"
+        self.block = max(256, _CACHE // (map.units * z.element_size())) if on_cpu else max(len(z), 1)
+        self.parts = [_Part(self.units, centres, sharpness.exp(), p, q, part) for part in z.split(self.block)]
+
+    def jv(self, eta: Tensor) -> Tensor:
+        """Jη, (n,d)."""
+        d, moved = self.map.dim, []
+        e_shift, e_units, e_centres, e_sharpness, e_raw = self.map.unpack(eta)
+        e_p, e_q = self.rates * e_raw.view(2, -1, 1)
+        for part in self.parts:
+            change = e_units @ part.z
+            ridge = change[d:].add_(e_centres).mul_(part.slopes).addcmul_(e_sharpness, part.sharper)
+            ridge.addcmul_(e_p, part.h).addcmul_(e_q, part.rest)
+            moved.append((e_units.T @ part.values).addmm_(self.units.T, change).add_(e_shift))
+        return torch.cat(moved, 1).T.contiguous()
+
+    def jtu(self, u: Tensor) -> Tensor:
+        """Jᵀu, (p,)."""
+        d, total = self.map.dim, torch.zeros(self.map.num_params, dtype=u.dtype, device=u.device)
+        shift, units, centres, sharpness, raw = self.map.unpack(total)
+        by_p, by_q = raw.view(2, -1, 1)
+        for part, piece in zip(self.parts, u.split(self.block), strict=True):
+            back = self.units @ piece.T
+            ridge = back[d:]
+            for block, factor in ((sharpness, part.sharper), (by_p, part.h), (by_q, part.rest)):
+                block += torch.linalg.vecdot(ridge, factor).unsqueeze(1)
+            centres += ridge.mul_(part.slopes).sum(1, keepdim=True)
+            units.addmm_(back, part.z.T).addmm_(part.values, piece)
+            shift += piece.sum(0).unsqueeze(1)
+        raw *= self.rates.view(-1, 1)
+        return total
+
+    def diagonal(self) -> Tensor:
+        """Σ_rows J², (p,)."""
+        d, total = self.map.dim, torch.zeros(self.map.num_params, dtype=self.units.dtype, device=self.units.device)
+        shift, units, centres, sharpness, raw = self.map.unpack(total)
+        by_p, by_q = raw.view(2, -1, 1)
+        squares = self.units.square().sum(1, keepdim=True)
+        for part in self.parts:
+            slopes = torch.cat([torch.ones_like(part.values[:d]), part.slopes])
+            units += part.values.square().sum(1, keepdim=True)
+            units += 2 * self.units * ((part.values * slopes) @ part.z.T)
+            units += squares * (slopes.square() @ part.z.square().T)
+            own = ((centres, part.slopes), (sharpness, part.sharper), (by_p, part.h), (by_q, part.rest))
+            for block, factor in own:
+                block += squares[d:] * factor.square().sum(1, keepdim=True)
+            shift += part.z.shape[1]
+        raw *= self.rates.square().view(-1, 1)
+        return total
+
+    def layers(self) -> list[Layer]:
+        """The factors (a, g): W with input z, W transposed with input φ, and what has a constant input."""
+        d, m = self.map.dim, self.map.units
+        shift, units, centres, sharpness, _ = self.map.layout()
+        z, values, h, rest, slopes, sharper = (
+            torch.cat([getattr(part, name) for part in self.parts], 1).T
+            for name in ("z", "values", "h", "rest", "slopes", "sharper")
+        )
+        ones, (p_rate, q_rate) = torch.ones_like(z[:, :1]), self.rates.view(2, -1)
+        g_units = torch.cat([torch.ones_like(z), slopes], 1).unsqueeze(1) * self.units.T
+        own = torch.cat([sharper, p_rate * h, q_rate * rest], 1)  # log κ, ω of p and q lie one after another in θ
+        g_own = own.unsqueeze(1) * self.units[d:].T.repeat(1, 3)
+        return [
+            Layer(shift.offset, (d, 1), ones, None),
+            Layer(units.offset, (d + m, d), z, g_units),
+            Layer(units.offset, (d + m, d), values, None, transposed=True),
+            Layer(centres.offset, (m, 1), ones, g_units[:, :, d:]),
+            Layer(sharpness.offset, (3 * m, 1), ones, g_own),
+        ]
