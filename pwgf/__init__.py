@@ -21,7 +21,7 @@ from .errors import (
 )
 from .flow import solve
 from .loop import evolve
-from .measures import Barenblatt, Gaussian
+from .measures import Barenblatt, Gaussian, UniformBall, Unnormalised
 from .schemes import PWGF, EulerMaruyama
 from .trajectory import Trajectory, load
 
@@ -40,6 +40,8 @@ __all__ = [
     "SolverError",
     "StorageError",
     "Trajectory",
+    "UniformBall",
+    "Unnormalised",
     "__version__",
     "distances",
     "energies",

@@ -11,9 +11,10 @@ import scipy.stats
 import torch
 from scipy.integrate import quad
 
-from pwgf import maps, measures
-from pwgf.errors import ConfigError, ShapeError
-from pwgf.measures import Barenblatt, Gaussian, PushedMeasure
+import pwgf
+from pwgf import energies, maps, measures
+from pwgf.errors import ConfigError, NonFiniteError, ShapeError
+from pwgf.measures import Barenblatt, Gaussian, PushedMeasure, UniformBall, Unnormalised
 
 COV = torch.tensor([[2.0, 0.6, 0.0], [0.6, 1.0, -0.3], [0.0, -0.3, 0.5]], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -150,10 +151,109 @@ def test_barenblatt_vanishes_outside_its_ball():
     assert law.log_density(x).exp().tolist() == pytest.approx([0.0, law.C])
 
 
-# --- what both promise ----------------------------------------------------------------------------------------------
+# --- UniformBall ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", [Gaussian(3, MEAN, COV), Barenblatt(3, 2.5, 0.7)])
+@pytest.mark.parametrize(("dim", "radius"), [(1, 2.0), (2, 0.5), (3, 1.0), (12, 1.5)])
+def test_uniform_ball_samples_and_density(dim, radius):
+    """|x|^d/R^d is uniform; the density is one over the volume, here by the recursion V_d = 2π R²/d · V_{d−2}."""
+    law = UniformBall(dim, radius)
+    volume = {0: 1.0, 1: 2 * radius}
+    for d in range(2, dim + 1):
+        volume[d] = 2 * math.pi * radius**2 / d * volume[d - 2]
+    n = 50_000
+    x = law.sample(n, seeded(3))
+    assert scipy.stats.kstest((x.norm(dim=1) / radius) ** dim, "uniform").pvalue > 1e-4
+    assert float(np.min(scipy.stats.ttest_1samp(x.numpy(), 0.0).pvalue)) > 1e-6
+    squared = x.square().sum(1)
+    assert float(squared.mean()) == pytest.approx(law.second_moment, abs=5 * float(squared.std()) / n**0.5)
+    np.testing.assert_allclose(law.log_density(x).exp(), 1 / volume[dim], rtol=1e-12)
+    assert law.log_density(x[:1] * 2 * radius / x[:1].norm()).tolist() == [-math.inf]
+    assert float(law.matched_sample(10, seeded()).mean(0).abs().max()) < 1e-15
+
+
+# --- Unnormalised ---------------------------------------------------------------------------------------------------
+
+
+def gaussian_up_to(constant: float) -> Unnormalised:
+    """N(MEAN, COV) by its functions, with a density off by a factor."""
+    law = Gaussian(3, MEAN, COV)
+    return Unnormalised(lambda z: law.log_density(z) + constant, law.sample, 3)
+
+
+def test_an_unnormalised_reference_runs_like_the_law_itself_but_for_the_constant():
+    target = energies.Potential(lambda x: x.square().sum(-1)) + 0.5 * energies.Entropy()
+    runs = [
+        pwgf.solve(pwgf.PWGF(target, maps.Affine(3), reference, num_samples=50, num_eval=50), [0, 0.2], progress=False)
+        for reference in (Gaussian(3, MEAN, COV), gaussian_up_to(1.5))
+    ]
+    np.testing.assert_allclose(runs[1]["theta"], runs[0]["theta"], rtol=1e-9, atol=1e-9)
+    x = runs[0].sample(0.2, 5)
+    torch.testing.assert_close(runs[1].log_density(0.2, x), runs[0].log_density(0.2, x) + 1.5)
+    torch.testing.assert_close(runs[1].score(0.2, x), runs[0].score(0.2, x))
+    np.testing.assert_allclose(runs[1]["energy"], runs[0]["energy"] + 0.5 * 1.5)
+
+
+def test_an_unnormalised_reference_is_handed_over_again_to_read_a_file(tmp_path):
+    scheme = pwgf.PWGF(
+        energies.Potential(lambda x: x.square().sum(-1)), maps.Affine(3), gaussian_up_to(0), num_samples=50, num_eval=50
+    )
+    run = pwgf.solve(scheme, [0, 0.1], out=tmp_path / "run.h5", progress=False)
+    with pytest.raises(ConfigError, match=r"reference 'Unnormalised' cannot be rebuilt .*load\(path, reference=…\)\.$"):
+        pwgf.load(tmp_path / "run.h5").sample(0.1, 3)
+    again = pwgf.load(tmp_path / "run.h5", reference=gaussian_up_to(0))
+    assert torch.equal(again.sample(0.1, 3), run.sample(0.1, 3))
+
+
+def sampled(sampler, log_density=lambda z: -z.square().sum(-1)):
+    return Unnormalised(log_density, sampler, 2).sample(5, seeded())
+
+
+def drawn(n, generator):
+    return torch.randn(n, 2, generator=generator, dtype=torch.float32)
+
+
+def test_samples_of_an_unnormalised_reference_are_float64():
+    assert sampled(drawn).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("do", "error", "message"),
+    [
+        (lambda: Unnormalised(3, drawn, 2), ConfigError, r"Unnormalised\(log_density=…\) must be a function .*got int"),
+        (lambda: Unnormalised(sum, torch.ones(2), 2), ConfigError, r"Unnormalised\(sampler=…\) must .*got Tensor"),
+        (lambda: Unnormalised(sum, drawn, 0), ConfigError, r"Unnormalised\(.*dim\): dim must be an integer ≥ 1"),
+        (lambda: sampled(lambda n, g: drawn(n, g)[:, 0]), ShapeError, r"sampler\(n=4.*shape \(4, 2\); got \(4,\)"),
+        (lambda: sampled(lambda n, g: [0.0] * n), ShapeError, r"must return a tensor of shape \(4, 2\); got list"),
+        (lambda: sampled(lambda n, g: drawn(n, g) / 0), NonFiniteError, r"returned NaN or infinite.*float64"),
+        (
+            lambda: sampled(lambda n, g: torch.randn(n, 2)),
+            ConfigError,
+            r"different samples for equal generators.*generator=generator",
+        ),
+        (
+            lambda: Unnormalised(lambda z: -z.abs(), drawn, 2).log_density(torch.ones(3, 2)),
+            ShapeError,
+            r"log_density\(z\) must return a tensor of shape \(3,\) for z of shape \(3, 2\); got \(3, 2\)",
+        ),
+        (
+            lambda: Unnormalised(lambda z: -z.detach().sum(-1), drawn, 2).log_density(
+                torch.ones(3, 2).requires_grad_()
+            ),
+            ConfigError,
+            r"log_density\(z\) has no gradient in z.*no \.detach\(\)",
+        ),
+    ],
+)
+def test_functions_of_an_unnormalised_reference_are_checked(do, error, message):
+    with pytest.raises(error, match=message):
+        do()
+
+
+# --- what all that are stored promise -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", [Gaussian(3, MEAN, COV), Barenblatt(3, 2.5, 0.7), UniformBall(3, 1.5)])
 def test_a_reference_is_deterministic_and_is_rebuilt_from_its_config(law):
     again = measures.from_config(json.loads(json.dumps(law.to_config())))
     x = law.sample(9, seeded(5))
@@ -190,6 +290,8 @@ def test_a_reference_is_deterministic_and_is_rebuilt_from_its_config(law):
         (lambda: Barenblatt(2, math.nan, 1), ConfigError, r"Barenblatt\(m=…\) must be > 1 .*; got nan"),
         (lambda: Barenblatt(2, "2", 1), ConfigError, r"Barenblatt\(m=…\) must be > 1 .*; got '2'"),
         (lambda: Barenblatt(2, 2, 0), ConfigError, r"Barenblatt\(t=…\) must be > 0 .*; got 0"),
+        (lambda: UniformBall(0), ConfigError, r"UniformBall\(dim, radius\): dim must be an integer ≥ 1; got 0"),
+        (lambda: UniformBall(2, -1), ConfigError, r"UniformBall\(radius=…\) must be a finite number > 0; got -1"),
         (lambda: Barenblatt(2, 2, math.inf), ConfigError, r"Barenblatt\(t=…\) must be > 0 .*; got inf"),
         (
             lambda: measures.from_config({"name": "Gausian", "dim": 2}),

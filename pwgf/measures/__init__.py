@@ -1,0 +1,42 @@
+"""Reference measures λ, and the pushed measure ρ_θ = (T_θ)#λ on a batch of samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ConfigError, nearest
+from .barenblatt import Barenblatt
+from .base import Reference
+from .gaussian import Gaussian, check_cov
+from .pushed import PushedMeasure
+from .uniform_ball import UniformBall
+from .unnormalised import Unnormalised
+
+__all__ = [
+    "Barenblatt",
+    "Gaussian",
+    "PushedMeasure",
+    "Reference",
+    "UniformBall",
+    "Unnormalised",
+    "check_cov",
+    "from_config",
+]
+
+_SHELF: dict[str, Any] = {cls.__name__: cls for cls in (Gaussian, Barenblatt, UniformBall)}
+
+
+def from_config(config: dict[str, Any]) -> Reference:
+    """Rebuilds a reference from `to_config()`.
+
+    Raises:
+        ConfigError: the reference is not one of this package's; hand it over instead.
+    """
+    settings = dict(config)
+    name = settings.pop("name", "")
+    if name not in _SHELF:
+        raise ConfigError(
+            f"the stored reference {name!r} cannot be rebuilt from the file; pass it: pwgf.load(path, reference=…)."
+            + ("" if name == Unnormalised.__name__ else nearest(name, _SHELF))
+        )
+    return _SHELF[name](**settings)

@@ -1,0 +1,112 @@
+"""The normal law."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ShapeError
+from ..maps.base import check_dim
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class Gaussian:
+    """The normal law N(mean, cov).
+
+    Args:
+        dim: d ≥ 1.
+        mean: a number, or d numbers.
+        cov: None (identity), a positive number (times the identity), or a symmetric positive definite (d,d) matrix.
+
+    Raises:
+        ConfigError: cov is not symmetric positive definite, or a value is not finite.
+        ShapeError: mean or cov has the wrong shape.
+
+    Example:
+        >>> import torch, pwgf
+        >>> pwgf.Gaussian(dim=2).log_density(torch.zeros(1, 2))
+        tensor([-1.8379])
+    """
+
+    dim: int
+    mean: Tensor
+    cov: Tensor
+
+    def __init__(self, dim: int, mean: Any = 0.0, cov: Any = None) -> None:
+        check_dim(dim, "Gaussian(dim)")
+        m = _as_float64(mean, f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},)")
+        c = _as_float64(1.0 if cov is None else cov, f"Gaussian(dim={dim}): cov must be a number or a matrix")
+        if m.ndim > 1 or (m.ndim == 1 and len(m) != dim):
+            raise ShapeError(
+                f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},); got {tuple(m.shape)}."
+            )
+        if c.ndim not in (0, 2) or (c.ndim == 2 and c.shape != (dim, dim)):
+            raise ShapeError(
+                f"Gaussian(dim={dim}): cov must be a number or have shape ({dim}, {dim}); got {tuple(c.shape)}."
+            )
+        object.__setattr__(self, "dim", dim)
+        object.__setattr__(self, "mean", m.expand(dim).clone())
+        object.__setattr__(self, "cov", c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64))
+        object.__setattr__(self, "_factor", check_cov(self.cov, f"Gaussian(dim={dim}, cov=…)"))
+        if not bool(torch.isfinite(self.mean).all()):
+            raise ConfigError(f"Gaussian(dim={dim}): mean must be finite; got {mean!r}.")
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n independent samples (n,d)."""
+        unit = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+        return self.mean + unit @ self._factor.T  # type: ignore[attr-defined]
+
+    def matched_sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """n evenly spread samples (n,d): a scrambled Sobol set, transformed so that mean and covariance are exact.
+
+        The covariance is that of division by n. Plain samples when n < 4d, where no such transformation is sensible.
+        """
+        if n < 4 * self.dim or self.dim > torch.quasirandom.SobolEngine.MAXDIM:
+            return self.sample(n, generator)
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        uniform = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+        unit = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))  # a Sobol coordinate can be 0 exactly
+        unit = unit - unit.mean(0)
+        factor = torch.linalg.cholesky(unit.T @ unit / n)
+        unit = torch.linalg.solve_triangular(factor, unit.T, upper=False).T
+        return self.mean + unit @ self._factor.T  # type: ignore[attr-defined]
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """log N(z; mean, cov): (n,d) → (n,)."""
+        factor = self._factor.to(z)  # type: ignore[attr-defined]
+        unit = torch.linalg.solve_triangular(factor, (z - self.mean.to(z)).T, upper=False)
+        constant = 0.5 * self.dim * math.log(2 * math.pi) + factor.diagonal().log().sum()
+        return -0.5 * unit.square().sum(0) - constant
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON from which `measures.from_config` rebuilds this law."""
+        return {"name": "Gaussian", "dim": self.dim, "mean": self.mean.tolist(), "cov": self.cov.tolist()}
+
+
+def check_cov(cov: Tensor, call: str) -> Tensor:
+    """Cholesky factor (d,d) of a symmetric positive definite matrix; ConfigError where it is none."""
+    if not bool(torch.isfinite(cov).all()):
+        raise ConfigError(f"{call}: cov must be finite; got NaN or infinite entries.")
+    if float((cov - cov.T).abs().max()) > 1e-8 * float(cov.abs().max()):
+        raise ConfigError(
+            f"{call}: cov must be symmetric positive definite; it is not symmetric. Use (cov + cov.T) / 2."
+        )
+    factor, info = torch.linalg.cholesky_ex(cov)
+    if int(info) != 0:
+        smallest = float(torch.linalg.eigvalsh(cov)[0])
+        raise ConfigError(
+            f"{call}: cov must be symmetric positive definite; its smallest eigenvalue is {smallest:.3g}."
+        )
+    return factor
+
+
+def _as_float64(value: Any, expected: str) -> Tensor:
+    """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{expected}; got {value!r:.60}, which is not made of numbers.") from error
