@@ -48,9 +48,10 @@ def errors(
         Columns (T,) float64, with one entry per judged row:
         `t`;
         `bures_w2`: W₂ of the Gaussians with the moments of run and law, in units of x, a lower bound of W₂ itself;
-        `bures_w2_floor`: its sampling error, half the distance between the estimates from two halves of the sample;
+        `bures_w2_floor`: its sampling error, half the distance between the estimates from two halves of the sample
+            (that of a law known by particles comes on top);
         `mean`: |m − m*|, in units of x; `cov`: |C − C*|/|C*| in the Frobenius norm;
-        `sym_kl`: KL + KL in nats (no ½), NaN for particles, folded maps, and laws with different supports;
+        `sym_kl`: KL + KL in nats (no ½), NaN for particles (of run or law), folded maps, different supports;
         `energy`: F − F*, NaN where either is not known.
 
     Raises:
@@ -138,7 +139,7 @@ class _At:
 
 def _sym_kl(run: Trajectory, problem: Problem, t: float, law: Law, n: int, seed: int) -> float:
     """KL + KL, or NaN: particles have no density, folded maps none that is true, and on different supports it is ∞."""
-    if run.config["scheme"]["name"] == "EulerMaruyama":
+    if run.config["scheme"]["name"] == "EulerMaruyama" or not law.has_density:
         return math.nan
     ours = _At(run, problem, t)
     if not bool(torch.isfinite(law.log_density(ours.sample(n, torch.Generator().manual_seed(seed)))).all()):

@@ -31,7 +31,7 @@ def problem_names() -> dict[str, str]:
     """What `pwgf run` calls each problem of `problems.names()`.
 
     Example:
-        >>> list(problem_names())
+        >>> list(problem_names())[:4]
         ['ornstein-uhlenbeck', 'styblinski-tang', 'barenblatt', 'aggregation']
     """
     return {re.sub(r"(?<!^)(?=[A-Z])", "-", name.removesuffix("Flow")).lower(): name for name in problems.names()}
@@ -42,7 +42,8 @@ class Run:
     """Solve a problem with a known answer, write the run to a file, and say how good it is."""
 
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
-    """ornstein-uhlenbeck, styblinski-tang, barenblatt or aggregation"""
+    """ornstein-uhlenbeck, styblinski-tang, barenblatt, aggregation; gaussian-mixture, rosenbrock, funnel or
+    double-banana"""
     dim: int = 2
     """dimension of the space"""
     c: float | None = None

@@ -29,6 +29,8 @@ _ROWS = 41  # most rows at which errors are measured
 _TITLES = {
     "OrnsteinUhlenbeck": "Ornstein–Uhlenbeck flow", "StyblinskiTang": "Styblinski–Tang flow",
     "BarenblattFlow": "Porous-medium (Barenblatt) flow", "Aggregation": "Aggregation",
+    "GaussianMixture": "Flow to a Gaussian mixture", "Rosenbrock": "Flow to the Rosenbrock law",
+    "Funnel": "Flow to Neal's funnel", "DoubleBanana": "Flow to the double banana",
 }  # fmt: skip
 
 
@@ -206,7 +208,10 @@ def _laws(panels: list[Any], run: Trajectory, problem: Problem | None, n: int) -
 
 def _density_1d(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law | None, limits: np.ndarray) -> None:
     points = torch.linspace(float(limits[0, 0]), float(limits[0, 1]), 400, dtype=torch.float64)[:, None]
-    if law is not None:
+    if law is not None and not law.has_density:
+        exact = law.sample(100_000, torch.Generator().manual_seed(1))[:, 0]
+        panel.hist(exact, bins=60, range=tuple(limits[0]), density=True, color=EXACT, alpha=0.3, label="exact")
+    elif law is not None:
         panel.fill_between(points[:, 0], law.log_density(points).exp(), color=EXACT, alpha=0.3, lw=0, label="exact")
     try:
         panel.plot(points[:, 0], run.log_density(t, points).double().exp(), color=RUN, label="run")
@@ -218,7 +223,11 @@ def _density_1d(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law
 def _samples_2d(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law | None, limits: np.ndarray) -> None:
     panel.scatter(x[:, 0], x[:, 1], s=3, color=RUN, alpha=0.35, lw=0, rasterized=True)
     panel.plot([], [], "o", color=RUN, ms=4, label="samples of the run")
-    if law is not None:
+    if law is not None and not law.has_density:
+        exact = law.sample(len(x), torch.Generator().manual_seed(1))
+        panel.scatter(exact[:, 0], exact[:, 1], s=3, color=EXACT, alpha=0.2, lw=0, rasterized=True, zorder=0)
+        panel.plot([], [], "o", color=EXACT, ms=4, label="particles of the exact law")
+    elif law is not None:
         axes = [torch.linspace(float(low), float(high), 300, dtype=torch.float64) for low, high in limits]
         density = law.log_density(torch.cartesian_prod(*axes)).exp().view(300, 300).T
         own = law.log_density(law.sample(20_000, torch.Generator().manual_seed(1))).exp()

@@ -1,4 +1,7 @@
-"""Problems with known answers: each has a reference, an energy, times, and the exact law at every time."""
+"""Problems with known answers: each has a reference, an energy, times, and the exact law at every time.
+
+Where no formula gives that law (`LangevinProblem`), many particles do.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,42 @@ from ..errors import ConfigError, nearest
 from .aggregation import Aggregation
 from .barenblatt import BarenblattFlow
 from .base import Law, Problem
+from .double_banana import DoubleBanana
+from .funnel import Funnel
+from .gaussian_mixture import GaussianMixture
+from .langevin import LangevinProblem, SampleLaw
 from .ornstein_uhlenbeck import OrnsteinUhlenbeck
+from .rosenbrock import Rosenbrock
 from .styblinski_tang import ProductLaw, StyblinskiTang
 
 __all__ = [
     "Aggregation",
     "BarenblattFlow",
+    "DoubleBanana",
+    "Funnel",
+    "GaussianMixture",
+    "LangevinProblem",
     "Law",
     "OrnsteinUhlenbeck",
     "Problem",
     "ProductLaw",
+    "Rosenbrock",
+    "SampleLaw",
     "StyblinskiTang",
     "from_config",
     "names",
 ]
 
-_TABLE: dict[str, type[Problem]] = {
-    cls.__name__: cls for cls in (OrnsteinUhlenbeck, StyblinskiTang, BarenblattFlow, Aggregation)
-}
+_EXACT = (OrnsteinUhlenbeck, StyblinskiTang, BarenblattFlow, Aggregation)
+_BY_PARTICLES = (GaussianMixture, Rosenbrock, Funnel, DoubleBanana)
+_TABLE: dict[str, type[Problem]] = {cls.__name__: cls for cls in (*_EXACT, *_BY_PARTICLES)}
 
 
 def names() -> list[str]:
     """Names of all problems.
 
     Example:
-        >>> names()
+        >>> names()[:4]
         ['OrnsteinUhlenbeck', 'StyblinskiTang', 'BarenblattFlow', 'Aggregation']
     """
     return list(_TABLE)

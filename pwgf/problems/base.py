@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class Law(ABC):
 
     mean: Tensor
     cov: Tensor
+    has_density: ClassVar[bool] = True
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -36,7 +37,7 @@ class Law(ABC):
 
     @abstractmethod
     def log_density(self, x: Tensor) -> Tensor:
-        """Log density at x (n, d), (n,); −inf outside the support."""
+        """Log density at x (n, d), (n,); −inf outside the support; ConfigError where `has_density` is False."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +153,12 @@ def check_positive(call: str, name: str, value: float) -> float:
     if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
         raise ConfigError(f"{call}({name}=…) needs a finite number > 0; got {value!r}. Try {name}=1.0.")
     return float(value)
+
+
+def check_count(call: str, name: str, value: int, *, least: int = 1) -> None:
+    """ConfigError unless the value is an integer ≥ least."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{call}({name}=…) needs an integer ≥ {least}; got {value!r}.")
 
 
 def check_samples(call: str, x: Tensor, dim: int) -> Tensor:

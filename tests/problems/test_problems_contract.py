@@ -24,6 +24,13 @@ CASES = {
     "aggregation": (lambda: problems.Aggregation(dim=2), 0.5),
     "aggregation in 5-D": (lambda: problems.Aggregation(dim=5), 1.0),
 }
+BY_PARTICLES = {  # laws known by samples; few of them here
+    "mixture": (lambda: problems.GaussianMixture(dim=2, num_particles=2000, dt=0.1), 1.0),
+    "mixture in 1-D": (lambda: problems.GaussianMixture(dim=1, components=2, num_particles=2000, dt=0.1), 0.73),
+    "rosenbrock": (lambda: problems.Rosenbrock(dim=3, num_particles=2000), 0.1),
+    "funnel": (lambda: problems.Funnel(dim=3, num_particles=2000), 0.1),
+    "double banana": (lambda: problems.DoubleBanana(noise=2.0, num_particles=100), 0.007),
+}
 
 
 @pytest.fixture(params=CASES, scope="module")
@@ -32,13 +39,25 @@ def case(request):
     return build(), t
 
 
+@pytest.fixture(params=[*CASES, *BY_PARTICLES], scope="module")
+def any_case(request):
+    build, t = {**CASES, **BY_PARTICLES}[request.param]
+    return build(), t
+
+
+@pytest.fixture(params=BY_PARTICLES, scope="module")
+def particle_case(request):
+    build, t = BY_PARTICLES[request.param]
+    return build(), t
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
 
 
-def test_describes_itself(case):
-    problem, _ = case
+def test_describes_itself(any_case):
+    problem, _ = any_case
     assert problem.name in problems.names()
     assert problem.times.dtype == np.float64
     assert problem.times.ndim == 1
@@ -73,8 +92,8 @@ def test_density_has_mass_one(case, generator):
     assert float(ratio.mean()) == pytest.approx(1.0, abs=5 * float(ratio.std()) / math.sqrt(len(x)))
 
 
-def test_starts_at_the_reference(case, generator):
-    problem, _ = case
+def test_starts_at_the_reference(any_case, generator):
+    problem, _ = any_case
     law = problem.exact(float(problem.times[0]))
     z = problem.reference.sample(500, generator)
     assert torch.allclose(law.log_density(z), problem.reference.log_density(z), rtol=1e-10, atol=1e-10)
@@ -102,22 +121,50 @@ def test_energy_decreases(case):
     assert (np.diff(values) < 0).all()
 
 
-def test_survives_a_round_trip_through_json(case, generator):
-    problem, t = case
+def test_survives_a_round_trip_through_json(any_case, generator):
+    problem, t = any_case
     twin = problems.from_config(json.loads(json.dumps(problem.to_config())))
     assert type(twin) is type(problem)
     assert twin.to_config() == problem.to_config()
-    x = problem.exact(t).sample(10, generator)
-    assert torch.equal(problem.exact(t).log_density(x), twin.exact(t).log_density(x))
+    law, same = problem.exact(t), twin.exact(t)
+    x = law.sample(10, generator)
+    assert law.has_density == same.has_density
+    if law.has_density:
+        assert torch.equal(law.log_density(x), same.log_density(x))
+    else:
+        assert torch.equal(x, same.sample(10, torch.Generator().manual_seed(0)))
 
 
-def test_refuses_times_before_the_start_and_wrong_shapes(case):
-    problem, t = case
+def test_refuses_times_before_the_start_and_wrong_shapes(any_case):
+    problem, t = any_case
     for wrong in (float(problem.times[0]) - 0.1, math.nan):
         with pytest.raises(ConfigError, match=rf"{problem.name}\.exact\(t=…\) needs a finite time t ≥"):
             problem.exact(wrong)
+    law = problem.exact(t) if problem.exact(t).has_density else problem.equilibrium
     with pytest.raises(ShapeError, match=rf"log_density\(x\) needs x of shape \(n, {problem.dim}\)"):
-        problem.exact(t).log_density(torch.zeros(3, problem.dim + 1))
+        law.log_density(torch.zeros(3, problem.dim + 1))
+
+
+def test_laws_known_by_particles_have_their_moments_and_no_density(particle_case, generator):
+    problem, t = particle_case
+    law = problem.exact(t)
+    n = problem.num_particles
+    x = law.sample(n, generator)
+    assert not torch.equal(x, law.particles)
+    torch.testing.assert_close(x.mean(0), law.mean)
+    torch.testing.assert_close(torch.atleast_2d(torch.cov(x.T)), law.cov)
+    assert law.sample(n + 1, generator).shape == (n + 1, problem.dim)
+    assert problem.exact_energy(t) is None
+    with pytest.raises(ConfigError, match=r"known by Langevin particles, which have no density; .*energy_distance"):
+        law.log_density(x)
+
+
+def test_a_law_known_by_particles_does_not_depend_on_what_was_asked_before(particle_case):
+    problem, t = particle_case
+    twin = problems.from_config(problem.to_config())
+    twin.exact(1.5 * t), twin.exact(0.4 * t)
+    assert torch.equal(twin.exact(t).particles, problem.exact(t).particles)
+    assert problem.exact(t) is problem.exact(t)
 
 
 @pytest.mark.parametrize("name", problems.names())
@@ -144,3 +191,31 @@ def test_arguments_of_single_problems_are_checked():
         problems.BarenblattFlow(dim=1, m=1)
     with pytest.raises(ConfigError, match=r"BarenblattFlow\(t0, t1\) needs t1 > t0; got t0=2, t1=1"):
         problems.BarenblattFlow(dim=1, t0=2, t1=1)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: problems.GaussianMixture(2, components=0),
+            r"GaussianMixture\(components=…\) needs an integer ≥ 1; got 0",
+        ),
+        (lambda: problems.GaussianMixture(2, span=-1), r"GaussianMixture\(span=…\) needs a finite number > 0; got -1"),
+        (lambda: problems.GaussianMixture(2, seed=1.5), r"GaussianMixture\(seed=…\) needs an integer ≥ 0; got 1\.5"),
+        (lambda: problems.GaussianMixture(2, dt=0), r"GaussianMixture\(dt=…\) needs a finite number > 0; got 0"),
+        (lambda: problems.Funnel(2, num_particles=1), r"Funnel\(num_particles=…\) needs an integer ≥ 2; got 1"),
+        (lambda: problems.Funnel(2, particle_seed=-1), r"Funnel\(particle_seed=…\) needs an integer ≥ 0; got -1"),
+        (lambda: problems.Funnel(1), r"Funnel\(dim=…\) needs d ≥ 2, a scale and a coordinate that has it; got 1"),
+        (lambda: problems.Rosenbrock(1), r"Rosenbrock\(dim=…\) needs d ≥ 2, a coordinate that bends.*; got 1"),
+        (lambda: problems.Rosenbrock(2, mu=math.inf), r"Rosenbrock\(mu=…\) needs a finite number; got inf"),
+        (lambda: problems.Rosenbrock(2, b=0), r"Rosenbrock\(b=…\) needs a finite number > 0; got 0"),
+        (lambda: problems.DoubleBanana(3), r"DoubleBanana\(dim=…\) lives in two dimensions; got 3"),
+        (
+            lambda: problems.DoubleBanana(observation="a"),
+            r"DoubleBanana\(observation=…\) needs a finite number; got 'a'",
+        ),
+    ],
+)
+def test_arguments_of_problems_with_particles_are_checked(build, message):
+    with pytest.raises(ConfigError, match=message):
+        build()

@@ -1,0 +1,111 @@
+"""The flow of the JKO-ICNN study to a mixture of Gaussians, whose components must share the mass out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..maps.base import check_dim
+from ..measures import Gaussian
+from .base import check_count, check_positive, check_samples
+from .langevin import LangevinProblem, TargetLaw
+
+
+class GaussianMixture(LangevinProblem):
+    """F(ρ) = ∫ρ log(ρ/π), π = (1/k) Σ N(m_j, I) with m_j uniform in [−span, span]^d, from N(0, 16 I), temperature 1.
+
+    Particles choose their component early, and hardly ever cross over to another later: at t = 4 the masses of the
+    components are those of their basins, not 1/k. The law at t comes from Langevin particles (`LangevinProblem`);
+    50 000 of them in d = 2 to t = 4 take about 4 seconds.
+
+    Args:
+        dim: d ≥ 1.
+        components: k ≥ 1.
+        span: half the width of the cube of the centres, > 0; None means 5, in d ≥ 32 3, as in the study.
+        seed: of the centres.
+        num_particles, dt, particle_seed: of the Langevin particles.
+
+    Raises:
+        ConfigError: an argument outside its range.
+
+    Example:
+        >>> problem = GaussianMixture(dim=2, components=3)
+        >>> problem.masses(problem.centres).tolist() == [1 / 3] * 3
+        True
+
+    References:
+        P. Mokrov et al., Large-Scale Wasserstein Gradient Flows, 2021, arXiv 2106.00736, §5.1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        components: int = 5,
+        span: float | None = None,
+        seed: int = 0,
+        num_particles: int = 50_000,
+        dt: float = 0.02,
+        particle_seed: int = 0,
+    ) -> None:
+        check_dim(dim, "GaussianMixture(dim)")
+        check_count("GaussianMixture", "components", components)
+        check_count("GaussianMixture", "seed", seed, least=0)
+        super().__init__(num_particles, dt, particle_seed)
+        self.dim, self.components, self.seed = dim, components, seed
+        self.span = check_positive("GaussianMixture", "span", (5.0 if dim < 32 else 3.0) if span is None else span)
+        generator = torch.Generator().manual_seed(seed)
+        self.centres = self.span * (2 * torch.rand(components, dim, generator=generator, dtype=torch.float64) - 1)
+
+    def log_target(self, x: Tensor) -> Tensor:
+        """log π(x), (n, d) -> (n,), normalised."""
+        constant = 0.5 * self.dim * math.log(2 * math.pi) + math.log(self.components)
+        return torch.logsumexp(self._closeness(x), 1) - 0.5 * x.square().sum(1) - constant
+
+    def _closeness(self, x: Tensor) -> Tensor:
+        """x·m_j − ½|m_j|², (n, k): −½|x − m_j|² but for what does not depend on j."""
+        centres = self.centres.to(x)
+        return x @ centres.T - 0.5 * centres.square().sum(1)
+
+    def assign(self, x: Tensor) -> Tensor:
+        """The component to which each sample most probably belongs, that of the nearest centre: (n, d) -> (n,)."""
+        return self._closeness(check_samples("GaussianMixture.assign", x, self.dim)).argmax(1)
+
+    def masses(self, x: Tensor) -> Tensor:
+        """Share of the samples that `assign` gives each component, (n, d) -> (k,) float64."""
+        return torch.bincount(self.assign(x), minlength=self.components).double() / len(x)
+
+    @property
+    def reference(self) -> Gaussian:
+        """N(0, 16 I)."""
+        return Gaussian(self.dim, cov=16.0)
+
+    @property
+    def times(self) -> np.ndarray:
+        """0, .5, …, 4."""
+        return np.linspace(0, 4, 9)
+
+    @property
+    def convexity(self) -> float:
+        """1 − D²/4 with D the largest distance of two centres: −∇²log π is I less a covariance of centres."""
+        return 1 - float(torch.cdist(self.centres, self.centres).max()) ** 2 / 4
+
+    @property
+    def equilibrium(self) -> TargetLaw:
+        """The mixture."""
+        mean = self.centres.mean(0)
+        spread = self.centres - mean
+        cov = torch.eye(self.dim, dtype=torch.float64) + spread.T @ spread / self.components
+
+        def draw(n: int, generator: torch.Generator) -> Tensor:
+            which = torch.randint(self.components, (n,), generator=generator)
+            return self.centres[which] + torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
+
+        return TargetLaw(mean, cov, draw, self.log_target)
+
+    def _arguments(self) -> dict[str, Any]:
+        own = {"dim": self.dim, "components": self.components, "span": self.span, "seed": self.seed}
+        return {**own, **self._particle_arguments()}
