@@ -6,7 +6,7 @@ picks θ̇ = argmin E|J θ̇ − v|². An *integrator* takes the step, a *scheme
 remembers it.
 """
 
-from . import distances, energies, linalg, maps, problems
+from . import distances, energies, fitting, linalg, maps, problems
 from ._version import __version__
 from .errors import (
     ConfigError,
@@ -46,6 +46,7 @@ __all__ = [
     "distances",
     "energies",
     "evolve",
+    "fitting",
     "linalg",
     "load",
     "maps",

@@ -129,6 +129,11 @@ class Trajectory:
         """The resolved settings of the run."""
         return self._source.config
 
+    @property
+    def reference(self) -> Reference:
+        """λ of the run; ConfigError where a user's own was not handed to `pwgf.load`."""
+        return self._read().reference
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Column by name, float64: (T,), or (T,p) for theta and theta_dot.
 

@@ -18,8 +18,8 @@ from .langevin import LangevinProblem, TargetLaw
 class GaussianMixture(LangevinProblem):
     """F(ρ) = ∫ρ log(ρ/π), π = (1/k) Σ N(m_j, I) with m_j uniform in [−span, span]^d, from N(0, 16 I), temperature 1.
 
-    Particles choose their component early, and hardly ever cross over to another later: at t = 4 the masses of the
-    components are those of their basins, not 1/k. The law at t comes from Langevin particles (`LangevinProblem`);
+    Mass falls into the components' basins first and crosses over from one to another slowly: at t = 4 the masses of the
+    components are not yet 1/k. The law at t comes from Langevin particles (`LangevinProblem`);
     50 000 of them in d = 2 to t = 4 take about 4 seconds.
 
     Args:
