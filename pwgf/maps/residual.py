@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from . import axis
 from .affine import with_ones
 from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks, check_dim, is_real
 
@@ -64,6 +65,8 @@ class ResidualMLP(PushForward):
     axis_share: float = 0.5
     scale: float = 1.0
     gain: float | None = None
+    axis_units: int = 16
+    axis_gain: float = 1.0
 
     def __post_init__(self) -> None:
         check_dim(self.dim, "ResidualMLP(dim, width, depth)")
@@ -101,13 +104,23 @@ class ResidualMLP(PushForward):
         """[A b], W_1 … W_L each with its bias as last column, W_out."""
         d, w = self.dim, self.units
         hidden = [(f"hidden{k}", (w, (d if k == 1 else w) + 1)) for k in range(1, self.depth + 1)]
-        return blocks([("affine", (d, d + 1)), *hidden, ("out", (d, w))])
+        single = [("axis", (d, 3, self.axis_units))] if self.axis_units else []
+        return blocks([("affine", (d, d + 1)), *hidden, ("out", (d, w)), *single])
+
+    def _split(self, theta: Tensor) -> tuple[Tensor, list[Tensor], Tensor, Tensor | None]:
+        """Affine part, hidden layers, W_out, functions of single coordinates."""
+        parts = self.unpack(theta)
+        single = parts.pop() if self.axis_units else None
+        affine, *hidden, out = parts
+        return affine, hidden, out, single
 
     def initial(self, seed: int = 0) -> Tensor:
         """θ₀ with T = identity; the first layer's directions and the deeper layers depend on the seed."""
         generator = torch.Generator().manual_seed(seed)
         theta = torch.zeros(self.num_params, dtype=torch.float64)
-        affine, first, *deeper, _ = self.unpack(theta)
+        affine, (first, *deeper), _, single = self._split(theta)
+        if single is not None:
+            single.copy_(axis.initial(self.dim, self.axis_units, self.scale))
         affine[:, :-1] = torch.eye(self.dim, dtype=torch.float64)
         first.copy_(first_layer(self.dim, self.units, self.axis_share, generator))
         first[:, :-1] /= self.scale
@@ -117,27 +130,31 @@ class ResidualMLP(PushForward):
 
     def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
         """A z + b + W_out h_L(z)."""
-        affine, *hidden, out = self.unpack(theta)
+        affine, hidden, out, single = self._split(theta)
         out = self._weight * out
         h = z
         for w in hidden:
             h = torch.tanh(torch.addmm(w[:, -1], h, w[:, :-1].T))
-        return torch.addmm(affine[:, -1], z, affine[:, :-1].T) + h @ out.T
+        x = torch.addmm(affine[:, -1], z, affine[:, :-1].T) + h @ out.T
+        return x if single is None else x + self.axis_gain * axis.values(single, z)
 
     def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
         """∂_zT = A + W_out D_L W_L … D_1 W_1 with D = diag(1 − h²), in matrix products over the whole batch."""
-        affine, first, *deeper, out = self.unpack(theta)
+        affine, (first, *deeper), out, single = self._split(theta)
         out = self._weight * out
         n, d = z.shape
+        own = affine[:, :-1]
+        if single is not None:
+            own = own + torch.diag_embed(self.axis_gain * axis.slopes(single, z))
         h = torch.tanh(torch.addmm(first[:, -1], z, first[:, :-1].T))
         if not deeper:  # one matrix product: each unit contributes slope × (column of W_out ⊗ row of W_1)
             outer = out.T.unsqueeze(2) * first[:, :-1].unsqueeze(1)
-            return affine[:, :-1] + ((1 - h * h) @ outer.reshape(-1, d * d)).view(n, d, d)
+            return own + ((1 - h * h) @ outer.reshape(-1, d * d)).view(n, d, d)
         tangents = (1 - h * h).unsqueeze(2) * first[:, :-1]
         for w in deeper:
             h = torch.tanh(torch.addmm(w[:, -1], h, w[:, :-1].T))
             tangents = (1 - h * h).unsqueeze(2) * (w[:, :-1] @ tangents)
-        return affine[:, :-1] + out @ tangents
+        return own + out @ tangents
 
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
         """In closed form for one hidden layer: two matrix products of 2n·width·d² flops and n inverses of size d.
@@ -147,12 +164,15 @@ class ResidualMLP(PushForward):
         """
         if self.depth > 1:
             return super().push_score(theta, z, slope)
-        affine, first, out = self.unpack(theta.detach())
+        affine, (first,), out, single = self._split(theta.detach())
         (n, d), out = z.shape, self._weight * out
         h = torch.tanh(torch.addmm(first[:, -1], z, first[:, :-1].T))
         outer = (out.T.unsqueeze(2) * first[:, :-1].unsqueeze(1)).reshape(-1, d * d)
         slopes = 1 - h * h
         jacobian = affine[:, :-1] + (slopes @ outer).view(n, d, d)
+        if single is not None:
+            own, bends = axis.slopes_and_bends(single, z)
+            jacobian.diagonal(dim1=1, dim2=2).add_(own, alpha=self.axis_gain)
         lu, pivots, info = torch.linalg.lu_factor_ex(jacobian)
         diagonal = lu.diagonal(dim1=1, dim2=2)
         swaps = (pivots != torch.arange(1, d + 1, dtype=pivots.dtype, device=pivots.device)).sum(1)
@@ -162,6 +182,8 @@ class ResidualMLP(PushForward):
         )
         weights = transposed.reshape(n, d * d) @ outer.T
         slope = slope - (weights.mul_(slopes).mul_(h).mul_(-2)) @ first[:, :-1]
+        if single is not None:
+            slope = slope - self.axis_gain * bends * transposed.diagonal(dim1=1, dim2=2)
         score = (transposed @ slope.unsqueeze(-1)).squeeze(-1)
         return Pushed(score, sign, diagonal.abs().log().sum(1))
 
@@ -197,17 +219,20 @@ class _Activations:
 
     def __init__(self, map: ResidualMLP, theta: Tensor, z: Tensor) -> None:
         self.map, self.n = map, len(z)
-        _, *self.hidden, out = map.unpack(theta)
+        _, self.hidden, out, single = map._split(theta)
         self.out = map._weight * out
         on_cpu = z.device.type == "cpu"
         self.block = max(256, _CACHE // (map.units * z.element_size())) if on_cpu else max(self.n, 1)
         self.inputs: list[list[Tensor]] = []
+        self.features: list[Tensor] = []
         for part in z.split(self.block):
             inputs = [with_ones(part).T.contiguous()]
             for w in self.hidden:
                 h = torch.tanh(w @ inputs[-1])
                 inputs.append(torch.cat([h, torch.ones_like(h[:1])]))
             self.inputs.append(inputs)
+            if single is not None:
+                self.features.append(axis.features(single, part, map.axis_gain))
         size = min(self.block, self.n)
         self.scratch = [torch.empty(len(w) * size, dtype=z.dtype, device=z.device) for w in self.hidden]
 
@@ -221,23 +246,28 @@ class _Activations:
 
     def jv(self, eta: Tensor) -> Tensor:
         """Jη, (n,d)."""
-        e_affine, *e_hidden, e_out = self.map.unpack(eta)
+        e_affine, e_hidden, e_out, e_single = self.map._split(eta)
         e_out, moved = self.map._weight * e_out, []
-        for inputs in self.inputs:
+        for i, inputs in enumerate(self.inputs):
             size = inputs[0].shape[1]
             dh = _times_slope(torch.mm(e_hidden[0], inputs[0], out=self._room(0, size)), inputs[1])
             for k in range(1, self.map.depth):
                 dh = torch.mm(self.hidden[k][:, :-1], dh, out=self._room(k, size))
                 dh = _times_slope(dh.addmm_(e_hidden[k], inputs[k]), inputs[k + 1])
-            moved.append((e_affine @ inputs[0]).addmm_(e_out, inputs[-1][:-1]).addmm_(self.out, dh))
+            step = (e_affine @ inputs[0]).addmm_(e_out, inputs[-1][:-1]).addmm_(self.out, dh)
+            if e_single is not None:
+                step += torch.bmm(e_single.reshape(len(step), 1, -1), self.features[i]).squeeze(1)
+            moved.append(step)
         return torch.cat(moved, 1).T.contiguous()
 
     def jtu(self, u: Tensor) -> Tensor:
         """Jᵀu, (p,)."""
         g = torch.zeros(self.map.num_params, dtype=u.dtype, device=u.device)
-        g_affine, *g_hidden, g_out = self.map.unpack(g)
+        g_affine, g_hidden, g_out, g_single = self.map._split(g)
         g_outT = torch.zeros(g_out.shape[::-1], dtype=u.dtype, device=u.device)
-        for inputs, part in zip(self.inputs, u.split(self.block), strict=True):
+        for i, (inputs, part) in enumerate(zip(self.inputs, u.split(self.block), strict=True)):
+            if g_single is not None:
+                g_single += torch.bmm(self.features[i], part.T.unsqueeze(2)).view_as(g_single)
             g_outT.addmm_(inputs[-1][:-1], part)
             back = torch.mm(self.out.T, part.T, out=self._room(-1, len(part)))
             for k in reversed(range(self.map.depth)):
@@ -251,7 +281,9 @@ class _Activations:
     def diagonal(self) -> Tensor:
         """Σ_rows J², (p,), for one hidden layer: there |∂T/∂(unit u)|² = s_u² |o_u|²."""
         total = torch.zeros(self.map.num_params, dtype=self.out.dtype, device=self.out.device)
-        affine, first, out = self.map.unpack(total)
+        affine, (first,), out, single = self.map._split(total)
+        if single is not None:
+            single += sum(part.square().sum(2) for part in self.features).view_as(single)
         for z, h in self.inputs:
             z2, h2 = z.square(), h[:-1].square()
             affine += z2.sum(1)
@@ -263,7 +295,9 @@ class _Activations:
         """The factors (a, g) of every layer."""
         spots = self.map.layout()
         inputs = [torch.cat(group, 1).T for group in zip(*self.inputs, strict=True)]
-        found = [Layer(spots[-1].offset, spots[-1].shape, self.map._weight * inputs[-1][:, :-1], None)]  # type: ignore[arg-type]
+        last = -2 if self.features else -1
+        single = axis.layers(spots[-1].offset, torch.cat(self.features, 2)) if self.features else []
+        found = [*single, Layer(spots[last].offset, spots[last].shape, self.map._weight * inputs[-1][:, :-1], None)]  # type: ignore[arg-type]
         g = self.out.expand(self.n, -1, -1)
         for k in reversed(range(self.map.depth)):
             g = g * (1 - inputs[k + 1][:, :-1].square()).unsqueeze(1)
