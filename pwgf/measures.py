@@ -308,6 +308,11 @@ class PushedMeasure(Shared):
         return Pushed(*(torch.cat(group) for group in zip(*parts, strict=True)))
 
     @property
+    def asked_for_density(self) -> bool:
+        """Whether a density or a score has been computed."""
+        return "_pushed" in vars(self) or "_slogdet" in vars(self)
+
+    @property
     def _volume(self) -> tuple[Tensor, Tensor]:
         """Sign and logarithm of |det ∂_zT|, from the score where that is known already; without it they cost half."""
         if "_pushed" in vars(self) and not self.theta.requires_grad:

@@ -48,8 +48,8 @@ class Linearisation:
     """The tangent J = ∂_θT at fixed (θ, z): `jv` η (p,) → Jη (n,d), `jtu` u (n,d) → Jᵀu (p,).
 
     `layers` gives the factors of J where the map is made of per-sample linear layers, else None; `diagonal` Σ_rows J²
-    (p,) where there is a quicker way to it than through them. `repeats` tells that some matrix acts more than once and has
-    a layer for each time, whose sum is its part of J.
+    (p,) where there is a quicker way to it than through them. `repeats` tells that some matrix acts more than once: it
+    has a layer for each time, and their sum is its part of J.
     """
 
     jv: Callable[[Tensor], Tensor]

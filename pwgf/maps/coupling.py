@@ -41,7 +41,7 @@ class CouplingFlow(AffineAfter):
         dim: d ≥ 1; with affine couplings ≥ 2, as a single coordinate leaves nothing to keep.
         kind: "affine" or "spline"; the latter needs zuko, `pip install "pwgf[flows]"`.
         num_couplings: K ≥ 1. Consecutive ones swap the halves; each pair splits the coordinates differently.
-        width: hidden units of each coupling; None means 8·d, at least 32, for splines half of that.
+        width: hidden units of each coupling; None means 8·d, at least 32, for splines 2·d, at least 16.
         bins: pieces of a spline, ≥ 2.
         axis_share: share of hidden units that start on a single coordinate, in [0, 1].
         scale: typical distance of reference samples from their centre per coordinate; splines bend within 5·scale.
@@ -60,8 +60,8 @@ class CouplingFlow(AffineAfter):
         True
 
     References:
-        Dinh, Sohl-Dickstein, Bengio, Density estimation using Real NVP, 2017, arXiv 1605.08803. Durkan, Bekasov, Murray,
-        Papamakarios, Neural spline flows, 2019, arXiv 1906.04032.
+        Dinh, Sohl-Dickstein, Bengio, Density estimation using Real NVP, 2017, arXiv 1605.08803. Durkan, Bekasov,
+        Murray, Papamakarios, Neural spline flows, 2019, arXiv 1906.04032.
     """
 
     dim: int
@@ -105,7 +105,7 @@ class CouplingFlow(AffineAfter):
         """Hidden units of a coupling: `width`, or its default."""
         if self.width is not None:
             return self.width
-        return max(32, 8 * self.dim) // (2 if self.kind == "spline" else 1)
+        return max(32, 8 * self.dim) if self.kind == "affine" else max(16, 2 * self.dim)
 
     @property
     def _weight(self) -> float:

@@ -62,22 +62,23 @@ class FromModule(PushForward):
         for name, child in module.named_modules():
             if isinstance(child, _STATEFUL):
                 raise ConfigError(
-                    f"{type(self).__name__}: {name or 'the module'} is a {type(child).__name__}, which makes T depend on the "
-                    "other samples or on chance; a map must act on each sample by itself. Remove it, or use LayerNorm."
+                    f"{type(self).__name__}: {name or 'the module'} is a {type(child).__name__}, which makes T depend "
+                    "on the other samples or on chance; a map must act on each sample by itself. Remove it, or use "
+                    "LayerNorm."
                 )
         frozen = [name for name, q in module.named_parameters() if not q.requires_grad]
         if frozen:
             raise ConfigError(
-                f"{type(self).__name__}: parameter {frozen[0]!r} is frozen (requires_grad=False), so the flow could not move it; "
-                "unfreeze it, or register it as a buffer to keep it constant."
+                f"{type(self).__name__}: parameter {frozen[0]!r} is frozen (requires_grad=False), so the flow could "
+                "not move it; unfreeze it, or register it as a buffer to keep it constant."
             )
         self.dim, self.residual = dim, bool(residual)
         self._module = module
         self._names = [name for name, _ in module.named_parameters()]
         if not self._names:
             raise ConfigError(
-                f"{type(self).__name__}: the module has no parameters, so there is nothing to move. Buffers are constants: "
-                "make what the flow should move an nn.Parameter."
+                f"{type(self).__name__}: the module has no parameters, so there is nothing to move. Buffers are "
+                "constants: make what the flow should move an nn.Parameter."
             )
         self._layout = blocks([(name, tuple(q.shape)) for name, q in module.named_parameters()])
         self._theta0 = torch.cat([q.detach().double().cpu().reshape(-1) for q in module.parameters()])
@@ -93,7 +94,7 @@ class FromModule(PushForward):
         before = z.clone()
         try:
             out = self._apply(self._theta0, z)
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
             raise ShapeError(
                 f"{self._call}, dim={self.dim}): the module failed on an input of shape (2, {self.dim}): {error}. "
                 "It must map (n, dim) to (n, dim) in any float dtype."
@@ -234,9 +235,9 @@ class FromModule(PushForward):
         followed = torch.is_grad_enabled() and (theta.requires_grad or z.requires_grad)
         if followed and self._forward_mode:
             raise ConfigError(
-                f"{type(self).__name__}.jacobian: this energy needs the score of the pushed measure, thus second derivatives of "
-                "the module, which has none (an operation without a differentiable backward). Replace the operation, "
-                "or use an energy without density (Potential, Interaction)."
+                f"{type(self).__name__}.jacobian: this energy needs the score of the pushed measure, thus second "
+                "derivatives of the module, which has none (an operation without a differentiable backward). Replace "
+                "the operation, or use an energy without density (Potential, Interaction)."
             )
         try:
             return super().jacobian(theta, z)

@@ -22,7 +22,7 @@ _COUNTS = ("width", "num_steps", "num_probes", "num_terms")
 
 @dataclass(frozen=True)
 class NeuralODE(AffineAfter):
-    r"""T_θ(z) = A Φ_θ(z) + b, Φ = `num_steps` fixed Runge–Kutta steps over [0, 1] of ẏ = gain · W_out tanh(W [y, t, 1]).
+    r"""T_θ(z) = A Φ_θ(z) + b, Φ = fixed Runge–Kutta steps over [0, 1] of ẏ = gain · W_out [tanh(W [y, t, 1]), 1].
 
     The steps *are* the map; nothing here is an approximation of the continuous flow. ∂Φ is the same Runge–Kutta method
     applied to the variational equation Ṁ = ∂f M, log|det| the sum over the steps of those of their Jacobians, and the
@@ -41,7 +41,7 @@ class NeuralODE(AffineAfter):
     Args:
         dim: d ≥ 1.
         width: hidden units of the field; None means 12·d, at least 64.
-        num_steps: Runge–Kutta steps ≥ 1.
+        num_steps: Runge–Kutta steps ≥ 1; more of them make a deeper map.
         method: "euler", "midpoint" or "rk4" (1, 2, 4 evaluations a step).
         log_det: "dense" or "series"; None means dense up to d = 32.
         num_probes: m ≥ 1, at most d are used.
@@ -71,7 +71,7 @@ class NeuralODE(AffineAfter):
 
     dim: int
     width: int | None = None
-    num_steps: int = 4
+    num_steps: int = 2
     method: str = "midpoint"
     log_det: str | None = None
     num_probes: int = 16
@@ -213,14 +213,14 @@ class NeuralODE(AffineAfter):
         size = power.detach().norm(dim=(1, 2)) / probes.shape[2] ** 0.5
         if bool((size > _SMALL).any()):
             raise SolverError(
-                f"NeuralODE: the series for log det does not settle at {int((size > _SMALL).sum())} of {len(y)} samples "
-                f"(step {k} of {self.num_steps}, |B^{self.num_terms}| up to {float(size.max()):.1e}): the steps are too "
-                "long for it. Use more num_steps or num_terms, or log_det='dense'."
+                f"NeuralODE: the series for log det does not settle at {int((size > _SMALL).sum())} of {len(y)} "
+                f"samples (step {k} of {self.num_steps}, |B^{self.num_terms}| up to {float(size.max()):.1e}): the "
+                "steps are too long for it. Use more num_steps or num_terms, or log_det='dense'."
             )
         return after, total * self.dim / probes.shape[2]
 
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
-        """As every map's with dense determinants; with the series its gradient, and a Jacobian that is not differentiated.
+        """As every map's with dense determinants; with the series its gradient, and a plain Jacobian to carry it.
 
         Raises:
             SolverError: a step is too long for the series.
