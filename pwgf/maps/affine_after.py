@@ -35,6 +35,10 @@ class AffineAfter(PushForward):
     def inner(self, act: Act, z: Tensor) -> Tensor:
         """Φ(z), (n,d)."""
 
+    def traced(self, act: Act, z: Tensor) -> Tensor:
+        """Φ(z) on a graph that is differentiated once in what `act` gives; a subclass may know a shorter one."""
+        return self.inner(act, z)
+
     @abstractmethod
     def inner_inverse(self, theta: Tensor, y: Tensor) -> Tensor:
         """Φ⁻¹(y), (n,d)."""
@@ -65,7 +69,7 @@ class AffineAfter(PushForward):
             return given + calls[-1].probe
 
         with torch.enable_grad():
-            y = self.inner(act, z)
+            y = self.traced(act, z)
             x = apply(weights[0], y)
         return _Run(self, calls, with_ones(y).detach(), x).linearisation()
 

@@ -172,13 +172,25 @@ class CouplingFlow(AffineAfter):
         after, log_slope = spline.call_and_ladj(y / self.scale)
         return self.scale * after, log_slope.sum(1)
 
-    def _through(self, act: Act, z: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-        """All couplings, or their inverses from the last to the first: the points (n,d), and log|det| (n,)."""
+    def _tangent_line(self, settings: Tensor, y: Tensor) -> Tensor:
+        """What `_bend` gives, with the same first derivatives by both, on a graph much shorter than a spline's."""
+        at, here = settings.detach().requires_grad_(True), y.detach().requires_grad_(True)
+        after = self._bend(at, here, back=False)[0]
+        by_settings, by_y = torch.autograd.grad(after.sum(), (at, here))  # each depends on its own numbers alone
+        change = (settings - at.detach()) * by_settings
+        return after.detach() + change.unflatten(1, (y.shape[1], -1)).sum(2) + (y - here.detach()) * by_y
+
+    def _through(self, act: Act, z: Tensor, back: bool, traced: bool = False) -> tuple[Tensor, Tensor]:
+        """All couplings, or their inverses from the last to the first: the points (n,d), and log|det| (n,).
+
+        With `traced` on the graph that `traced` is to have, and without log|det|.
+        """
         total = torch.zeros_like(z[:, 0])
         for k in reversed(range(self.num_couplings)) if back else range(self.num_couplings):
             kept, moved = self.split(k)
             a = z[:, kept]
-            y, log_det = self._bend(self._settings(act, k, a), z[:, moved], back)
+            settings, y = self._settings(act, k, a), z[:, moved]
+            y, log_det = (self._tangent_line(settings, y), total) if traced else self._bend(settings, y, back)
             order = sorted(range(self.dim), key=[*kept, *moved].__getitem__)
             z, total = torch.cat([a, y], dim=1)[:, order], total + log_det
         return z, total
@@ -186,6 +198,10 @@ class CouplingFlow(AffineAfter):
     def inner(self, act: Act, z: Tensor) -> Tensor:
         """The couplings, one after another."""
         return self._through(act, z, back=False)[0]
+
+    def traced(self, act: Act, z: Tensor) -> Tensor:
+        """The couplings, with splines replaced by their tangents."""
+        return self._through(act, z, back=False, traced=self.kind == "spline")[0]
 
     def inner_inverse(self, theta: Tensor, y: Tensor) -> Tensor:
         """The couplings' inverses, from the last to the first."""

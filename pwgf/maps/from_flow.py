@@ -85,7 +85,7 @@ class FromFlow(FromModule):
         theta, z, _, _ = self._random_point()
         with torch.no_grad():
             expected = torch.linalg.slogdet(self.jacobian(theta, z).detach()).logabsdet
-            back, log_abs_det = self._pull(theta, self(theta, z))
+            back, log_abs_det = (found.detach() for found in self._pull(theta, self(theta, z)))
         gap, miss = float((log_abs_det + expected).abs().max()), float((back - z).abs().max())
         if not (gap < _ACCURACY and miss < _ACCURACY):
             raise ConfigError(

@@ -145,8 +145,8 @@ def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
     raise NonFiniteError(
         f"the velocity of energy term '{term}' is NaN or infinite at {int(bad.sum())} of {len(points)} samples at "
         f"t = {t:.6g}, first at x = {_first(points, bad)}. Causes: (a) the energy itself is not finite or not "
-        "differentiable there: check it at this x; (b) the map folds there, so the density is lost: use more samples (num_samples) or "
-        "clip=5; (c) the step was too long: lower tolerance or dt."
+        "differentiable there: check it at this x; (b) the map folds there, so the density is lost: use more samples "
+        "(num_samples) or clip=5; (c) the step was too long: lower tolerance or dt."
     )
 
 
