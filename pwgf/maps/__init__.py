@@ -9,8 +9,11 @@ from .affine import Affine
 from .base import Block, Layer, Linearisation, PushForward
 from .composed import Composed
 from .convex_ridge import ConvexRidge
+from .coupling import CouplingFlow
+from .from_flow import FromFlow
 from .from_module import FromModule
 from .icnn import GradientICNN
+from .neural_ode import NeuralODE
 from .residual import ResidualMLP
 
 __all__ = [
@@ -18,17 +21,20 @@ __all__ = [
     "Block",
     "Composed",
     "ConvexRidge",
+    "CouplingFlow",
+    "FromFlow",
     "FromModule",
     "GradientICNN",
     "Layer",
     "Linearisation",
+    "NeuralODE",
     "PushForward",
     "ResidualMLP",
     "from_config",
 ]
 
 _SHELF: dict[str, type[PushForward]] = {
-    cls.__name__: cls for cls in (Affine, Composed, ConvexRidge, GradientICNN, ResidualMLP)
+    cls.__name__: cls for cls in (Affine, Composed, ConvexRidge, CouplingFlow, GradientICNN, NeuralODE, ResidualMLP)
 }
 
 

@@ -81,7 +81,7 @@ class ResidualMLP(PushForward):
         if not (is_real(self.scale) and self.scale > 0):
             raise ConfigError(f"ResidualMLP(scale=…) must be positive and finite; got {self.scale!r}.")
         if self.gain is None:
-            object.__setattr__(self, "gain", max(0.1, 0.3 / self.dim, min(1.0, (self.dim - 10) / 40)))
+            object.__setattr__(self, "gain", default_gain(self.dim))
         if not (is_real(self.gain) and self._weight > 0):
             raise ConfigError(f"ResidualMLP(gain=…) must be positive and finite; got {self.gain!r}.")
 
@@ -190,6 +190,11 @@ class ResidualMLP(PushForward):
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J from cached activations: four matrix products a layer for one Jη and one Jᵀu."""
         return _Activations(self, theta.detach(), z.detach()).linearisation()
+
+
+def default_gain(dim: int) -> float:
+    """Weight of a network beside an affine part, as `ResidualMLP(gain=…)` explains."""
+    return max(0.1, 0.3 / dim, min(1.0, (dim - 10) / 40))
 
 
 def first_layer(dim: int, units: int, axis_share: float, generator: torch.Generator) -> Tensor:
