@@ -297,7 +297,7 @@ def test_a_start_at_another_time():
         (
             lambda: scheme(map=maps.ResidualMLP(2, width=4)).start(),
             ShapeError,
-            r"must have shape \(6,\) for this scheme; got \(26,\) and \(26,\)\. Take the state from a run",
+            r"must have shape \(6,\) for this scheme; got \(122,\) and \(122,\)\. Take the state from a run",
         ),
     ],
 )
@@ -430,7 +430,7 @@ def test_load_of_a_foreign_hdf5_file(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"map": maps.Affine(2)}, ShapeError, r"load\(map=…\): the run has 26 parameters; got a map with 6\. Give"),
+        ({"map": maps.Affine(2)}, ShapeError, r"load\(map=…\): the run has 122 parameters; got a map with 6\. Give"),
         (
             {"map": maps.ResidualMLP(3, 4)},
             ShapeError,

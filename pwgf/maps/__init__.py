@@ -53,4 +53,7 @@ def from_config(config: dict[str, Any]) -> PushForward:
         )
     if name == "Composed":
         settings["maps"] = [from_config(part) for part in settings["maps"]]
+    if name == "ResidualMLP" and "axis_units" not in settings:  # a file of the time before them, with its defaults
+        dim, width = settings["dim"], settings.get("width")
+        settings.update(axis_units=0, width=max(64, 24 * dim) if width is None else width)
     return _SHELF[name](**settings)

@@ -31,6 +31,7 @@ MEMBERS = {
     "Affine3": lambda: maps.Affine(3),
     "ResidualMLP1-default": lambda: maps.ResidualMLP(1),
     "ResidualMLP2-default": lambda: maps.ResidualMLP(2),
+    "ResidualMLP3-no-axis": lambda: maps.ResidualMLP(3, width=5, axis_share=0.5, axis_units=0),
     "ResidualMLP3-width1": lambda: maps.ResidualMLP(3, width=1),
     "ResidualMLP3-width5-dense": lambda: maps.ResidualMLP(3, width=5, axis_share=0.0),
     "ResidualMLP2-scale": lambda: maps.ResidualMLP(2, width=9, axis_share=0.5, scale=4.0),
