@@ -82,6 +82,9 @@ def solve(
     }
     if start is not None:
         start = _checked_start(scheme, start)
+    if hasattr(scheme, "check_times"):
+        scheme.check_times(t, start)
+    if start is not None:
         config["start"] = {"t": start.t, "counters": dict(start.counters)}
     out = None if out is None else storage.checked_path(out, "solve(out=…)")
     stored = _rows_to_resume(config, out, resume, overwrite, start)

@@ -11,6 +11,7 @@ from .composed import Composed
 from .convex_ridge import ConvexRidge
 from .from_module import FromModule
 from .icnn import GradientICNN
+from .quadratic_icnn import QuadraticICNN
 from .residual import ResidualMLP
 
 __all__ = [
@@ -23,12 +24,13 @@ __all__ = [
     "Layer",
     "Linearisation",
     "PushForward",
+    "QuadraticICNN",
     "ResidualMLP",
     "from_config",
 ]
 
 _SHELF: dict[str, type[PushForward]] = {
-    cls.__name__: cls for cls in (Affine, Composed, ConvexRidge, GradientICNN, ResidualMLP)
+    cls.__name__: cls for cls in (Affine, Composed, ConvexRidge, GradientICNN, QuadraticICNN, ResidualMLP)
 }
 
 

@@ -11,10 +11,23 @@ from ..errors import SchemaError
 from ..maps.base import PushForward
 from ..measures import Reference
 from .base import MapReplay, Replay, Row, Scheme
+from .jko import JKOICNN
+from .jko_replay import JKOReplay
 from .particles import EulerMaruyama, ParticleReplay
 from .pwgf import PWGF
 
-__all__ = ["PWGF", "EulerMaruyama", "MapReplay", "ParticleReplay", "Replay", "Row", "Scheme", "replay"]
+__all__ = [
+    "JKOICNN",
+    "PWGF",
+    "EulerMaruyama",
+    "JKOReplay",
+    "MapReplay",
+    "ParticleReplay",
+    "Replay",
+    "Row",
+    "Scheme",
+    "replay",
+]
 
 
 def replay(config: dict[str, Any], *, map: PushForward | None = None, reference: Reference | None = None) -> Replay:
@@ -32,6 +45,8 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
     dtype = getattr(torch, config["dtype"])
     if config["name"] == "PWGF":
         return MapReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
+    if config["name"] == "JKOICNN":
+        return JKOReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
     if config["name"] == "EulerMaruyama":
         return ParticleReplay(reference, dtype)
     raise SchemaError(

@@ -31,6 +31,8 @@ MEMBERS = {
     "GradientICNN1": lambda: maps.GradientICNN(1, width=12),
     "GradientICNN2-depth1": lambda: maps.GradientICNN(2, width=7, depth=1),
     "GradientICNN3-depth3": lambda: maps.GradientICNN(3, width=6, depth=3, gain=0.5, floor=0.01),
+    "QuadraticICNN1": lambda: maps.QuadraticICNN(1, width=5, rank=1),
+    "QuadraticICNN3": lambda: maps.QuadraticICNN(3, width=6, rank=2, gain=2.0, floor=0.01),
     "Composed2": lambda: maps.Composed([maps.Affine(2), maps.ResidualMLP(2, width=6), maps.ConvexRidge(2, width=5)]),
     "Composed3-one-moves": lambda: maps.Composed([maps.Affine(3), maps.ConvexRidge(3, width=5)] * 2, moving=[1]),
     "Composed2-icnn": lambda: maps.Composed([maps.GradientICNN(2, width=5), maps.Affine(2)]),
@@ -47,7 +49,7 @@ def starts_as_identity(map: maps.PushForward) -> bool:
 def starts_to_rounding(map: maps.PushForward) -> bool:
     """Whether the identity at the start is a sum that rounds."""
     parts = map.maps if isinstance(map, maps.Composed) else [map]
-    return any(isinstance(part, (maps.ConvexRidge, maps.GradientICNN)) for part in parts)
+    return any(isinstance(part, (maps.ConvexRidge, maps.GradientICNN, maps.QuadraticICNN)) for part in parts)
 
 
 def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Tensor:

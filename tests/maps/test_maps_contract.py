@@ -28,7 +28,7 @@ def has_random_start(map):
     if isinstance(map, maps.Composed):
         return any(has_random_start(map.maps[k]) for k in map.moving)
     residual = isinstance(map, maps.ResidualMLP) and (map.depth > 1 or map.axis_share < 1)
-    return residual or isinstance(map, (maps.ConvexRidge, maps.GradientICNN))
+    return residual or isinstance(map, (maps.ConvexRidge, maps.GradientICNN, maps.QuadraticICNN))
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
@@ -103,7 +103,7 @@ def test_layers_give_the_tangent_exactly(name):
     linear = map.linearise(theta, z)
     if linear.layers is None:
         # a LayerNorm scales single coordinates; a deep convex network is differentiated plainly
-        assert name in ("FromModule2", "FromModule3-residual", "Composed2-icnn") or name.startswith("GradientICNN")
+        assert name in ("FromModule2", "FromModule3-residual", "Composed2-icnn") or name.startswith(("GradientICNN", "QuadraticICNN"))
         return
     eta = points(1, map.num_params, 1)[0]
     moved = torch.stack([layer.push(eta) for layer in linear.layers()]).sum(0)
