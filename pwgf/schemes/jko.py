@@ -97,12 +97,12 @@ class JKOICNN(JKOReplay):
         map: ConvexGradient | None = None,
         num_samples: int = 1024,
         samples: str = "cached",
-        num_batches: int = 16,
+        num_batches: int = 8,
         num_eval: int = 4096,
-        learning_rate: float = 5e-3,
+        learning_rate: float = 2e-2,
         max_iterations: int = 500,
         num_decays: int = 3,
-        patience: int = 10,
+        patience: int = 20,
         log_det: str = "exact",
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
@@ -184,12 +184,13 @@ class JKOICNN(JKOReplay):
             identity=identity, log_det=stochastic_log_det(generator) if self.log_det == "stochastic" else exact_log_det,
             where=f" in the step from t = {state.t:.6g} to {t1:.6g}; the state at t = {state.t:.6g} is good",
         )  # fmt: skip
-        moved = self._moved(found.theta, held_out)
+        moved = self._moved(found.theta, held_out, seen.read)
         speed = float((moved.x - held_out.x).square().sum(1).mean().sqrt()) / h
         extra = {"last": torch.tensor([speed, found.iterations, found.rate], dtype=torch.float64)}
         if self.samples == "cached":
             size = len(before["x"]) - self.num_eval
-            used = self._moved(found.theta, Cloud(before["x"][:size], before["log_density"][:size]))
+            used = Cloud(before["x"][:size], before["log_density"][:size])
+            used = self._moved(found.theta, used, seen.read)
             extra["x"] = torch.cat([used.x, moved.x])
             extra["log_density"] = torch.cat([used.log_density, moved.log_density])
         else:
@@ -224,12 +225,15 @@ class JKOICNN(JKOReplay):
         z = z.to(self.dtype).to(self.device)
         return Cloud(z, self.reference.log_density(z))
 
-    def _moved(self, theta: Tensor, cloud: Cloud) -> Cloud:
-        """∇ψ#ρ on the samples, with its density."""
+    def _moved(self, theta: Tensor, cloud: Cloud, dense: bool = True) -> Cloud:
+        """∇ψ#ρ on the samples, with its density if the energy reads it."""
         parts = []
         with torch.no_grad():
             for start in range(0, len(cloud.x), _BLOCK):
                 part = cloud.rows(slice(start, start + _BLOCK))
+                if not dense:
+                    parts.append(Cloud(self.family(theta, part.x), part.log_density))
+                    continue
                 x, volume = exact_log_det(self.family, theta, part.x)
                 parts.append(Cloud(x, part.log_density - volume))
         moved = Cloud(torch.cat([p.x for p in parts]), torch.cat([p.log_density for p in parts]))
@@ -306,9 +310,7 @@ class JKOICNN(JKOReplay):
 def _check_members(energy: object, reference: object, map: object) -> None:
     if not isinstance(energy, Energy):
         hint = " Wrap a potential: energies.Potential(V)." if callable(energy) else ""
-        raise ConfigError(
-            f"JKOICNN(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}"
-        )
+        raise ConfigError(f"JKOICNN(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
     if not isinstance(reference, Reference):
         raise ConfigError(
             f"JKOICNN(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "

@@ -89,7 +89,7 @@ class _CholeskyLogDet(torch.autograd.Function):
         return value.masked_fill(info != 0, math.nan)
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, factor: Tensor) -> Tensor:
         (lower,) = ctx.saved_tensors
         return factor.view(-1, 1, 1) * torch.cholesky_inverse(lower)
 
@@ -126,17 +126,18 @@ def stochastic_log_det(generator: torch.Generator) -> LogDet:
 
 def _lanczos(product: Callable[[Tensor], Tensor], u: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """uᵀ(log A)u (n,) and A⁻¹u (n,d) in the Krylov space of each u, (n,d); fully reorthogonalised."""
-    size = u.norm(dim=1)
-    basis = [u / size.unsqueeze(1)]
+    size, small = u.norm(dim=1), 100 * torch.finfo(u.dtype).eps
+    basis, alive = [u / size.unsqueeze(1)], torch.ones_like(size, dtype=torch.bool)
     alpha, beta = [], []
     for k in range(steps):
         w = product(basis[k])
-        alpha.append((w * basis[k]).sum(1))
+        alpha.append((w * basis[k]).sum(1).where(alive, torch.ones_like(size)))  # an exhausted space: any node serves
         for q in basis:
             w = w - (w * q).sum(1, keepdim=True) * q
         norm = w.norm(dim=1)
-        beta.append(norm)
-        basis.append(w / norm.clamp_min(torch.finfo(u.dtype).tiny).unsqueeze(1))
+        alive = alive & (norm > small * alpha[k].abs())
+        beta.append(norm.where(alive, torch.zeros_like(norm)))
+        basis.append((w / norm.unsqueeze(1)).where(alive.unsqueeze(1), torch.zeros_like(w)))
     tridiagonal = torch.diag_embed(torch.stack(alpha, 1))
     if steps > 1:
         side = torch.diag_embed(torch.stack(beta[:-1], 1), offset=1)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..maps.base import Block
 from ..maps.convex import ConvexGradient
 from ..measures import Reference
 from ..state import Rows
@@ -29,7 +30,7 @@ class Displaced(ConvexGradient):
         """d."""
         return self.map.dim
 
-    def layout(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def layout(self) -> list[Block]:
         """That of T."""
         return self.map.layout()
 
