@@ -104,7 +104,7 @@ def stochastic_log_det(generator: torch.Generator) -> LogDet:
     """An estimator of `exact_log_det`: E over signs u of uᵀ(log ∂T)u, by Lanczos with products ∂T·u alone.
 
     Value by Gauss quadrature, gradient by uᵀ(∂T)⁻¹ ∂_θ(∂T) u, both from the same min(d, 10) products, which for min = d
-    leave no error but that of u. Cost: about 2·min(d, 10) evaluations of T instead of `with_jacobian` and nd³/3.
+    leave no error but that of u. Cost: about 2·min(d, 10) evaluations of T instead of `with_jacobian` and nd³/3 flops.
     """
 
     def estimate(map: ConvexGradient, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
