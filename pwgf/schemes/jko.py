@@ -45,8 +45,9 @@ class JKOICNN(JKOReplay):
 
     Adam minimises on batches of `num_samples`; held-out samples judge it, lower its rate at plateaus and end it. With
     `samples="cached"` particles of ρ_k are kept and pushed by one map a step, `num_batches` batches for Adam and others
-    for judging; K steps then cost K maps. `samples="fresh"` draws new samples of λ for every inner iteration, as
-    published, and pushes them through all maps so far: K² maps. Samples are matched ones where the reference has them.
+    for judging; K steps then cost K maps. But a map fitted to the same particles again and again overfits them.
+    `samples="redrawn"` draws both anew for every step and pushes them through all maps so far, once; `samples="fresh"`
+    does so for every inner iteration, as published: K² maps. Samples are matched ones where the reference has them.
 
     Cost of an inner iteration: three times that of T, ∂_zT and n·d³/3 flops, n = num_samples.
 
@@ -57,8 +58,8 @@ class JKOICNN(JKOReplay):
         width, rank: of the default network, `maps.QuadraticICNN(dim, width, rank)`.
         map: another `ConvexGradient` family for ∇ψ, e.g. `maps.ConvexRidge(dim)` or `maps.GradientICNN(dim)`.
         num_samples: of an inner iteration.
-        samples: `cached` or `fresh`.
-        num_batches: cached batches among which the iterations rotate.
+        samples: `cached`, `redrawn` or `fresh`.
+        num_batches: batches of a step among which the iterations rotate.
         num_eval: held-out samples, on which each row's energy is measured; the first num_samples of them judge Adam.
         learning_rate: of Adam at the start of a step.
         max_iterations: most inner iterations of a step.
@@ -108,7 +109,7 @@ class JKOICNN(JKOReplay):
         device: str = "cpu",
     ) -> None:
         _check_members(energy, reference, map)
-        _check_choice("samples", samples, ["cached", "fresh"])
+        _check_choice("samples", samples, ["cached", "redrawn", "fresh"])
         _check_choice("log_det", log_det, ["exact", "stochastic"])
         counts = {"num_samples": num_samples, "num_batches": num_batches, "num_eval": num_eval}
         counts |= {"max_iterations": max_iterations, "patience": patience}
@@ -245,19 +246,25 @@ class JKOICNN(JKOReplay):
         return self._through_chain(state.extra["chain"], fresh)
 
     def _batches(self, state: State, generator: torch.Generator) -> Callable[[int], Cloud]:
-        """The samples of inner iteration i: cached ones in turn, each round in a new order; or new ones."""
+        """The samples of inner iteration i: those of the step in turn, each round in a new order; or new ones."""
         n, order = self.num_samples, list[int]()
-
-        def cached(i: int) -> Cloud:
-            if not order:
-                order.extend(torch.randperm(self.num_batches, generator=generator).tolist())
-            start = n * order.pop()
-            return Cloud(state.extra["x"][start : start + n], state.extra["log_density"][start : start + n])
 
         def fresh(i: int) -> Cloud:
             return self._through_chain(state.extra["chain"], self._reference_cloud(n, generator))
 
-        return cached if self.samples == "cached" else fresh
+        def in_turn(i: int) -> Cloud:
+            if not order:
+                order.extend(torch.randperm(self.num_batches, generator=generator).tolist())
+            start = n * order.pop()
+            return cloud.rows(slice(start, start + n))
+
+        if self.samples == "fresh":
+            return fresh
+        if self.samples == "cached":
+            cloud = Cloud(state.extra["x"], state.extra["log_density"])
+        else:
+            cloud = self._through_chain(state.extra["chain"], self._reference_cloud(n * self.num_batches, generator))
+        return in_turn
 
     def measure(self, state: State) -> Row:
         """θ of the step's map, and energy by term, second moment and the step's figures on held-out samples."""

@@ -247,7 +247,7 @@ def test_the_density_is_that_of_the_samples(run, t):
     torch.testing.assert_close(run.score(t, x), torch.stack(slopes, 1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("samples", ["cached", "fresh"])
+@pytest.mark.parametrize("samples", ["cached", "redrawn", "fresh"])
 def test_resume_is_exact_to_the_bit(samples, tmp_path):
     settings = {"samples": samples, "log_det": "stochastic", "dtype": torch.float32}
     whole = pwgf.solve(small(**settings), TIMES[:4], seed=2, progress=False)
@@ -333,7 +333,10 @@ def test_the_stochastic_log_det_is_unbiased(monkeypatch):
         ({"num_batches": 0}, r"JKOICNN\(num_batches=…\) must be an integer ≥ 1"),
         ({"num_decays": -1}, r"JKOICNN\(num_decays=…\) must be an integer ≥ 0"),
         ({"learning_rate": 0}, r"JKOICNN\(learning_rate=…\) must be a number in \(0, inf\)"),
-        ({"samples": "cache"}, r"JKOICNN\(samples=…\) must be 'cached' or 'fresh'; got 'cache'. Did you mean 'cached'"),
+        (
+            {"samples": "cache"},
+            r"JKOICNN\(samples=…\) must be 'cached' or 'redrawn' or 'fresh'; got 'cache'. Did you mean 'cached'",
+        ),
         ({"log_det": "hutch"}, r"JKOICNN\(log_det=…\) must be 'exact' or 'stochastic'; got 'hutch'"),
         ({"dtype": torch.float16}, r"JKOICNN\(dtype=…\) must be torch\.float64 or torch\.float32"),
         ({"device": "gpu"}, r"JKOICNN\(device=…\) must be 'cpu' or 'cuda'"),
