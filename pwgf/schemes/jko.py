@@ -98,7 +98,7 @@ class JKOICNN(JKOReplay):
         map: ConvexGradient | None = None,
         num_samples: int = 1024,
         samples: str = "cached",
-        num_batches: int = 8,
+        num_batches: int = 16,
         num_eval: int = 4096,
         learning_rate: float = 2e-2,
         max_iterations: int = 500,

@@ -199,8 +199,9 @@ def minimise(
 ) -> Minimum:
     """Adam from θ, its rate lowered at plateaus of J on held-out samples, which also choose the best θ on the way.
 
-    Every `patience` iterations J is looked at; when it has fallen by less than 1e-3 of the whole descent from the
-    identity since the last look, the rate falls to a quarter, and after `num_decays` such falls the search ends.
+    Every `patience` iterations J is looked at, at the mean of the iterates since the last look. When it has fallen by
+    less than 1e-3 of the whole descent from the identity, θ goes on from that mean at a quarter of the rate; after
+    `num_decays` such falls the search ends.
 
     Args:
         objective: J.
@@ -222,6 +223,7 @@ def minimise(
         start = float(objective(theta, held_out))
     best = last = start if math.isfinite(start) else math.inf
     found, rate, decays, iteration = theta.clone(), settings.learning_rate, 0, 0
+    mean, looked = theta.clone(), 0  # of the iterates since the last look: it averages the noise of the batches
     while iteration < settings.max_iterations and decays <= settings.num_decays:
         value, slope = _slope(objective, theta, batch(iteration), log_det)
         if not (math.isfinite(value) and bool(torch.isfinite(slope).all())):
@@ -233,14 +235,17 @@ def minimise(
         theta.addcdiv_(first, second.sqrt().add_(_TINY), value=-rate * unbias)
         if project is not None:
             project(theta)
+        mean.lerp_(theta, 1 / (iteration - looked))
         if iteration % settings.patience and iteration < settings.max_iterations:
             continue
         with torch.no_grad():
-            value = float(objective(theta, held_out))
+            value = float(objective(mean, held_out))
         if value < best:
-            best, found = value, theta.clone()
+            best, found = value, mean.clone()
         if not value < last - _GAIN * abs(identity - best):
             rate, decays = rate * _LOWER, decays + 1
+            theta.copy_(mean)
+        looked = iteration
         last = min(value, last) if math.isfinite(value) else last
     return Minimum(found, best, start, iteration, rate)
 
