@@ -10,7 +10,7 @@ from flow_helpers import assert_same_rows
 from scipy.linalg import solveh_banded
 
 import pwgf
-from pwgf import energies, maps, problems, schemes
+from pwgf import cli, energies, maps, problems, schemes
 from pwgf.accuracy import errors
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from pwgf.schemes.jko_inner import exact_log_det, stochastic_log_det
@@ -265,6 +265,15 @@ def test_resume_is_exact_to_the_bit(samples, tmp_path):
     read = pwgf.load(out)
     assert torch.equal(read.sample(2.5 * H, 50), whole.sample(2.5 * H, 50))
     assert read.sample(H, 5).dtype == torch.float32
+
+
+def test_a_run_is_described_by_its_scheme(tmp_path, capsys):
+    out = tmp_path / "run.h5"
+    pwgf.solve(small(max_iterations=1), [0.0, H], out=out, progress=False)
+    cli.main(["info", str(out)])
+    said = capsys.readouterr().out
+    assert "JKOICNN with QuadraticICNN" in said
+    assert "1 inner iterations" in said
 
 
 def test_another_map_does_not_read_the_file(tmp_path):
