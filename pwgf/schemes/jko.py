@@ -59,7 +59,7 @@ class JKOICNN(JKOReplay):
         map: another `ConvexGradient` family for ∇ψ, e.g. `maps.ConvexRidge(dim)` or `maps.GradientICNN(dim)`.
         num_samples: of an inner iteration.
         samples: `cached`, `redrawn` or `fresh`.
-        num_batches: batches of a step among which the iterations rotate.
+        num_batches: batches of a step among which the iterations rotate; None means 5·d, at least 16 and at most 64.
         num_eval: held-out samples, on which each row's energy is measured; the first num_samples of them judge Adam.
         learning_rate: of Adam at the start of a step.
         max_iterations: most inner iterations of a step.
@@ -98,7 +98,7 @@ class JKOICNN(JKOReplay):
         map: ConvexGradient | None = None,
         num_samples: int = 1024,
         samples: str = "cached",
-        num_batches: int = 16,
+        num_batches: int | None = None,
         num_eval: int = 4096,
         learning_rate: float = 2e-2,
         max_iterations: int = 500,
@@ -111,6 +111,7 @@ class JKOICNN(JKOReplay):
         _check_members(energy, reference, map)
         _check_choice("samples", samples, ["cached", "redrawn", "fresh"])
         _check_choice("log_det", log_det, ["exact", "stochastic"])
+        num_batches = min(64, max(16, 5 * reference.dim)) if num_batches is None else num_batches
         counts = {"num_samples": num_samples, "num_batches": num_batches, "num_eval": num_eval}
         counts |= {"max_iterations": max_iterations, "patience": patience}
         for name, value in counts.items():
