@@ -22,10 +22,11 @@ from .errors import (
 from .flow import solve
 from .loop import evolve
 from .measures import Barenblatt, Gaussian
-from .schemes import PWGF, EulerMaruyama
+from .schemes import JKOICNN, PWGF, EulerMaruyama
 from .trajectory import Trajectory, load
 
 __all__ = [
+    "JKOICNN",
     "PWGF",
     "Barenblatt",
     "ConfigError",

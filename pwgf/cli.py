@@ -256,7 +256,8 @@ def _about(run: Trajectory) -> list[str]:
     energy = run.config["scheme"]["energy"]
     kinds = " + ".join(str(term["name"]) for term in energy.get("terms", [energy]))
     rejected = _last(run, "num_rejected")
-    work = f"{_last(run, 'num_stages'):.0f} right sides" + (f", {rejected:.0f} steps rejected" if rejected > 0 else "")
+    unit = "inner iterations" if "h" in run.config["scheme"] else "right sides"
+    work = f"{_last(run, 'num_stages'):.0f} {unit}" + (f", {rejected:.0f} steps rejected" if rejected > 0 else "")
     return [
         plots.title(run),
         f"Rows: {len(run)}, from t = {run.t[0]:g} to {run.t[-1]:g}; {work}, {_last(run, 'wall_time'):.3g} s",

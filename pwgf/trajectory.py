@@ -325,7 +325,11 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
                 f"load({name}=…): the run has dimension {record.dim}; got a {name} with dim = {given.dim}. Give the "
                 "one that it was solved with."
             )
-    if map is not None and map.num_params != record.num_params and record.config["scheme"]["name"] == "PWGF":
+    if (
+        map is not None
+        and map.num_params != record.num_params
+        and record.config["scheme"]["name"] in ("PWGF", "JKOICNN")
+    ):
         raise ShapeError(
             f"load(map=…): the run has {record.num_params} parameters; got a map with {map.num_params}. Give the one "
             "that it was solved with."

@@ -14,6 +14,7 @@ from .from_flow import FromFlow
 from .from_module import FromModule
 from .icnn import GradientICNN
 from .neural_ode import NeuralODE
+from .quadratic_icnn import QuadraticICNN
 from .residual import ResidualMLP
 
 __all__ = [
@@ -29,12 +30,14 @@ __all__ = [
     "Linearisation",
     "NeuralODE",
     "PushForward",
+    "QuadraticICNN",
     "ResidualMLP",
     "from_config",
 ]
 
 _SHELF: dict[str, type[PushForward]] = {
-    cls.__name__: cls for cls in (Affine, Composed, ConvexRidge, CouplingFlow, GradientICNN, NeuralODE, ResidualMLP)
+    cls.__name__: cls
+    for cls in (Affine, Composed, ConvexRidge, CouplingFlow, GradientICNN, NeuralODE, QuadraticICNN, ResidualMLP)
 }
 
 

@@ -7,14 +7,28 @@ from typing import Any
 import torch
 
 from .. import maps, measures
-from ..errors import SchemaError
+from ..errors import ConfigError, SchemaError
 from ..maps.base import PushForward
+from ..maps.convex import ConvexGradient
 from ..measures import Reference
 from .base import MapReplay, Replay, Row, Scheme
+from .jko import JKOICNN
+from .jko_replay import JKOReplay
 from .particles import EulerMaruyama, ParticleReplay
 from .pwgf import PWGF
 
-__all__ = ["PWGF", "EulerMaruyama", "MapReplay", "ParticleReplay", "Replay", "Row", "Scheme", "replay"]
+__all__ = [
+    "JKOICNN",
+    "PWGF",
+    "EulerMaruyama",
+    "JKOReplay",
+    "MapReplay",
+    "ParticleReplay",
+    "Replay",
+    "Row",
+    "Scheme",
+    "replay",
+]
 
 
 def replay(config: dict[str, Any], *, map: PushForward | None = None, reference: Reference | None = None) -> Replay:
@@ -32,6 +46,14 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
     dtype = getattr(torch, config["dtype"])
     if config["name"] == "PWGF":
         return MapReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
+    if config["name"] == "JKOICNN":
+        family = map if map is not None else maps.from_config(config["map"])
+        if not isinstance(family, ConvexGradient):
+            raise ConfigError(
+                f"this run needs its own family of convex gradients, {config['map']['name']}, to be read; got "
+                f"{type(family).__name__}. Hand over the map that the run was solved with."
+            )
+        return JKOReplay(family, reference, dtype)
     if config["name"] == "EulerMaruyama":
         return ParticleReplay(reference, dtype)
     raise SchemaError(

@@ -50,6 +50,8 @@ MEMBERS = {
     "NeuralODE3-rk4": lambda: maps.NeuralODE(3, width=5, num_steps=2, method="rk4", gain=0.3),
     "NeuralODE3-series": lambda: maps.NeuralODE(3, width=4, log_det="series", num_probes=3, num_terms=20),
     "Composed2-flows": lambda: maps.Composed([maps.NeuralODE(2, width=4), maps.CouplingFlow(2, width=4)]),
+    "QuadraticICNN1": lambda: maps.QuadraticICNN(1, width=5, rank=1),
+    "QuadraticICNN3": lambda: maps.QuadraticICNN(3, width=6, rank=2, gain=2.0, floor=0.01),
     "Composed2": lambda: maps.Composed([maps.Affine(2), maps.ResidualMLP(2, width=6), maps.ConvexRidge(2, width=5)]),
     "Composed3-one-moves": lambda: maps.Composed([maps.Affine(3), maps.ConvexRidge(3, width=5)] * 2, moving=[1]),
     "Composed2-icnn": lambda: maps.Composed([maps.GradientICNN(2, width=5), maps.Affine(2)]),
@@ -70,7 +72,7 @@ def starts_to_rounding(map: maps.PushForward) -> bool:
     """Whether the identity at the start is a sum that rounds."""
     parts = map.maps if isinstance(map, maps.Composed) else [map]
     splines = any(isinstance(part, maps.CouplingFlow) and part.kind == "spline" for part in parts)
-    return splines or any(isinstance(part, (maps.ConvexRidge, maps.GradientICNN)) for part in parts)
+    return splines or any(isinstance(part, (maps.ConvexRidge, maps.GradientICNN, maps.QuadraticICNN)) for part in parts)
 
 
 def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Tensor:

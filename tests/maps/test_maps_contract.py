@@ -34,7 +34,7 @@ def has_random_start(map):
         return any(has_random_start(map.maps[k]) for k in map.moving)
     flow = isinstance(map, maps.NeuralODE) or (isinstance(map, maps.CouplingFlow) and map.dim > 1)
     residual = isinstance(map, maps.ResidualMLP) and (map.depth > 1 or map.axis_share < 1)
-    return residual or flow or isinstance(map, (maps.ConvexRidge, maps.GradientICNN))
+    return residual or flow or isinstance(map, (maps.ConvexRidge, maps.GradientICNN, maps.QuadraticICNN))
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
@@ -117,7 +117,7 @@ def test_layers_give_the_tangent_exactly(name):
             "FromFlow2-autoregressive",
             "FromFlow2-spline",
         )
-        assert name in plain or name.startswith("GradientICNN")
+        assert name in plain or name.startswith(("GradientICNN", "QuadraticICNN"))
         return
     eta = points(1, map.num_params, 1)[0]
     moved = torch.stack([layer.push(eta) for layer in linear.layers()]).sum(0)
