@@ -22,11 +22,12 @@ from .errors import (
 from .flow import solve
 from .loop import evolve
 from .measures import Barenblatt, Gaussian
-from .schemes import PWGF, EulerMaruyama
+from .schemes import PWGF, SWJKO, EulerMaruyama
 from .trajectory import Trajectory, load
 
 __all__ = [
     "PWGF",
+    "SWJKO",
     "Barenblatt",
     "ConfigError",
     "EulerMaruyama",

@@ -13,8 +13,9 @@ from ..measures import Reference
 from .base import MapReplay, Replay, Row, Scheme
 from .particles import EulerMaruyama, ParticleReplay
 from .pwgf import PWGF
+from .swjko import SWJKO
 
-__all__ = ["PWGF", "EulerMaruyama", "MapReplay", "ParticleReplay", "Replay", "Row", "Scheme", "replay"]
+__all__ = ["PWGF", "SWJKO", "EulerMaruyama", "MapReplay", "ParticleReplay", "Replay", "Row", "Scheme", "replay"]
 
 
 def replay(config: dict[str, Any], *, map: PushForward | None = None, reference: Reference | None = None) -> Replay:
@@ -30,9 +31,9 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
     """
     reference = reference if reference is not None else measures.from_config(config["reference"])
     dtype = getattr(torch, config["dtype"])
-    if config["name"] == "PWGF":
+    if config["name"] == "PWGF" or (config["name"] == "SWJKO" and "map" in config):
         return MapReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
-    if config["name"] == "EulerMaruyama":
+    if config["name"] in ("EulerMaruyama", "SWJKO"):
         return ParticleReplay(reference, dtype)
     raise SchemaError(
         f"the file was written by scheme {config['name']!r}, which this version of pwgf does not know; update pwgf."
