@@ -48,7 +48,7 @@ def save(run: Trajectory, out: str | os.PathLike[str], *, problem: Problem | Non
         ConfigError: matplotlib is missing, or the ending is not a format it knows.
         PathError: the folder does not exist or cannot be written.
     """
-    with _style():
+    with style():
         from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415
     endings = sorted(FigureCanvasBase.get_supported_filetypes())
     if os.path.splitext(os.fspath(out))[1].removeprefix(".").lower() not in endings:
@@ -72,7 +72,7 @@ def draw(run: Trajectory, *, problem: Problem | None = None, n: int = 2000) -> A
 
     Args, Raises: as `save`.
     """
-    with _style():
+    with style():
         from matplotlib.figure import Figure  # noqa: PLC0415
 
         problem = accuracy.problem_of(run) if problem is None else problem
@@ -121,7 +121,7 @@ def _settings(run: Trajectory) -> str:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """The house style for the duration of a drawing; ConfigError without matplotlib."""
     try:
         from matplotlib import rc_context  # noqa: PLC0415
