@@ -1,8 +1,8 @@
 """The same flows through every scheme: parameterised flow, minimising movements, particles, beside published curves.
 
 `ornstein-uhlenbeck`: the target Gaussians of the JKO-ICNN study (Mokrov et al., 2021, arXiv 2106.00736), with the
-values that it published for them. `stationary`: SW-JKO run long, 80 steps of .1·d, which is the published step without the
-factor d of the sliced distance (Bonet et al., 2022, arXiv 2110.10972). `ring`: aggregation in the plane.
+values that it published for them. `stationary`: SW-JKO run long, 80 steps of .1·d, which is the published step without
+the factor d of the sliced distance (Bonet et al., 2022, arXiv 2110.10972). `ring`: aggregation in the plane.
 
     python -m experiments.compare ornstein-uhlenbeck    # results/compare/ou.h5 and ou.png
     python -m experiments.compare stationary            # results/compare/stationary.h5

@@ -228,7 +228,7 @@ def compare(
         raise ConfigError(f"compare(members=…) needs a list of problems out of pwgf.problems; got {members!r:.60}.")
     if out is not None and os.path.exists(out) and not overwrite:
         raise PathError(f"compare(out={os.fspath(out)!r}): a file is there already; give overwrite=True.")
-    given = None if times is None else check_times(times, "compare")
+    given = None if times is None else _checked_times(times, members)
     config = {"methods": list(makes), "problems": [p.to_config() for p in members], "seeds": list(seeds)}
     table, judge = Comparison([], config), _Judge(num_samples)
     for problem, variant in _variants(members):
@@ -243,6 +243,18 @@ def compare(
                 if tell is not None:
                     tell(member.told(found))
     return table
+
+
+def _checked_times(times: Sequence[float], members: Sequence[Problem]) -> np.ndarray:
+    """times as float64; ConfigError unless there are two or more, from the start of every problem on."""
+    t = check_times(times, "compare")
+    starts = sorted({float(problem.times[0]) for problem in members})
+    if len(t) < 2 or any(abs(t[0] - start) > 1e-9 for start in starts):
+        raise ConfigError(
+            f"compare(times=…) needs two or more times, the first the problem's start ({starts[0]:g}); "
+            f"got {t.tolist()}."
+        )
+    return t
 
 
 def _variants(members: Sequence[Problem]) -> list[tuple[Problem, int]]:

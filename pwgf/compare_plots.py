@@ -74,6 +74,8 @@ def draw(table: Comparison, *, dim: int | None = None) -> Any:
             panels[2].set_title(f"t = {last:g}")
         _curves(panels[-1], looks, at_end, "cpu_seconds", lambda s: s.dim, "dimension d")
         panels[-1].set_title(f"to t = {last:g}")
+        for panel in (*panels[2:-1], panels[-1]):
+            panel.set_xticks(dims)
         handles: dict[str, Any] = {}
         for panel in panels:
             found, labels = panel.get_legend_handles_labels()
@@ -109,7 +111,7 @@ def _curves(
         floor = [(at(s), s.values.get(f"{name}_floor", math.nan)) for s in own]
         floor = [(x, y) for x, y in floor if y > 0]
         if floor:
-            panel.plot(*zip(*floor, strict=True), ls=":", color=look["color"], lw=1.2)
+            panel.plot(*zip(*floor, strict=True), ls=":", color=look["color"], lw=1.2, label="dotted: floor")
     panel.set(xlabel=xlabel, ylabel=_LABELS[name])
     if panel.lines:
         panel.set_yscale("log")

@@ -48,9 +48,10 @@ def write_table(
         for name, values in columns.items():
             text = len(values) > 0 and isinstance(values[0], str)
             put(file, f"columns/{name}", to_json(call, list(values)) if text else np.asarray(values, dtype=np.float64))
-    disk = Disk()
-    make_folder(disk, os.path.dirname(path))
-    disk.publish(path, image.getvalue())
+    disk, data = Disk(), image.getvalue()
+    with disk.telling(path, path + ".tmp", len(data)):
+        make_folder(disk, os.path.dirname(path))
+        disk.publish(path, data)
     return path
 
 
