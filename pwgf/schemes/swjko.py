@@ -41,8 +41,9 @@ class SWJKO:
     samples of λ, the old one without gradient, and at fresh directions, drawn as orthonormal frames, at every iteration
     of an inner Adam, which starts from ρ_k and stops where the objective no longer falls (`schemes.descent`).
 
-    What it is not: the flow of F in W₂. Both share the minimiser of F and, for F quadratic, the path of the mean; the
-    shape moves along another path (its covariance is up to 20 % off half-way in d = 10, however small τ), and each step
+    What it is not: the flow of F in W₂, however small τ. Both share the minimiser of F and, for a quadratic potential,
+    the path of the mean; the shape moves along another path: seen from an isotropic Gaussian, changes of size run at
+    the right pace and changes of shape (d+2)/2 times too fast, since d·SW₂² is 2/(d+2) of W₂² for these. And each step
     is of first order in τ. `PWGF` follows the trajectory.
 
     A step never passes the next stored time; where that is no multiple of τ, the last step before it is shortened. θ̇ of

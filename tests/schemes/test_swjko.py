@@ -97,6 +97,22 @@ def test_translated_particles_cost_what_the_distance_says():
     assert float(value) == pytest.approx(0.25 / 0.2)
 
 
+@pytest.mark.parametrize("dim", [2, 5])
+def test_the_sliced_distance_sees_changes_of_shape_too_cheaply(dim):
+    """N(0, I) stretched by I + εS: d·SW₂²/W₂² = (2 tr S² + (tr S)²)/((d+2) tr S²), from E⟨u, Su⟩² on the sphere.
+
+    With ε far above the spacing of the samples: below it they keep their order, and the distance is that of the pairs.
+    """
+    z = pwgf.Gaussian(dim).matched_sample(4000, torch.Generator().manual_seed(0))
+    directions = frames(100 * dim, dim, torch.Generator().manual_seed(1))
+    shape = torch.zeros(dim, dtype=torch.float64)
+    shape[:2] = torch.tensor([1.0, -1.0])
+    for stretch, ratio in ((torch.ones(dim, dtype=torch.float64), 1.0), (shape, 2 / (dim + 2))):
+        moved = z * (1 + 0.1 * stretch)
+        apart = dim * float(distances.sliced_w2(moved, z, directions=directions))
+        assert apart / (1e-2 * float(stretch.square().sum())) == pytest.approx(ratio, rel=0.1)
+
+
 def test_without_prox_each_step_descends_the_energy_alone():
     free = pwgf.solve(scheme(prox=None), [0.0, 0.1], progress=False)
     held = pwgf.solve(scheme(), [0.0, 0.1], progress=False)
@@ -248,7 +264,7 @@ def test_a_map_without_a_density_is_told_at_the_start():
 
 
 def test_a_nan_in_the_inner_optimisation_is_told_and_not_stored(tmp_path):
-    """V is NaN beyond x = 1, where the second step takes the samples."""
+    """V is NaN beyond x = 5, where a later step takes the first samples: the rows before it stay."""
     wall = energies.Potential(lambda x: torch.where(x < 5, (x - 9).square(), math.nan).sum(-1) / 2)
     wild = scheme(energy=wall)
     with pytest.raises(
