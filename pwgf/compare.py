@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from . import accuracy, distances, maps, storage
 from .errors import ConfigError, ParallelError, PathError, PWGFError, StorageError, nearest
 from .flow import solve
 from .loop import check_times
+from .parallel import world
 from .problems import Law, Problem
 from .schemes import PWGF, SWJKO, EulerMaruyama, Scheme
 from .schemes.base import check_integer
@@ -239,7 +241,7 @@ def compare(
                 found = member.entries(judge, None if runs is None else os.fspath(runs))
                 table.entries.extend(found)
                 if out is not None:
-                    table.save(out)
+                    world().on_first(functools.partial(table.save, out))
                 if tell is not None:
                     tell(member.told(found))
     return table
@@ -286,10 +288,13 @@ class _Member:
             entry: Entry = {**dict.fromkeys(NUMBERS, math.nan), **dict.fromkeys(TEXTS, "")}
             entry.update(method=self.method, dim=float(self.problem.dim), variant=float(self.variant))
             entry.update(seed=float(self.seed), t=float(t), failed=0.0)
-            if run is not None and k < rows:
-                entry.update(judge.scores(run, self.problem, k))
-            else:
-                entry.update(failed=1.0, message=message)
+            try:
+                if run is not None and k < rows:
+                    entry.update(judge.scores(run, self.problem, k))
+                else:
+                    entry.update(failed=1.0, message=message)
+            except PWGFError as error:  # a law that cannot be read back: the member's failure, not the comparison's
+                entry.update(failed=1.0, message=f"{type(error).__name__}: {error}")
             found.append(entry)
         return found
 

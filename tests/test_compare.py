@@ -11,7 +11,7 @@ import torch
 import pwgf
 from pwgf import cli, compare_plots, distances, energies, maps, problems
 from pwgf.compare import METHODS, NUMBERS, Comparison, compare, even_step
-from pwgf.errors import ConfigError, PathError, SchemaError, StorageError
+from pwgf.errors import ConfigError, PathError, SchemaError, SolverError, StorageError
 
 TIMES = [0.0, 0.05, 0.1]
 OU = problems.OrnsteinUhlenbeck(2)
@@ -38,6 +38,19 @@ def breaks(problem, times):
 
 def out_of_memory(problem, times):
     raise RuntimeError("no memory is left")
+
+
+class Unreadable(pwgf.EulerMaruyama):
+    """Its law cannot be read back after the start."""
+
+    def push(self, rows, t, z):
+        if t > 0:
+            raise SolverError("the map has no inverse")
+        return super().push(rows, t, z)
+
+
+def unreadable(problem, times):
+    return Unreadable(problem.energy, problem.reference, num_samples=300, dt=0.01)
 
 
 ALL = {"affine": affine, "particles": particles, "refused": refused, "breaks": breaks, "memory": out_of_memory}
@@ -118,6 +131,12 @@ def test_rows_before_a_failure_are_scored(stored, tmp_path):
         assert found.tolist() == [0, 0, 1]
     assert "drift is NaN" in of(again, "breaks", "message")[2]
     assert np.isfinite(of(again, "breaks", "bures_w2")[:2]).all()
+
+
+def test_laws_that_cannot_be_read_are_failures():
+    table = compare([OU], {"unreadable": unreadable}, times=TIMES, num_samples=100)
+    assert of(table, "unreadable", "failed").tolist() == [0, 1, 1]
+    assert of(table, "unreadable", "message")[1] == "SolverError: the map has no inverse"
 
 
 def test_lines_are_medians_and_say_what_failed(stored):
