@@ -147,7 +147,7 @@ class Comparison:
         return [_summary(*key, members) for key, members in groups.items()]
 
     def lines(self) -> list[str]:
-        """A Markdown table of the medians, with what failed and why below it."""
+        """A Markdown table of the medians, with what failed and why, and other remarks, below it."""
         head = [
             "method", "d", "t", "symmetric KL", "floor", "by", "Bures–W₂", "floor", "energy distance", "floor", "CPU s",
             "work", "failed",
@@ -159,13 +159,16 @@ class Comparison:
             cost = [_count(s.values["cpu_seconds"]), _count(s.values["work"])]
             failed = f"{s.failed} of {s.members}" if s.failed else "–"
             table.append("| " + " | ".join([s.method, str(s.dim), f"{s.t:g}", *kl, *rest, *cost, failed]) + " |")
-        seen = dict.fromkeys(_failure(entry) for entry in self.entries if entry["failed"])
+        seen = dict.fromkeys(_remark(entry) for entry in self.entries if entry["message"])
         return [*table, *([""] if seen else []), *seen]
 
 
-def _failure(entry: Entry) -> str:
+def _remark(entry: Entry) -> str:
     variant = f", problem {entry['variant']:.0f}" if entry["variant"] else ""
-    return f"Failed: {entry['method']}, d = {entry['dim']:.0f}{variant}, seed {entry['seed']:.0f}: {entry['message']}"
+    member = f"{entry['method']}, d = {entry['dim']:.0f}"
+    if not entry["failed"]:
+        return f"{member}: {entry['message']}"
+    return f"Failed: {member}{variant}, seed {entry['seed']:.0f}: {entry['message']}"
 
 
 def _summary(method: str, dim: float, t: float, members: list[Entry]) -> Summary:

@@ -206,7 +206,10 @@ def test_the_figure_shows_the_medians_of_the_file(stored):
 def test_published_values_are_dashed(stored):
     _, table, _ = stored
     theirs = {**table.entries[0], "method": "theirs", "kind": "published", "sym_kl": 0.1, "t": 0.1, "dim": 2.0}
-    figure = compare_plots.draw(Comparison([*table.entries, theirs], {}), dim=2)
+    theirs["message"] = "5 s on a GPU"
+    both = Comparison([*table.entries, theirs], {})
+    assert "theirs, d = 2: 5 s on a GPU" in both.lines()
+    figure = compare_plots.draw(both, dim=2)
     (curve,) = [line for line in figure.axes[0].lines if line.get_label() == "theirs"]
     assert curve.get_linestyle() == "--" and curve.get_ydata() == pytest.approx([0.1])
 
