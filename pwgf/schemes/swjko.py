@@ -37,9 +37,10 @@ class SWJKO:
     r"""Sliced-Wasserstein minimising movements of an energy, by a push-forward map or by particles.
 
     ρ_{k+1} = argmin_ρ d·SW₂²(ρ, ρ_k)/(2τ) + F(ρ), where SW₂² is the mean of W₂² over directions. The factor d makes τ
-    a step of physical time: under a quadratic potential the mean moves by exactly implicit Euler with step τ. Both laws are seen at the same fresh
-    samples of λ, the old one without gradient, and at fresh directions, drawn as orthonormal frames, at every iteration
-    of an inner Adam, which starts from ρ_k and stops where the objective no longer falls (`schemes.descent`).
+    a step of physical time: under a quadratic potential the mean moves by exactly implicit Euler with step τ. Both laws
+    are seen at the same fresh samples of λ, the old one without gradient, and at fresh directions, drawn as orthonormal
+    frames, at every iteration of an inner Adam, which starts from ρ_k and stops where the objective no longer falls
+    (`schemes.descent`).
 
     What it is not: the flow of F in W₂, however small τ. Both share the minimiser of F and, for a quadratic potential,
     the path of the mean; the shape moves along another path: seen from an isotropic Gaussian, changes of size run at
