@@ -16,10 +16,12 @@ from .jko import JKOICNN
 from .jko_replay import JKOReplay
 from .particles import EulerMaruyama, ParticleReplay
 from .pwgf import PWGF
+from .swjko import SWJKO
 
 __all__ = [
     "JKOICNN",
     "PWGF",
+    "SWJKO",
     "EulerMaruyama",
     "JKOReplay",
     "MapReplay",
@@ -44,7 +46,7 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
     """
     reference = reference if reference is not None else measures.from_config(config["reference"])
     dtype = getattr(torch, config["dtype"])
-    if config["name"] == "PWGF":
+    if config["name"] == "PWGF" or (config["name"] == "SWJKO" and "map" in config):
         return MapReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
     if config["name"] == "JKOICNN":
         family = map if map is not None else maps.from_config(config["map"])
@@ -54,7 +56,7 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
                 f"{type(family).__name__}. Hand over the map that the run was solved with."
             )
         return JKOReplay(family, reference, dtype)
-    if config["name"] == "EulerMaruyama":
+    if config["name"] in ("EulerMaruyama", "SWJKO"):
         return ParticleReplay(reference, dtype)
     raise SchemaError(
         f"the file was written by scheme {config['name']!r}, which this version of pwgf does not know; update pwgf."
