@@ -12,6 +12,7 @@ Each writes its trajectories and a picture drawn from them; runs that are there 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import matplotlib
@@ -27,13 +28,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 TIMES = (0.0, 0.1, 0.5, 0.9)
+FAMILIES = {
+    "residual": maps.ResidualMLP,
+    "affine": maps.Affine,
+    "coupling": maps.CouplingFlow,
+    "spline": partial(maps.CouplingFlow, kind="spline"),
+    "ode": maps.NeuralODE,
+}
 
 
 def ornstein_uhlenbeck(
     dims: tuple[int, ...] = (1, 2, 4, 8, 12),
     targets: tuple[int, ...] = (0, 1, 2),
     tolerances: tuple[float, ...] = (1e-4, 1e-5),
-    map: Literal["residual", "affine"] = "residual",
+    map: Literal["residual", "affine", "coupling", "spline", "ode"] = "residual",
     seed: int = 0,
 ) -> None:
     """Symmetric KL to the exact Gaussian law.
@@ -42,7 +50,7 @@ def ornstein_uhlenbeck(
         dims: dimensions, 1 to 12.
         targets: numbers of the study's targets, 0 to 14.
         tolerances: rms displacement error per substep, in units of x.
-        map: the default residual map, or the affine one that holds the exact solution.
+        map: the default residual map, the affine one that holds the exact solution, or a flow (coupling flows: d ≥ 2).
         seed: of the runs.
     """
     rows, scores = [], {}
@@ -51,8 +59,7 @@ def ornstein_uhlenbeck(
             cov, mean = ou_target(d, k)
             problem = problems.OrnsteinUhlenbeck(d, cov=cov, mean=mean)
             for tolerance in tolerances:
-                family = maps.ResidualMLP(d) if map == "residual" else maps.Affine(d)
-                scheme = pwgf.PWGF(problem.energy, family, problem.reference, tolerance=tolerance)
+                scheme = pwgf.PWGF(problem.energy, FAMILIES[map](d), problem.reference, tolerance=tolerance)
                 name = f"fokker_planck/ou-{map}-d{d}-target{k}-{tolerance:g}"
                 run = solved(name, problem, scheme, TIMES, seed)
                 score = {t: sym_kl(run, problem, t) for t in (0.5, 0.9)}

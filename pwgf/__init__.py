@@ -22,11 +22,13 @@ from .errors import (
 from .flow import solve
 from .loop import evolve
 from .measures import Barenblatt, Gaussian, UniformBall, Unnormalised
-from .schemes import PWGF, EulerMaruyama
+from .schemes import JKOICNN, PWGF, SWJKO, EulerMaruyama
 from .trajectory import Trajectory, load
 
 __all__ = [
+    "JKOICNN",
     "PWGF",
+    "SWJKO",
     "Barenblatt",
     "ConfigError",
     "EulerMaruyama",

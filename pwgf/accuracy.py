@@ -26,6 +26,13 @@ def problem_of(run: Trajectory) -> Problem | None:
     return from_config(config) if config else None
 
 
+def num_particles(run: Trajectory) -> int | None:
+    """How many particles the run's rows hold; None where they hold parameters of maps."""
+    stored = run.config["scheme"]
+    moved = stored["name"] == "EulerMaruyama" or (stored["name"] == "SWJKO" and "map" not in stored)
+    return int(stored["num_samples"]) if moved else None
+
+
 def errors(
     run: Trajectory, problem: Problem, n: int = 4000, seed: int = 0, rows: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:
@@ -61,9 +68,9 @@ def errors(
         M. Gelbrich, On a formula for the L² Wasserstein metric between measures on Euclidean and Hilbert spaces, 1990.
     """
     _check(run, problem, n)
-    stored = run.config["scheme"]
-    if stored["name"] == "EulerMaruyama":
-        n = min(n, int(stored["num_samples"]))
+    particles = num_particles(run)
+    if particles is not None:
+        n = min(n, particles)
     start = problem.exact(float(problem.times[0]))
     z = problem.reference.sample(n, torch.Generator().manual_seed(seed))
     has_energy = "energy" in run.names
@@ -139,7 +146,7 @@ class _At:
 
 def _sym_kl(run: Trajectory, problem: Problem, t: float, law: Law, n: int, seed: int) -> float:
     """KL + KL, or NaN: particles have no density, folded maps none that is true, and on different supports it is ∞."""
-    if run.config["scheme"]["name"] == "EulerMaruyama" or not law.has_density:
+    if num_particles(run) is not None or not law.has_density:
         return math.nan
     ours = _At(run, problem, t)
     if not bool(torch.isfinite(law.log_density(ours.sample(n, torch.Generator().manual_seed(seed)))).all()):

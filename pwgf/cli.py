@@ -1,6 +1,6 @@
 """The command line: `pwgf run` solves a problem with a known answer, `pwgf info` and `pwgf plot` read a run's file.
 
-The commands that look after the file itself are in `cli_files`.
+The commands that look after the file itself are in `cli_files`, `pwgf compare` is in `cli_compare`.
 """
 
 from __future__ import annotations
@@ -18,23 +18,14 @@ import tyro
 
 from . import accuracy, maps, plots, problems, storage
 from ._version import __version__
+from .cli_compare import Compare
 from .cli_files import Doctor, Migrate, Pack
-from .errors import ConfigError, PWGFError, nearest
+from .errors import ConfigError, PWGFError
 from .flow import solve
 from .parallel import world
 from .problems import Problem
 from .schemes import PWGF, EulerMaruyama, Scheme
 from .trajectory import Trajectory, load
-
-
-def problem_names() -> dict[str, str]:
-    """What `pwgf run` calls each problem of `problems.names()`.
-
-    Example:
-        >>> list(problem_names())[:4]
-        ['ornstein-uhlenbeck', 'styblinski-tang', 'barenblatt', 'aggregation']
-    """
-    return {re.sub(r"(?<!^)(?=[A-Z])", "-", name.removesuffix("Flow")).lower(): name for name in problems.names()}
 
 
 @dataclass(frozen=True)
@@ -118,6 +109,7 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Plot, tyro.conf.subcommand("plot")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Migrate, tyro.conf.subcommand("migrate")]
@@ -167,7 +159,7 @@ def _run(settings: Run) -> None:
     problem = _problem(settings)
     times = _times(settings, problem)
     scheme = _scheme(settings, problem, float(times[-1] - times[0]))
-    name = next(short for short, full in problem_names().items() if full == problem.name)
+    name = next(short for short, full in problems.short_names().items() if full == problem.name)
     out = settings.out or f"results/{name}-d{problem.dim}.h5"
     resume, overwrite = settings.resume, settings.overwrite
     run = solve(scheme, times, out=out, seed=settings.seed, resume=resume, overwrite=overwrite, problem=problem)
@@ -179,21 +171,15 @@ def _run(settings: Run) -> None:
 
 
 def _problem(settings: Run) -> Problem:
-    short = problem_names()
-    known = {**short, **{name.lower(): name for name in problems.names()}}
-    key = settings.problem.lower()
-    if key not in known:
-        raise ConfigError(
-            f"pwgf run needs a problem out of {', '.join(short)}; got {settings.problem!r}.{nearest(key, short)}"
-        )
-    wanted = {"StyblinskiTang": "c", "BarenblattFlow": "m"}.get(known[key])
     given = {name: getattr(settings, name) for name in ("c", "m") if getattr(settings, name) is not None}
+    kind = type(problems.find(settings.problem, "pwgf run", dim=settings.dim)).__name__
+    wanted = {"StyblinskiTang": "c", "BarenblattFlow": "m"}.get(kind)
     for name in given:
         if name != wanted:
             raise ConfigError(
                 f"pwgf run {settings.problem} has no parameter --{name}; got {given[name]:g}. Leave it out."
             )
-    return problems.from_config({"name": known[key], "dim": settings.dim, **given})
+    return problems.find(settings.problem, "pwgf run", dim=settings.dim, **given)
 
 
 def _times(settings: Run, problem: Problem) -> np.ndarray:
@@ -257,7 +243,8 @@ def _about(run: Trajectory) -> list[str]:
     energy = run.config["scheme"]["energy"]
     kinds = " + ".join(str(term["name"]) for term in energy.get("terms", [energy]))
     rejected = _last(run, "num_rejected")
-    work = f"{_last(run, 'num_stages'):.0f} right sides" + (f", {rejected:.0f} steps rejected" if rejected > 0 else "")
+    unit = "inner iterations" if "h" in run.config["scheme"] else "right sides"
+    work = f"{_last(run, 'num_stages'):.0f} {unit}" + (f", {rejected:.0f} steps rejected" if rejected > 0 else "")
     return [
         plots.title(run),
         f"Rows: {len(run)}, from t = {run.t[0]:g} to {run.t[-1]:g}; {work}, {_last(run, 'wall_time'):.3g} s",

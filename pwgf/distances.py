@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,9 +31,6 @@ class Density(Protocol):
     def log_density(self, x: Tensor) -> Tensor:
         """Log density at x (n, d), (n,)."""
         ...
-
-
-# ---------------------------------------------------------------------------------------------- distances of samples
 
 
 def w2(x: Tensor, y: Tensor) -> Tensor:
@@ -225,9 +223,6 @@ def floor(
     return sum(float(distance(x, y)) for x, y in pairs) / repeats
 
 
-# ------------------------------------------------------------------------------------------------ densities, Gaussians
-
-
 def sym_kl(p: Density, q: Density, n: int = 20_000, generator: torch.Generator | None = None) -> Tensor:
     """Symmetric Kullback–Leibler divergence KL(p‖q) + KL(q‖p) (no factor ½) of two laws with densities.
 
@@ -307,9 +302,6 @@ def bures_w2(mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> Tensor
     return ((mean0 - mean1).square().sum() + (root0 - root1 @ left @ right).square().sum()).sqrt()
 
 
-# ------------------------------------------------------------------------------------------------------------- helpers
-
-
 def _pair(call: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x, y = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64)
     for name, samples in (("x", x), ("y", y)):
@@ -329,13 +321,20 @@ def _pair(call: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _sorted_w2(x: Tensor, y: Tensor) -> Tensor:
     """W₂² of each pair of rows of x (L, n) and y (L, m): ∫ (quantile_x − quantile_y)², (L,)."""
     n, m = x.shape[1], y.shape[1]
-    x, y = x.sort(dim=1).values, y.sort(dim=1).values
+    x, y = _sorted_rows(x), _sorted_rows(y)
     if n == m:
         return (x - y).square().mean(dim=1)
     # Both quantile functions are constant between the levels i/n and j/m; in units of 1/(nm) these are integers.
     levels = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(x.device)
     weights = levels.diff().double() / (n * m)
     return ((x[:, levels[:-1] // m] - y[:, levels[:-1] // n]).square() * weights).sum(dim=1)
+
+
+def _sorted_rows(x: Tensor) -> Tensor:
+    """Each row of x (L, n) in order; on a CPU NumPy sorts them two to three times faster than torch."""
+    if x.device.type != "cpu":
+        return x.sort(dim=1).values
+    return x.gather(1, torch.from_numpy(np.argsort(x.detach().numpy(), axis=1)))
 
 
 def _minus_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ def solve(
         "seed": seed,
         "problem": None if problem is None else problem.to_config(),
     }
+    start = _checked_start(scheme, start, t)
     if start is not None:
-        start = _checked_start(scheme, start)
         config["start"] = {"t": start.t, "counters": dict(start.counters)}
     out = None if out is None else storage.checked_path(out, "solve(out=…)")
     stored = _rows_to_resume(config, out, resume, overwrite, start)
@@ -146,8 +146,15 @@ def _first_state(scheme: Scheme, seed: int, t: np.ndarray, start: State | None) 
     return start
 
 
-def _checked_start(scheme: Scheme, start: State) -> State:
-    """The state in the scheme's dtype and on its device; ConfigError or ShapeError where it is not the scheme's."""
+def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State | None:
+    """The state in the scheme's dtype and on its device; ConfigError or ShapeError where it is not the scheme's.
+
+    A scheme with `check_times` also says whether it can begin there and store rows at t.
+    """
+    if hasattr(scheme, "check_times"):
+        scheme.check_times(t, start if isinstance(start, State) else None)
+    if start is None:
+        return None
     if not isinstance(start, State):
         raise ConfigError(
             f"solve(start=…) needs a State, such as run.state() or scheme.start(seed); got {type(start).__name__}. "

@@ -50,7 +50,7 @@ def save(run: Trajectory, out: str | os.PathLike[str], *, problem: Problem | Non
         ConfigError: matplotlib is missing, or the ending is not a format it knows.
         PathError: the folder does not exist or cannot be written.
     """
-    with _style():
+    with style():
         from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415
     endings = sorted(FigureCanvasBase.get_supported_filetypes())
     if os.path.splitext(os.fspath(out))[1].removeprefix(".").lower() not in endings:
@@ -74,7 +74,7 @@ def draw(run: Trajectory, *, problem: Problem | None = None, n: int = 2000) -> A
 
     Args, Raises: as `save`.
     """
-    with _style():
+    with style():
         from matplotlib.figure import Figure  # noqa: PLC0415
 
         problem = accuracy.problem_of(run) if problem is None else problem
@@ -101,25 +101,29 @@ def title(run: Trajectory) -> str:
     scheme, problem = run.config["scheme"], run.config.get("problem")
     name = _TITLES.get(problem["name"], problem["name"]) if problem else "Wasserstein gradient flow"
     extra = "".join(f", {key} = {problem[key]:g}" for key in ("c", "m") if key in problem) if problem else ""
-    how = f"PWGF with {scheme['map']['name']} ({len(run.theta(run.t[0]))} parameters)" if "map" in scheme else ""
-    how = how or f"{scheme['name']} with {scheme['num_samples']} particles"
+    how = f"{scheme['name']} with {scheme['num_samples']} particles"
+    if "map" in scheme:
+        how = f"{scheme['name']} with {scheme['map']['name']} ({len(run.theta(run.t[0]))} parameters)"
     dim = scheme["reference"].get("dim", "?")
     return f"{name}, d = {dim}{extra} · {how}"
 
 
 def _settings(run: Trajectory) -> str:
     scheme = run.config["scheme"]
-    known = {"method": "{}", "tolerance": "tolerance {:g}", "dt": "dt {:g}", "damping": "damping {:g}", "dtype": "{}"}
+    known = {
+        "method": "{}", "tolerance": "tolerance {:g}", "dt": "dt {:g}", "tau": "tau {:g}", "h": "h {:g}",
+        "damping": "damping {:g}", "dtype": "{}",
+    }  # fmt: skip
     parts = [text.format(scheme[name]) for name, text in known.items() if scheme.get(name) is not None]
     if "map" in scheme:
-        parts.append(f"{scheme['num_samples']} samples a right side")
+        parts.append(f"{scheme['num_samples']} samples a{' right side' if scheme['name'] == 'PWGF' else 'n iteration'}")
     if "wall_time" in run.names:
         parts.append(f"{run['wall_time'][-1]:.3g} s")
     return " · ".join([*parts, f"seed {run.config['seed']}"])
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """The house style for the duration of a drawing; ConfigError without matplotlib."""
     try:
         from matplotlib import rc_context  # noqa: PLC0415
@@ -156,7 +160,9 @@ def _residual(panel: Any, run: Trajectory) -> None:
     panel.set_title("Projection residual: velocity missed")
     residual, folds = _column(run, "projection_residual"), _column(run, "fold_fraction")
     if residual is None:
-        return _say(panel, "particles follow the velocity itself:\nthere is no projection")
+        minimised = run.config["scheme"]["name"] in ("SWJKO", "JKOICNN")
+        why = "each step minimises" if minimised else "particles follow the velocity itself"
+        return _say(panel, f"{why}:\nthere is no projection")
     panel.plot(run.t, _positive(residual), "-o", color=RUN, label="E|Jθ̇ − v|² / E|v|²")
     if folds is not None and folds.max() > 0:
         panel.plot(run.t, np.where(folds > 0, folds, np.nan), "-s", color=EXACT, label="folded samples (share)")

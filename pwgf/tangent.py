@@ -43,6 +43,7 @@ class Tangent:
         self.chunk_size = chunk_size or max(len(self.z), 1)
         self._parts: list[Linearisation] = [map.linearise(self.theta, part) for part in self.z.split(self.chunk_size)]
         self.layered = all(part.layers is not None for part in self._parts)
+        self._once = self.layered and not any(part.repeats for part in self._parts)  # no cross terms within a matrix
 
     def jv(self, eta: Tensor) -> Tensor:
         """Jη: (p,) → (n,d), the velocities that θ̇ = η gives the samples."""
@@ -65,7 +66,7 @@ class Tangent:
     @cached_property
     def _diagonal(self) -> Tensor:
         total = torch.zeros(self.p, dtype=self.dtype, device=self.device)
-        if not self.layered:
+        if not self._once:
             few = self.subset(torch.arange(min(self.n, _FEW_SAMPLES)) * self.n // min(self.n, _FEW_SAMPLES))
             return sum((rows.square().sum(0) for rows in few._rows()), total) / few.n
         for part in self._parts:
@@ -73,7 +74,7 @@ class Tangent:
         return self.group.sum(total) / self.n
 
     def diagonal(self) -> Tensor:
-        """The diagonal of Ĝ, (p,): exact for layered maps, else from at most 64 samples, evenly spaced."""
+        """The diagonal of Ĝ, (p,): exact where every matrix acts once, else from at most 64 samples."""
         return self._diagonal
 
     def trace(self) -> Tensor:
@@ -84,8 +85,8 @@ class Tangent:
         """JJᵀ, (n·d, n·d), rows ordered (sample, coordinate): Σ_layers (a_i·a_j)(g_ik·g_jl)."""
         if self.group.size > 1:  # few samples: every process forms the whole
             return self.subset(torch.arange(self.n)).gram_dual()
-        if not self.layered:
-            rows = torch.cat(list(self._rows()))
+        if not self._once:
+            rows = torch.cat(list(self._layered_rows() if self.layered else self._rows()))
             return rows @ rows.T
         identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
         gram = torch.zeros(self.n, self.d, self.n, self.d, dtype=self.dtype, device=self.device)
@@ -103,7 +104,7 @@ class Tangent:
     def gram_primal(self) -> Tensor:
         """Ĝ = JᵀJ/n, (p,p): blocks Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ) for each pair of layers."""
         gram = torch.zeros(self.p, self.p, dtype=self.dtype, device=self.device)
-        if not self.layered or self.d <= _FEW_OUTPUTS:
+        if not self._once or self.d <= _FEW_OUTPUTS:
             for rows in self._layered_rows() if self.layered else self._rows():
                 gram.addmm_(rows.T, rows)
             return self.group.sum(gram) / self.n

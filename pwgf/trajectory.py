@@ -230,7 +230,8 @@ class Trajectory:
         Doubling the step shows the error: the cubic over rows k−1 and k+1 is compared with row k, and a cubic's error
         falls 16-fold when the step is halved.
         """
-        if len(self) < 3 or not isinstance(self._reader, schemes.MapReplay):
+        reader = self._reader.replay if isinstance(self._reader, schemes.SWJKO) else self._reader
+        if len(self) < 3 or not isinstance(reader, schemes.MapReplay):
             return
         if schemes.base.nearest_row(self.t, t) is not None:
             return
@@ -241,8 +242,8 @@ class Trajectory:
         middle = min(max(gap, 1), len(self) - 2)
         rows = _Rows(self)
         wide = hermite_between(rows, middle - 1, middle + 1, float(self.t[middle]))
-        z = reference_sample(self._reader, 256, 0)
-        apart = self._reader.map(wide.to(z), z) - self._reader.map(rows.theta(middle).to(z), z)
+        z = reference_sample(reader, 256, 0)
+        apart = reader.map(wide.to(z), z) - reader.map(rows.theta(middle).to(z), z)
         error = float(apart.square().sum(1).mean().sqrt()) / 16
         allowed = self.config["scheme"].get("tolerance") or 1e-3
         if error > allowed:
@@ -330,7 +331,7 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
                 f"load({name}=…): the run has dimension {record.dim}; got a {name} with dim = {given.dim}. Give the "
                 "one that it was solved with."
             )
-    if map is not None and map.num_params != record.num_params and record.config["scheme"]["name"] == "PWGF":
+    if map is not None and map.num_params != record.num_params and "map" in record.config["scheme"]:
         raise ShapeError(
             f"load(map=…): the run has {record.num_params} parameters; got a map with {map.num_params}. Give the one "
             "that it was solved with."

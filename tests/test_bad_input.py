@@ -297,7 +297,7 @@ def test_a_start_at_another_time():
         (
             lambda: scheme(map=maps.ResidualMLP(2, width=4)).start(),
             ShapeError,
-            r"must have shape \(6,\) for this scheme; got \(26,\) and \(26,\)\. Take the state from a run",
+            r"must have shape \(6,\) for this scheme; got \(122,\) and \(122,\)\. Take the state from a run",
         ),
     ],
 )
@@ -327,8 +327,34 @@ class Squeeze(torch.nn.Module):
 
 @pytest.mark.parametrize("energy", [FREE, energies.PorousMedium(2), energies.KL(lambda x: -x.square().sum(-1))])
 def test_a_map_without_density(energy):
-    with pytest.raises(NonFiniteError, match=r"det ∂_zT = 0 at 40 of 40 samples.*no density.*use maps\.ResidualMLP"):
+    with pytest.raises(
+        NonFiniteError, match=r"det ∂_zT = 0 at 40 of 40 .*first at z = \(.*no density.*use maps\.ResidualMLP"
+    ):
         solve(energy, settings={"map": maps.FromModule(Squeeze(), 2)})
+
+
+class Folded(torch.nn.Module):
+    """(a z₁², z₂): det = 2 a z₁ changes its sign at z₁ = 0."""
+
+    def __init__(self, bend=1.0):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.ones(1))
+        self.bend = bend
+
+    def forward(self, z):
+        return torch.stack([self.a * (z[:, 0] ** 2 if self.bend else -z[:, 0]), z[:, 1]], dim=1)
+
+
+@pytest.mark.parametrize("energy", [FREE, energies.PorousMedium(2), energies.KL(lambda x: -x.square().sum(-1))])
+def test_a_module_that_folds_space(energy):
+    map = maps.FromModule(Folded(), 2)
+    with pytest.raises(
+        ConfigError, match=r"not invertible at its start: det ∂_zT ≤ 0 at \d+ of 40 .*first at z = \(-.*residual=True"
+    ):
+        solve(energy, settings={"map": map})
+    solve(energies.Potential(lambda x: x.square().sum(-1)), settings={"map": map})  # no density, no matter
+    solve(settings={"map": maps.FromModule(Folded(), 2), "theta0": torch.ones(1), "clip": 5})  # the user's own start
+    solve(settings={"map": maps.FromModule(Folded(bend=0), 2)})  # turns space over, but is invertible
 
 
 def test_particles_without_density():
@@ -404,7 +430,7 @@ def test_load_of_a_foreign_hdf5_file(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"map": maps.Affine(2)}, ShapeError, r"load\(map=…\): the run has 26 parameters; got a map with 6\. Give"),
+        ({"map": maps.Affine(2)}, ShapeError, r"load\(map=…\): the run has 122 parameters; got a map with 6\. Give"),
         (
             {"map": maps.ResidualMLP(3, 4)},
             ShapeError,

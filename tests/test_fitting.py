@@ -67,7 +67,7 @@ def test_a_fitted_start_goes_on_as_a_flow():
     def density(y):
         return (0.5 * (torch.exp(-0.5 * (y - 1.5) ** 2) + torch.exp(-0.5 * (y + 1.5) ** 2))) / math.sqrt(2 * math.pi)
 
-    map = maps.ResidualMLP(1, width=16)
+    map = maps.ResidualMLP(1, width=16, axis_units=0)
     found = fitting.fit(map, pwgf.Gaussian(1), x, max_iterations=400, polish=30, progress=False)
     grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
     p = density(grid)
@@ -151,8 +151,8 @@ def test_an_affine_law_goes_over_to_a_network_to_rounding(gaussian_run):
 def test_a_flow_goes_on_with_a_bigger_map():
     """Double wells: a narrow network to t = .25, a wide one from there; the energy ends nearer to the exact one."""
     problem = problems.StyblinskiTang(2)
-    narrow = pwgf.solve(wells(maps.ResidualMLP(2, width=6)), [0.0, 0.25, 0.4], progress=False)
-    wide = maps.ResidualMLP(2, width=48)
+    narrow = pwgf.solve(wells(maps.ResidualMLP(2, width=6, axis_units=0)), [0.0, 0.25, 0.4], progress=False)
+    wide = maps.ResidualMLP(2, width=48, axis_units=0)
     found = fitting.reparametrise(narrow, 0.25, wide)
     assert found.error < 1e-5
     z = pwgf.Gaussian(2).sample(5000, seeded(7))

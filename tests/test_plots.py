@@ -101,7 +101,7 @@ def test_global_style_is_left_alone():
 
 def test_title_names_problem_dimension_and_map():
     assert plots.title(solved(problems.StyblinskiTang(1), maps.ResidualMLP(1, width=8))) == (
-        "Styblinski–Tang flow, d = 1, c = 0.06 · PWGF with ResidualMLP (26 parameters)"
+        "Styblinski–Tang flow, d = 1, c = 0.06 · PWGF with ResidualMLP (74 parameters)"
     )
     energy = energies.Potential(lambda x: x.square().sum(-1)) + energies.Entropy()
     scheme = pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), num_samples=50, num_eval=100)

@@ -219,9 +219,9 @@ class _Best:
         if self.failures > _HALVINGS:
             raise SolverError(
                 f"fit stopped at iteration {self.iterations}, learning rate {self.learning_rate:.2g}: {error}. The "
-                f"best held-out value was {self.value:.6g}. Causes: (a) the map folds or has no inverse at some samples: "
-                "a map that cannot fold (maps.ConvexRidge), or a start nearer to the target (theta0, or an Affine fit "
-                "first); (b) the steps are too long: smaller learning_rate."
+                f"best held-out value was {self.value:.6g}. Causes: (a) the map folds or has no inverse at some "
+                "samples: a map that cannot fold (maps.ConvexRidge), or a start nearer to the target (theta0, or an "
+                "Affine fit first); (b) the steps are too long: smaller learning_rate."
             ) from error
 
 

@@ -9,8 +9,12 @@ from .affine import Affine
 from .base import Block, Layer, Linearisation, PushForward
 from .composed import Composed
 from .convex_ridge import ConvexRidge
+from .coupling import CouplingFlow
+from .from_flow import FromFlow
 from .from_module import FromModule
 from .icnn import GradientICNN
+from .neural_ode import NeuralODE
+from .quadratic_icnn import QuadraticICNN
 from .residual import ResidualMLP
 
 __all__ = [
@@ -18,17 +22,22 @@ __all__ = [
     "Block",
     "Composed",
     "ConvexRidge",
+    "CouplingFlow",
+    "FromFlow",
     "FromModule",
     "GradientICNN",
     "Layer",
     "Linearisation",
+    "NeuralODE",
     "PushForward",
+    "QuadraticICNN",
     "ResidualMLP",
     "from_config",
 ]
 
 _SHELF: dict[str, type[PushForward]] = {
-    cls.__name__: cls for cls in (Affine, Composed, ConvexRidge, GradientICNN, ResidualMLP)
+    cls.__name__: cls
+    for cls in (Affine, Composed, ConvexRidge, CouplingFlow, GradientICNN, NeuralODE, QuadraticICNN, ResidualMLP)
 }
 
 
@@ -47,4 +56,7 @@ def from_config(config: dict[str, Any]) -> PushForward:
         )
     if name == "Composed":
         settings["maps"] = [from_config(part) for part in settings["maps"]]
+    if name == "ResidualMLP" and "axis_units" not in settings:  # a file of the time before them, with its defaults
+        dim, width = settings["dim"], settings.get("width")
+        settings.update(axis_units=0, width=max(64, 24 * dim) if width is None else width)
     return _SHELF[name](**settings)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import SolverError
-from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim, check_points
+from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim, check_points, solve_affine
 
 
 def with_ones(z: Tensor) -> Tensor:
     """[z, 1]: (n,k) → (n,k+1), so that a bias is the last column of its matrix."""
-    return torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+    return torch.cat([z, z.new_ones(len(z), 1)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,7 @@ class Affine(PushForward):
         """A⁻¹(x − b); raises SolverError where A is singular."""
         check_points(self, x)
         (w,) = self.unpack(theta.detach())
-        z, info = torch.linalg.solve_ex(w[:, :-1], (x - w[:, -1]).T)
-        if int(info) != 0:
-            raise SolverError(
-                "Affine.inverse: the matrix A in θ is singular, so T maps space onto a plane and has no inverse. "
-                "Use a smaller tolerance or more damping, so that the flow stays away from there."
-            )
-        return z.T
+        return solve_affine(w, x, "Affine")
 
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J is linear in [z, 1] alone."""

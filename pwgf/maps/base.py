@@ -48,13 +48,15 @@ class Linearisation:
     """The tangent J = ∂_θT at fixed (θ, z): `jv` η (p,) → Jη (n,d), `jtu` u (n,d) → Jᵀu (p,).
 
     `layers` gives the factors of J where the map is made of per-sample linear layers, else None; `diagonal` Σ_rows J²
-    (p,) where there is a quicker way to it than through them.
+    (p,) where there is a quicker way to it than through them. `repeats` tells that some matrix acts more than once: it
+    has a layer for each time, and their sum is its part of J.
     """
 
     jv: Callable[[Tensor], Tensor]
     jtu: Callable[[Tensor], Tensor]
     layers: Callable[[], list[Layer]] | None = None
     diagonal: Callable[[], Tensor] | None = None
+    repeats: bool = False
 
 
 class Pushed(NamedTuple):
@@ -124,9 +126,14 @@ class PushForward(ABC):
         """
         return vmap(jacrev(lambda zi: self(theta, zi[None])[0]))(z)
 
+    def volume(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Sign of det ∂_zT and log|det ∂_zT|, (n,) each; differentiable. Cost: `jacobian`, n LU factorisations."""
+        sign, log_abs_det = torch.linalg.slogdet(self.jacobian(theta, z))
+        return sign, log_abs_det
+
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
-        """log|det ∂_zT| (n,); differentiable. Cost: `jacobian` and n LU factorisations of size d."""
-        return torch.linalg.slogdet(self.jacobian(theta, z)).logabsdet
+        """log|det ∂_zT| (n,); differentiable. Cost: that of `volume`."""
+        return self.volume(theta, z)[1]
 
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
         """∇ log ρ(T(z)) = (∂_zT)^{−T} [slope − ∇_z log|det ∂_zT|] with slope = ∇ log λ(z) (n,d); nothing requires grad.
@@ -212,6 +219,29 @@ def check_points(map: PushForward, x: Tensor) -> None:
             f"{type(map).__name__}.inverse(theta, x): x must have shape (n, {map.dim}); got {tuple(x.shape)}. "
             f"Reshape it: x.view(-1, {map.dim})."
         )
+
+
+def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:
+    """y with A y + b = x, (n,d), from [A b] (d,d+1).
+
+    Raises:
+        SolverError: A is singular.
+    """
+    y, info = torch.linalg.solve_ex(affine[:, :-1], (x - affine[:, -1]).T)
+    if int(info) != 0:
+        raise SolverError(
+            f"{call}.inverse: the matrix A in θ is singular, so T maps space onto a plane and has no inverse. "
+            "Use a smaller tolerance or more damping, so that the flow stays away from there."
+        )
+    return y.T
+
+
+def score_by_inverse(z: Tensor, log_abs_det: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    """∇ log ρ(x) (n,d) = ∇_x [log λ(z) + log|det ∂_xz|] with slope = ∇ log λ(z): one backward pass, no d×d matrices.
+
+    z = T⁻¹(x) and log|det ∂_xz| must have been computed from the leaf x, with gradients enabled.
+    """
+    return torch.autograd.grad((z * slope).sum() + log_abs_det.sum(), x)[0]
 
 
 def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations: int = 40) -> Tensor:

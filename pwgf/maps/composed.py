@@ -123,6 +123,14 @@ class Composed(PushForward):
             total, z = total + map.log_abs_det(part, z), map(part, z)
         return total
 
+    def volume(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The product of the parts' signs and the sum of their log|det|."""
+        sign, total = torch.ones_like(z[:, 0]), torch.zeros_like(z[:, 0])
+        for map, part in zip(self.maps, self._split(theta), strict=True):
+            its_sign, its_log = map.volume(part, z)
+            sign, total, z = sign * its_sign, total + its_log, map(part, z)
+        return sign, total
+
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
         """From map to map: the score of what one pushes forward is the slope that the next one starts with."""
         sign, log_abs_det = torch.ones_like(z[:, 0]), torch.zeros_like(z[:, 0])
@@ -152,7 +160,20 @@ class Composed(PushForward):
             z = map(part, z).detach()
         layered = all(step.own is None or step.own.layers is not None for step in steps)
         chain = _Chain(steps)
-        return Linearisation(chain.jv, chain.jtu, chain.layers if layered else None)
+        repeats = any(step.own is not None and step.own.repeats for step in steps)
+        return Linearisation(chain.jv, chain.jtu, chain.layers if layered else None, repeats=repeats)
+
+    def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
+        """J itself, (n,d,p), from the rows of the parts."""
+        rows: list[Tensor] = []
+        for k, (map, part) in enumerate(zip(self.maps, self._split(theta.detach()), strict=True)):
+            if rows:
+                jacobian = map.jacobian(part, z).detach()
+                rows = [jacobian @ earlier for earlier in rows]
+            if k in self.moving:
+                rows.append(map.tangent_rows(part, z))
+            z = map(part, z).detach()
+        return torch.cat(rows, dim=2)
 
     def to_config(self) -> dict[str, Any]:
         """The configurations of the parts, and the parameters of those that stay."""

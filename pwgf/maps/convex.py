@@ -13,8 +13,12 @@ from .base import Pushed, PushForward
 class ConvexGradient(PushForward):
     """T = ∇ψ with ψ strictly convex for every θ: T never folds, and it is the Brenier map from λ to ρ_θ.
 
-    A subclass gives what `PushForward` asks for, and may give a quicker `jacobian` and `push_score`.
+    A subclass gives what `PushForward` asks for, and may give a quicker `jacobian`, `with_jacobian` and `push_score`.
     """
+
+    def with_jacobian(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """T (n,d) and ∂_zT (n,d,d); differentiable. A family that shares work between the two overrides it."""
+        return self(theta, z), self.jacobian(theta, z)
 
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
         """log det ∂_zT (n,) by Cholesky; differentiable. Cost: `jacobian` and n·d³/3 flops.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,35 +52,40 @@ class FromModule(PushForward):
         True
     """
 
+    _call: ClassVar[str] = "FromModule(module"  # how messages name the call
+    _linear: tuple[type[nn.Module], ...] = (nn.Linear,)
+
     def __init__(self, module: nn.Module, dim: int, *, residual: bool = False) -> None:
-        check_dim(dim, "FromModule(module, dim)")
+        check_dim(dim, f"{self._call}, dim)")
         if not isinstance(module, nn.Module):
-            raise ConfigError(
-                f"FromModule(module, dim): module must be a torch.nn.Module; got {type(module).__name__}."
-            )
+            raise ConfigError(f"{self._call}, dim): module must be a torch.nn.Module; got {type(module).__name__}.")
         for name, child in module.named_modules():
             if isinstance(child, _STATEFUL):
                 raise ConfigError(
-                    f"FromModule: {name or 'the module'} is a {type(child).__name__}, which makes T depend on the "
-                    "other samples or on chance; a map must act on each sample by itself. Remove it, or use LayerNorm."
+                    f"{type(self).__name__}: {name or 'the module'} is a {type(child).__name__}, which makes T depend "
+                    "on the other samples or on chance; a map must act on each sample by itself. Remove it, or use "
+                    "LayerNorm."
                 )
         frozen = [name for name, q in module.named_parameters() if not q.requires_grad]
         if frozen:
             raise ConfigError(
-                f"FromModule: parameter {frozen[0]!r} is frozen (requires_grad=False), so the flow could not move it; "
-                "unfreeze it, or register it as a buffer to keep it constant."
+                f"{type(self).__name__}: parameter {frozen[0]!r} is frozen (requires_grad=False), so the flow could "
+                "not move it; unfreeze it, or register it as a buffer to keep it constant."
             )
         self.dim, self.residual = dim, bool(residual)
         self._module = module
         self._names = [name for name, _ in module.named_parameters()]
         if not self._names:
-            raise ConfigError("FromModule: the module has no parameters, so there is nothing to move.")
+            raise ConfigError(
+                f"{type(self).__name__}: the module has no parameters, so there is nothing to move. Buffers are "
+                "constants: make what the flow should move an nn.Parameter."
+            )
         self._layout = blocks([(name, tuple(q.shape)) for name, q in module.named_parameters()])
         self._theta0 = torch.cat([q.detach().double().cpu().reshape(-1) for q in module.parameters()])
         self._check_output()
         self._forward_mode = False
         self._forward_mode = self._needs_forward_mode()
-        self._spots = linear_spots(module, self._layout)
+        self._spots = linear_spots(module, self._layout, self._linear)
         if self._spots is not None and not self._layers_agree():
             self._spots = None
 
@@ -89,19 +94,19 @@ class FromModule(PushForward):
         before = z.clone()
         try:
             out = self._apply(self._theta0, z)
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
             raise ShapeError(
-                f"FromModule(module, dim={self.dim}): the module failed on an input of shape (2, {self.dim}): {error}. "
+                f"{self._call}, dim={self.dim}): the module failed on an input of shape (2, {self.dim}): {error}. "
                 "It must map (n, dim) to (n, dim) in any float dtype."
             ) from error
         if not isinstance(out, Tensor) or out.shape != z.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ShapeError(
-                f"FromModule(module, dim={self.dim}): the module must map (2, {self.dim}) to the same; got {got}."
+                f"{self._call}, dim={self.dim}): the module must map (2, {self.dim}) to the same; got {got}."
             )
         if not torch.equal(z, before):
             raise ConfigError(
-                f"FromModule(module, dim={self.dim}): the module changes its input in place, so the samples would be "
+                f"{self._call}, dim={self.dim}): the module changes its input in place, so the samples would be "
                 "lost. Use the out-of-place version: z = z + b instead of z += b."
             )
 
@@ -117,7 +122,7 @@ class FromModule(PushForward):
             pulled = plain.jtu(u)
         except RuntimeError as error:
             raise ConfigError(
-                f"FromModule(module, dim={self.dim}): T cannot be differentiated by the module's parameters: {error}. "
+                f"{self._call}, dim={self.dim}): T cannot be differentiated by the module's parameters: {error}. "
                 "Causes: (a) an operation in place on a tensor that the derivative needs: use the out-of-place "
                 "version, h = h * 2 instead of h *= 2, nn.ReLU() instead of nn.ReLU(inplace=True); (b) detach, no_grad "
                 "or NumPy inside the module: use torch's operations on the tensors themselves."
@@ -134,7 +139,7 @@ class FromModule(PushForward):
                 return name == "forward mode"
             reasons.append(f"{name}: Jη and Jᵀu disagree")
         raise ConfigError(
-            f"FromModule(module, dim={self.dim}): Jη cannot be computed ({'; '.join(reasons)}). Replace the operation, "
+            f"{self._call}, dim={self.dim}): Jη cannot be computed ({'; '.join(reasons)}). Replace the operation, "
             "or give your torch.autograd.Function a backward made of torch's operations, without once_differentiable."
         )
 
@@ -162,12 +167,12 @@ class FromModule(PushForward):
     def _apply(self, theta: Tensor, z: Tensor) -> Tensor:
         return self._run(self.unpack(theta), z)
 
-    def _run(self, parameters: Sequence[Tensor], z: Tensor) -> Tensor:
+    def _run(self, parameters: Sequence[Tensor], z: Tensor, *more: Any) -> Any:
         values = dict(zip(self._names, parameters, strict=True))
         for name, buffer in self._module.named_buffers():
             values[name] = buffer.to(z) if buffer.is_floating_point() else buffer.to(z.device)
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            return functional_call(self._module, values, (z,))
+            return functional_call(self._module, values, (z, *more))
 
     def layout(self) -> list[Block]:
         """The module's parameters in its own order, under its own names."""
@@ -230,9 +235,9 @@ class FromModule(PushForward):
         followed = torch.is_grad_enabled() and (theta.requires_grad or z.requires_grad)
         if followed and self._forward_mode:
             raise ConfigError(
-                "FromModule.jacobian: this energy needs the score of the pushed measure, thus second derivatives of "
-                "the module, which has none (an operation without a differentiable backward). Replace the operation, "
-                "or use an energy without density (Potential, Interaction)."
+                f"{type(self).__name__}.jacobian: this energy needs the score of the pushed measure, thus second "
+                "derivatives of the module, which has none (an operation without a differentiable backward). Replace "
+                "the operation, or use an energy without density (Potential, Interaction)."
             )
         try:
             return super().jacobian(theta, z)
@@ -247,7 +252,7 @@ class FromModule(PushForward):
     def to_config(self) -> dict[str, Any]:
         """Names the module's class; the module itself cannot be rebuilt from JSON and is handed to `load(map=…)`."""
         return {
-            "name": "FromModule",
+            "name": type(self).__name__,
             "dim": self.dim,
             "residual": self.residual,
             "module": type(self._module).__qualname__,

@@ -14,7 +14,7 @@ from .base import Block, Layer, Linearisation, products
 class Spot(NamedTuple):
     """A linear layer y = W a + b and where W (out, in) and b (out,) start in θ; `bias` is None where it has none."""
 
-    child: nn.Linear
+    child: nn.Module
     weight: int
     bias: int | None
 
@@ -31,10 +31,12 @@ class Record(NamedTuple):
     probe: Tensor
 
 
-def linear_spots(module: nn.Module, layout: Sequence[Block]) -> list[Spot] | None:
-    """The `nn.Linear` layers that hold all parameters, each its own; None where there is any other or shared one.
+def linear_spots(
+    module: nn.Module, layout: Sequence[Block], kinds: tuple[type[nn.Module], ...] = (nn.Linear,)
+) -> list[Spot] | None:
+    """The layers y = W a + b of these kinds that hold all parameters, each its own; None where there is another one.
 
-    A layer with hooks of its own counts as another kind, and so does every subclass of `nn.Linear`.
+    A layer with hooks of its own counts as another kind, and so does every subclass; shared parameters give None too.
     """
     offsets = {block.name: block.offset for block in layout}  # of a shared parameter only its first name is listed
     spots = []
@@ -43,9 +45,9 @@ def linear_spots(module: nn.Module, layout: Sequence[Block]) -> list[Spot] | Non
         if not own:
             continue
         at = {name: offsets.get(f"{path}.{name}" if path else name) for name in own}
-        if type(child) is not nn.Linear or child._forward_hooks or child._forward_pre_hooks:
+        if type(child) not in kinds or child._forward_hooks or child._forward_pre_hooks:
             return None
-        if "weight" not in own or None in at.values():
+        if "weight" not in own or own["weight"].ndim != 2 or None in at.values():
             return None
         spots.append(Spot(child, at["weight"], at.get("bias")))  # type: ignore[arg-type]
     return spots
@@ -148,7 +150,7 @@ def linearise_layers(
     def layers() -> list[Layer]:
         found = []
         for spot, a, g in zip(spots, inputs, _slopes(x, pull), strict=True):
-            shape = (spot.child.out_features, spot.child.in_features)
+            shape = _size(spot)
             found.append(Layer(spot.weight, shape, a[:, : shape[1]], g))
             if spot.bias is not None:  # shares g, which `Tangent` makes use of
                 found.append(Layer(spot.bias, (shape[0], 1), ones, g))
@@ -157,9 +159,13 @@ def linearise_layers(
     return Linearisation(jv, jtu, layers)
 
 
+def _size(spot: Spot) -> tuple[int, int]:
+    return spot.child.out_features, spot.child.in_features  # type: ignore[return-value]
+
+
 def _blocks(spot: Spot, flat: Tensor) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias (out, 1) of a layer as views of a vector in the format of θ."""
-    out, into = spot.child.out_features, spot.child.in_features
+    out, into = _size(spot)
     weight = flat[spot.weight : spot.weight + out * into].view(out, into)
     return weight, None if spot.bias is None else flat[spot.bias : spot.bias + out].view(out, 1)
 

@@ -44,8 +44,8 @@ class PushedMeasure(Shared):
 
     @cached_property
     def _slogdet(self) -> tuple[Tensor, Tensor]:
-        parts = [torch.linalg.slogdet(self.map.jacobian(self.theta, z)) for z in self.z.split(self.chunk_size)]
-        return torch.cat([p.sign for p in parts]), torch.cat([p.logabsdet for p in parts])
+        parts = [self.map.volume(self.theta, z) for z in self.z.split(self.chunk_size)]
+        return torch.cat([sign for sign, _ in parts]), torch.cat([log_abs_det for _, log_abs_det in parts])
 
     @cached_property
     def _pushed(self) -> Pushed:
@@ -56,6 +56,11 @@ class PushedMeasure(Shared):
                 (slope,) = torch.autograd.grad(self.reference.log_density(leaf).sum(), leaf)
             parts.append(self.map.push_score(self.theta.detach(), z, slope))
         return Pushed(*(torch.cat(group) for group in zip(*parts, strict=True)))
+
+    @property
+    def asked_for_density(self) -> bool:
+        """Whether a density or a score has been computed."""
+        return "_pushed" in vars(self) or "_slogdet" in vars(self)
 
     @property
     def _volume(self) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ Where no formula gives that law (`LangevinProblem`), many particles do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,8 +35,10 @@ __all__ = [
     "Rosenbrock",
     "SampleLaw",
     "StyblinskiTang",
+    "find",
     "from_config",
     "names",
+    "short_names",
 ]
 
 _EXACT = (OrnsteinUhlenbeck, StyblinskiTang, BarenblattFlow, Aggregation)
@@ -51,6 +54,36 @@ def names() -> list[str]:
         ['OrnsteinUhlenbeck', 'StyblinskiTang', 'BarenblattFlow', 'Aggregation']
     """
     return list(_TABLE)
+
+
+def short_names() -> dict[str, str]:
+    """What the command line calls each problem of `names()`.
+
+    Example:
+        >>> list(short_names())[:4]
+        ['ornstein-uhlenbeck', 'styblinski-tang', 'barenblatt', 'aggregation']
+    """
+    return {re.sub(r"(?<!^)(?=[A-Z])", "-", name.removesuffix("Flow")).lower(): name for name in names()}
+
+
+def find(name: str, call: str, **arguments: Any) -> Problem:
+    """The problem of that short or full name.
+
+    Args:
+        name: such as "ornstein-uhlenbeck" or "OrnsteinUhlenbeck".
+        call: for the message.
+        arguments: of its constructor.
+
+    Raises:
+        ConfigError: no such problem, or arguments out of range.
+    """
+    short = short_names()
+    known = {**short, **{full.lower(): full for full in names()}}
+    if name.lower() not in known:
+        raise ConfigError(
+            f"{call} needs a problem out of {', '.join(short)}; got {name!r}.{nearest(name.lower(), short)}"
+        )
+    return from_config({"name": known[name.lower()], **arguments})
 
 
 def from_config(config: Mapping[str, Any]) -> Problem:

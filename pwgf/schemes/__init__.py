@@ -7,14 +7,30 @@ from typing import Any
 import torch
 
 from .. import maps, measures
-from ..errors import SchemaError
+from ..errors import ConfigError, SchemaError
 from ..maps.base import PushForward
+from ..maps.convex import ConvexGradient
 from ..measures import Reference
 from .base import MapReplay, Replay, Row, Scheme
+from .jko import JKOICNN
+from .jko_replay import JKOReplay
 from .particles import EulerMaruyama, ParticleReplay
 from .pwgf import PWGF
+from .swjko import SWJKO
 
-__all__ = ["PWGF", "EulerMaruyama", "MapReplay", "ParticleReplay", "Replay", "Row", "Scheme", "replay"]
+__all__ = [
+    "JKOICNN",
+    "PWGF",
+    "SWJKO",
+    "EulerMaruyama",
+    "JKOReplay",
+    "MapReplay",
+    "ParticleReplay",
+    "Replay",
+    "Row",
+    "Scheme",
+    "replay",
+]
 
 
 def replay(config: dict[str, Any], *, map: PushForward | None = None, reference: Reference | None = None) -> Replay:
@@ -30,9 +46,17 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
     """
     reference = reference if reference is not None else measures.from_config(config["reference"])
     dtype = getattr(torch, config["dtype"])
-    if config["name"] == "PWGF":
+    if config["name"] == "PWGF" or (config["name"] == "SWJKO" and "map" in config):
         return MapReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
-    if config["name"] == "EulerMaruyama":
+    if config["name"] == "JKOICNN":
+        family = map if map is not None else maps.from_config(config["map"])
+        if not isinstance(family, ConvexGradient):
+            raise ConfigError(
+                f"this run needs its own family of convex gradients, {config['map']['name']}, to be read; got "
+                f"{type(family).__name__}. Hand over the map that the run was solved with."
+            )
+        return JKOReplay(family, reference, dtype)
+    if config["name"] in ("EulerMaruyama", "SWJKO"):
         return ParticleReplay(reference, dtype)
     raise SchemaError(
         f"the file was written by scheme {config['name']!r}, which this version of pwgf does not know; update pwgf."

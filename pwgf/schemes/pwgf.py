@@ -29,7 +29,7 @@ from .base import (
 )
 from .damping import adapted_damping, is_due, tried_damping
 from .evaluation import evaluate_row
-from .right_side import Problem, RightSide, check_shared, finite_velocity
+from .right_side import Problem, RightSide, check_shared, finite_velocity, refuse_folded
 from .settings import DEFAULT_TOLERANCE, auto_solver, check_members, check_numbers, check_theta0, choose_chunk_size
 
 _REDRAWS = 4  # failed intervals in a row before the run stops
@@ -144,6 +144,8 @@ class PWGF(MapReplay):
         z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
         rho = self._alone.pushed(theta, z)
         value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
+        if self.theta0 is None:  # the θ of a run that goes on may have folded a little
+            refuse_folded(rho)
         if not bool(torch.isfinite(value)):
             bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(rho)))]
             raise NonFiniteError(

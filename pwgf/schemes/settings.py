@@ -64,26 +64,36 @@ def auto_solver(tolerance: float | None) -> Auto:
 
 
 def check_members(energy: Energy, map: PushForward, reference: Reference) -> None:
-    """The right kinds in the right places, of one dimension."""
+    """The right kinds in the right places of PWGF, of one dimension."""
+    check_law(energy, reference, "PWGF")
+    check_map(map, reference, "PWGF")
+
+
+def check_law(energy: Energy, reference: Reference, call: str) -> None:
+    """ConfigError unless both are of the right kind."""
     if not isinstance(energy, Energy):
         hint = " Wrap a potential: energies.Potential(V)." if callable(energy) else ""
-        raise ConfigError(f"PWGF(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
-    if not isinstance(map, PushForward):
-        hint = " Wrap a module: maps.FromModule(module, dim)." if isinstance(map, torch.nn.Module) else ""
-        raise ConfigError(f"PWGF(map=…) must be a map from pwgf.maps; got {type(map).__name__}.{hint}")
+        raise ConfigError(f"{call}(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
     if not isinstance(reference, Reference):
         raise ConfigError(
-            f"PWGF(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
+            f"{call}(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
             f"got {type(reference).__name__}."
         )
+
+
+def check_map(map: PushForward, reference: Reference, call: str) -> None:
+    """ConfigError unless map is one, of the reference's dimension."""
+    if not isinstance(map, PushForward):
+        hint = " Wrap a module: maps.FromModule(module, dim)." if isinstance(map, torch.nn.Module) else ""
+        raise ConfigError(f"{call}(map=…) must be a map from pwgf.maps; got {type(map).__name__}.{hint}")
     if map.dim != reference.dim:
         raise ConfigError(
-            f"PWGF: map and reference must have the same dimension; got map.dim = {map.dim} and reference.dim = "
+            f"{call}: map and reference must have the same dimension; got map.dim = {map.dim} and reference.dim = "
             f"{reference.dim}."
         )
 
 
-def check_theta0(theta0: Tensor | None, map: PushForward) -> Tensor | None:
+def check_theta0(theta0: Tensor | None, map: PushForward, call: str = "PWGF") -> Tensor | None:
     """theta0 (p,) as a tensor of its own; ConfigError or ShapeError where it is not one for this map."""
     if theta0 is None:
         return None
@@ -91,13 +101,13 @@ def check_theta0(theta0: Tensor | None, map: PushForward) -> Tensor | None:
         theta = torch.as_tensor(theta0).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"PWGF(theta0=…) must be a tensor like map.initial(); got {type(theta0).__name__} ({error})."
+            f"{call}(theta0=…) must be a tensor like map.initial(); got {type(theta0).__name__} ({error})."
         ) from error
     if theta.shape != (map.num_params,):
         raise ShapeError(
-            f"PWGF(theta0=…) must have shape ({map.num_params},) for this map; got {tuple(theta.shape)}. "
+            f"{call}(theta0=…) must have shape ({map.num_params},) for this map; got {tuple(theta.shape)}. "
             "Start from map.initial()."
         )
     if not bool(torch.isfinite(theta).all()):
-        raise ConfigError("PWGF(theta0=…) must be finite; got NaN or infinite entries. Start from map.initial().")
+        raise ConfigError(f"{call}(theta0=…) must be finite; got NaN or infinite entries. Start from map.initial().")
     return theta

@@ -10,6 +10,7 @@ from pwgf.storage.guard import checked_path
 from pwgf.storage.packing import pack
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import Header
+from pwgf.storage.table import read_table, write_table
 from pwgf.storage.writer import Writer
 
 __all__ = [
@@ -22,5 +23,7 @@ __all__ = [
     "migrate",
     "open_record",
     "pack",
+    "read_table",
     "salvage",
+    "write_table",
 ]

@@ -32,7 +32,7 @@ def test_maps_that_stay_keep_their_parameters_and_moving_ones_start_at_theirs():
     assert torch.equal(whole.initial(), torch.cat(thetas))
     assert torch.equal(some.initial(), torch.cat([thetas[0], thetas[2]]))
     torch.testing.assert_close(some(some.initial(), z), whole(whole.initial(), z))
-    assert [block.name for block in some.layout()] == ["0.affine", "2.affine", "2.hidden1", "2.out"]
+    assert [block.name for block in some.layout()] == ["0.affine", "2.affine", "2.hidden1", "2.out", "2.axis"]
     eta = random_theta(some)
     padded = torch.cat([eta[:6], torch.zeros(inside[1].num_params, dtype=torch.float64), eta[6:]])
     moved = whole.linearise(whole.initial(), z).jv(padded)

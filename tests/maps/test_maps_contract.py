@@ -7,16 +7,17 @@ import json
 import pytest
 import torch
 from maps_members import MEMBERS, points, random_theta, starts_as_identity, starts_to_rounding
-from torch.func import jacrev, vmap
 
-from pwgf import maps
+import pwgf
+from pwgf import energies, maps
+from pwgf.tangent import Tangent
 
 pytestmark = pytest.mark.parametrize("name", MEMBERS)
 
 
 def dense_by_theta(map, theta, z):
-    """∂_θT, (n,d,p), by torch.func."""
-    return vmap(jacrev(lambda th, zi: map(th, zi[None])[0]), (None, 0))(theta, z)
+    """∂_θT, (n,d,p), by reverse mode through the plain call."""
+    return torch.autograd.functional.jacobian(lambda q: map(q, z), theta)
 
 
 def dense_by_z(map, theta, z):
@@ -24,11 +25,16 @@ def dense_by_z(map, theta, z):
     return torch.stack([torch.autograd.functional.jacobian(lambda q: map(theta, q[None])[0], zi) for zi in z])
 
 
+def square(x):
+    return x.square().sum(1)
+
+
 def has_random_start(map):
     if isinstance(map, maps.Composed):
         return any(has_random_start(map.maps[k]) for k in map.moving)
+    flow = isinstance(map, maps.NeuralODE) or (isinstance(map, maps.CouplingFlow) and map.dim > 1)
     residual = isinstance(map, maps.ResidualMLP) and (map.depth > 1 or map.axis_share < 1)
-    return residual or isinstance(map, (maps.ConvexRidge, maps.GradientICNN))
+    return residual or flow or isinstance(map, (maps.ConvexRidge, maps.GradientICNN, maps.QuadraticICNN))
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
@@ -102,13 +108,21 @@ def test_layers_give_the_tangent_exactly(name):
     theta, z = random_theta(map), points(5, map.dim)
     linear = map.linearise(theta, z)
     if linear.layers is None:
-        # a LayerNorm scales single coordinates; a deep convex network is differentiated plainly
-        assert name in ("FromModule2", "FromModule3-residual", "Composed2-icnn") or name.startswith("GradientICNN")
+        # a LayerNorm scales single coordinates, autoregressive flows mask their weights; a deep convex network is
+        # differentiated plainly
+        plain = (
+            "FromModule2",
+            "FromModule3-residual",
+            "Composed2-icnn",
+            "FromFlow2-autoregressive",
+            "FromFlow2-spline",
+        )
+        assert name in plain or name.startswith(("GradientICNN", "QuadraticICNN"))
         return
     eta = points(1, map.num_params, 1)[0]
     moved = torch.stack([layer.push(eta) for layer in linear.layers()]).sum(0)
     torch.testing.assert_close(moved, linear.jv(eta), rtol=1e-10, atol=1e-12)
-    J, filled = torch.zeros(5, map.dim, map.num_params, dtype=torch.float64), 0
+    J, filled = torch.zeros(5, map.dim, map.num_params, dtype=torch.float64), {}
     for layer in linear.layers():
         g = torch.eye(map.dim, dtype=torch.float64).expand(5, -1, -1) if layer.g is None else layer.g
         outputs_and_inputs = layer.shape[::-1] if layer.transposed else layer.shape
@@ -116,8 +130,9 @@ def test_layers_give_the_tangent_exactly(name):
         rule = "nki,no->nkoi" if layer.transposed else "nko,ni->nkoi"
         columns = torch.einsum(rule, g, layer.a).reshape(5, map.dim, -1)
         J[:, :, layer.offset : layer.offset + columns.shape[2]] += columns
-        filled += 0 if layer.transposed else columns.shape[2]
-    assert filled == map.num_params
+        filled[layer.offset] = columns.shape[2]
+    assert sum(filled.values()) == map.num_params
+    assert linear.repeats == (len(filled) < sum(not layer.transposed for layer in linear.layers()))
     torch.testing.assert_close(J, dense_by_theta(map, theta, z), rtol=1e-12, atol=1e-14)
 
 
@@ -177,6 +192,40 @@ def test_each_sample_is_mapped_by_itself(name):
     torch.testing.assert_close(map(theta, z), one_by_one, rtol=1e-13, atol=1e-13)
 
 
+def test_gram_matrices_trace_and_rows(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map), points(5, map.dim)
+    J = dense_by_theta(map, theta, z)
+    rows = J.reshape(5 * map.dim, -1)
+    for chunk_size in (None, 2):
+        tangent = Tangent(map, theta, z, chunk_size)
+        torch.testing.assert_close(tangent.gram_dual(), rows @ rows.T, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(tangent.gram_primal(), rows.T @ rows / 5, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(tangent.diagonal(), rows.square().sum(0) / 5, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(map.tangent_rows(theta, z), J, rtol=1e-8, atol=1e-10)
+
+
+def test_volume_is_the_sign_and_the_logarithm_of_the_determinant(name):
+    map = MEMBERS[name]()
+    theta, z = random_theta(map, 0.6), points(9, map.dim)
+    sign, log_abs_det = torch.linalg.slogdet(dense_by_z(map, theta, z))
+    torch.testing.assert_close(map.volume(theta, z), (sign, log_abs_det), rtol=1e-10, atol=1e-11)
+
+
+def test_the_parameters_go_through_a_file(name, tmp_path):
+    """A run is loaded with the same θ to the bit, and the map that is rebuilt from the file moves points alike."""
+    map = MEMBERS[name]()
+    scheme = pwgf.PWGF(
+        energies.Potential(square), map, pwgf.Gaussian(map.dim), num_samples=8, num_eval=8, tolerance=0.1
+    )
+    run = pwgf.solve(scheme, [0.0, 0.1], out=tmp_path / "run.h5", progress=False)
+    again = pwgf.load(tmp_path / "run.h5", **({"map": map} if isinstance(map, maps.FromModule) else {}))
+    z = points(4, map.dim)
+    assert torch.equal(again.theta(0.1), run.theta(0.1))
+    assert torch.equal(again.push(0.1, z), map(run.theta(0.1), z))
+    assert torch.equal(again.theta(0.0), map.initial(0))
+
+
 def test_float32(name):
     map = MEMBERS[name]()
     theta, z = random_theta(map), points(6, map.dim)
@@ -198,7 +247,7 @@ def test_config_rebuilds_an_equal_map(name):
     map = MEMBERS[name]()
     stored = json.loads(json.dumps(map.to_config()))
     if isinstance(map, maps.FromModule):
-        with pytest.raises(maps.base.ConfigError, match=r"'FromModule' cannot be rebuilt.*pwgf\.load\(path, map=…\)"):
+        with pytest.raises(maps.base.ConfigError, match=r"'From(Module|Flow)' cannot be rebuilt.*load\(path, map=…\)"):
             maps.from_config(stored)
         return
     again = maps.from_config(stored)

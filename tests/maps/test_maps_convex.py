@@ -16,6 +16,7 @@ CONVEX = {
     "ridge": lambda: maps.ConvexRidge(3, width=12),
     "ridge-scale": lambda: maps.ConvexRidge(2, width=6, scale=3.0, gain=0.2, floor=0.1),
     "icnn-one": lambda: maps.GradientICNN(3, width=8, depth=1),
+    "quadratic": lambda: maps.QuadraticICNN(3, width=6, rank=2),
     "icnn": lambda: maps.GradientICNN(2, width=6, depth=3, floor=0.1),
 }
 
@@ -129,3 +130,20 @@ def test_settings_of_one_family():
         maps.ConvexRidge(2, scale=float("nan"))
     with pytest.raises(ConfigError, match=r"GradientICNN\(depth=…\) must be an integer ≥ 1; got 0"):
         maps.GradientICNN(2, depth=0)
+    with pytest.raises(ConfigError, match=r"QuadraticICNN\(rank=…\) must be an integer ≥ 1; got 2\.5"):
+        maps.QuadraticICNN(2, rank=2.5)
+    with pytest.raises(ConfigError, match=r"QuadraticICNN\(gain=…\) must be positive and finite; got 0"):
+        maps.QuadraticICNN(2, gain=0)
+    with pytest.raises(ConfigError, match=r"QuadraticICNN\(floor=…\) must lie in \(0, 0\.5\]; got 0"):
+        maps.QuadraticICNN(2, floor=0)
+
+
+def test_projected_parameters_give_the_same_map_and_every_weight_a_gradient():
+    map, z = maps.QuadraticICNN(2, width=9, rank=1), points(30, 2)
+    theta = random_theta(map)
+    projected = theta.clone()
+    map.project(projected)
+    assert float(map.unpack(theta)[-1].min()) < 0 <= float(map.unpack(projected)[-1].min())
+    assert torch.equal(map(projected, z), map(theta, z))
+    slope = torch.autograd.grad(map(projected.requires_grad_(True), z).square().sum(), projected)[0]
+    assert bool((map.unpack(slope)[-1] != 0).all())

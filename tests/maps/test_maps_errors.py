@@ -34,6 +34,8 @@ def test_dim_must_be_a_positive_integer(make, dim):
         ({"scale": float("nan")}, r"ResidualMLP\(scale=…\) must be positive and finite; got nan"),
         ({"gain": 0.0}, r"ResidualMLP\(gain=…\) must be positive and finite; got 0\.0"),
         ({"gain": "small"}, r"ResidualMLP\(gain=…\) must be positive and finite; got 'small'"),
+        ({"axis_units": -1}, r"ResidualMLP\(axis_units=…\) must be an integer ≥ 0; got -1"),
+        ({"axis_gain": 0.0}, r"ResidualMLP\(axis_gain=…\) must be positive and finite; got 0\.0"),
     ],
 )
 def test_settings_of_the_residual_map(settings, message):
@@ -162,3 +164,11 @@ def test_a_share_of_units_starts_on_single_coordinates():
     every = map.unpack(map.initial())[1][:, :-1]
     assert bool(((every != 0).sum(1) == 1).all())
     assert ((every != 0).sum(0)).tolist() == [16] * 4
+
+
+def test_a_residual_map_stored_before_it_had_functions_of_single_coordinates():
+    """Such a file left the width to the default of its time, max(64, 24 d)."""
+    stored = {"name": "ResidualMLP", "dim": 3, "width": None, "depth": 1, "axis_share": 0.5, "scale": 1.0, "gain": 0.1}
+    map = maps.from_config(stored)
+    assert map == maps.ResidualMLP(3, width=72, axis_share=0.5, axis_units=0, gain=0.1)
+    assert map.num_params == 3 * 4 + 72 * 4 + 3 * 72

@@ -19,7 +19,12 @@ def contraction(map: maps.PushForward, lipschitz: float) -> torch.Tensor:
     theta = random_theta(map, 1.0)
     if not isinstance(map, maps.ResidualMLP):
         return theta
-    affine, *hidden, out = map.unpack(theta)
+    parts = map.unpack(theta)
+    if map.axis_units:
+        w, _, o = parts.pop().unbind(1)
+        lipschitz = lipschitz / 2
+        o *= lipschitz / (map.axis_gain * (w * o).abs().sum(1).max())
+    affine, *hidden, out = parts
     affine[:, :-1] = torch.eye(map.dim, dtype=torch.float64)
     bound = map.gain * torch.linalg.matrix_norm(out, 2)
     for w in hidden:
@@ -36,7 +41,7 @@ def staircase(
     T is the gradient of a convex function for every rotation R, so it is a diffeomorphism; it splits a normal law into
     `steps`+1 heaps along each axis of R.
     """
-    map = maps.ResidualMLP(dim, width=dim * steps)
+    map = maps.ResidualMLP(dim, width=dim * steps, axis_units=0)
     rotation = torch.eye(1, dtype=torch.float64)
     if dim > 1:
         rotation = torch.from_numpy(ortho_group.rvs(dim, random_state=1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pwgf
-from pwgf import energies
+from pwgf import distances, energies
 from pwgf.errors import ConfigError, NonFiniteError
 
 N, DT, END = 20_000, 0.1, 1.0
@@ -121,6 +121,25 @@ def test_interacting_particles_contract_about_their_mean():
     factor = (1 - 0.1 * 3 * 50 / 49) ** 2
     assert np.allclose(after - after.mean(0), factor * (before - before.mean(0)))
     assert np.allclose(after.mean(0), before.mean(0))
+
+
+def test_potential_interaction_and_entropy_together():
+    """V = ½|x−1|², W = k|x|²/2, temperature ½: mean by (1−h), deviations by 1 − h(1 + k n/(n−1)) and noise 2τh."""
+    n, k, h, steps = 20_000, 3.0, 0.05, 10
+    energy = energies.Potential(lambda x: 0.5 * (x - 1).square().sum(-1)) + 0.5 * energies.Entropy()
+    energy = energy + energies.Interaction(energies.RadialPolynomial(quadratic=k / 2))
+    run = pwgf.solve(pwgf.EulerMaruyama(energy, pwgf.Gaussian(2), num_samples=n, dt=h), [0.0, 0.5], progress=False)
+    mean, var, factor = 0.0, 1.0, 1 - h * (1 + k * n / (n - 1))
+    for _ in range(steps):
+        mean, var = mean - h * (mean - 1), factor**2 * var + h
+    x = run["theta"][1].reshape(n, 2)
+    assert np.abs(x.mean(0) - mean).max() < 4 * math.sqrt(max(var, 1.0) / n)  # the mean keeps the start's deviation
+    assert np.abs(x.var(0) / var - 1).max() < 4 * math.sqrt(2 / n)
+    law = pwgf.Gaussian(2, mean, var)
+    floor = distances.floor(distances.energy_distance, law.sample, 1000)
+    exact = law.sample(1000, torch.Generator().manual_seed(5))
+    assert float(distances.energy_distance(run.sample(0.5, 1000), exact)) < 3 * floor
+    assert np.isnan(run["energy"][1]) and np.isfinite(run["energy_interaction"][1])
 
 
 def test_float32_particles():
