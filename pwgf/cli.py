@@ -50,7 +50,7 @@ class Run:
     map: Literal["residual", "affine"] = "residual"
     """residual is affine plus a small network; affine is exact for ornstein-uhlenbeck and barenblatt"""
     width: int | None = None
-    """residual map: units of a hidden layer (None: 24 dim, at least 64)"""
+    """residual map: units of a hidden layer (None: about 16 dim, at least 32)"""
     depth: int = 1
     """residual map: hidden layers"""
     num_samples: int | None = None

@@ -15,7 +15,7 @@ from .parallel import ALONE, Group
 _ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
 _CACHED = 2**20  # the same where they should stay in a core's cache
 _FEW_SAMPLES = 64  # enough for the scale of J where each row costs a backward pass
-_FEW_OUTPUTS = 2  # dimensions up to which JᵀJ is quicker by rows of J than by pairs of layers
+_FEW_OUTPUTS = 3  # dimensions up to which JᵀJ is quicker by rows of J than by pairs of layers
 
 
 class Tangent:
@@ -101,17 +101,22 @@ class Tangent:
             flat += cross.add_(cross.T.clone())
         return flat
 
+    @property
+    def _transposed(self) -> bool:
+        """Whether a matrix acts by its transpose: pairs of layers cost 2 to 13 times the rows of J then."""
+        return any(layer.transposed for layers in self._layers() for layer in layers)
+
     def gram_primal(self) -> Tensor:
         """Ĝ = JᵀJ/n, (p,p): blocks Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ) for each pair of layers."""
         gram = torch.zeros(self.p, self.p, dtype=self.dtype, device=self.device)
-        if not self._once or self.d <= _FEW_OUTPUTS:
+        if not self._once or self.d <= _FEW_OUTPUTS or self._transposed:
             for rows in self._layered_rows() if self.layered else self._rows():
                 gram.addmm_(rows.T, rows)
             return self.group.sum(gram) / self.n
         for layers in self._layers():
             for k, one in enumerate(layers):
                 for other in layers[k:]:
-                    block = _in_order(_layer_pair(one, other), one, other)
+                    block = _layer_pair(one, other)
                     down = slice(one.offset, one.offset + block.shape[0])
                     across = slice(other.offset, other.offset + block.shape[1])
                     gram[down, across] += block
@@ -203,25 +208,9 @@ def _layer_squares(layers: list[Layer], like: Tensor) -> Tensor:
     return total
 
 
-def _in_order(block: Tensor, one: Layer, other: Layer) -> Tensor:
-    """A block of Ĝ with the entries of each weight matrix in θ's order, also where the layer acts by the transpose."""
-    (o, i), (o2, i2) = _sizes(one), _sizes(other)
-    if one.transposed:
-        block = block.view(o, i, -1).transpose(0, 1).reshape(o * i, -1)
-    if other.transposed:
-        block = block.view(-1, o2, i2).transpose(1, 2).reshape(-1, o2 * i2)
-    return block
-
-
-def _sizes(layer: Layer) -> tuple[int, int]:
-    """Outputs and inputs of a layer."""
-    rows, columns = layer.shape
-    return (columns, rows) if layer.transposed else (rows, columns)
-
-
 def _layer_pair(one: Layer, other: Layer) -> Tensor:
     """Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ), (out·in, out′·in′), in blocks of samples."""
-    (o, i), (o2, i2) = _sizes(one), _sizes(other)
+    (o, i), (o2, i2) = one.shape, other.shape
     if one.g is None and other.g is None:
         inputs = one.a.T @ other.a
         eye = torch.eye(o, dtype=inputs.dtype, device=inputs.device)

@@ -43,7 +43,7 @@ ENERGIES = {
     "sum": lambda: energies.Potential(potential) + 0.5 * energies.Interaction(lambda r: r.square().sum(-1) ** 1.2),
 }
 MAPS = {
-    "layered": lambda: maps.ResidualMLP(2, width=8),
+    "layered": lambda: maps.ResidualMLP(2, width=8, axis_units=2),
     "generic": lambda: maps.FromModule(
         torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)), 2, residual=True
     ),

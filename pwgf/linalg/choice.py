@@ -14,7 +14,7 @@ from pwgf.linalg.krylov import CG, LSMR, MINRES
 from pwgf.linalg.primal import Primal
 from pwgf.linalg.subsample import SubsamplePCG
 
-MAX_PRIMAL, MAX_DUAL = 800, 1000  # parameters, rows n·d up to which a Cholesky factorisation beats an iteration
+MAX_PRIMAL, MAX_DUAL = 500, 1000  # parameters, rows n·d up to which a Cholesky factorisation beats an iteration
 MAX_UNLAYERED = 2000  # the same for both where the structure of J is unknown, so that products are slow
 MAX_DENSE = 100_000_000  # entries of J up to which a Gram matrix is affordable when the structure of J is unknown
 MAX_PCG_DIM, MAX_PCG_DAMPING = 20, 1e-5  # beyond them a preconditioner costs more than it saves
@@ -25,7 +25,7 @@ def choose(
 ) -> LinearSolver:
     """The solver that suits the sizes, with an error in the displacement of a few 1e-4·accuracy.
 
-    p ≤ 800: primal. n·d ≤ 1000: dual. Larger: subsample PCG in d ≤ 20 for damping below 1e-5, CG otherwise. Where the
+    p ≤ 500: primal. n·d ≤ 1000: dual. Larger: subsample PCG in d ≤ 20 for damping below 1e-5, CG otherwise. Where the
     structure of J is unknown the direct solvers serve up to 2000, then LSMR. A free right side excludes dual and LSMR;
     CG takes their place. Unknown structure excludes Grams of a J above 1e8 entries.
 

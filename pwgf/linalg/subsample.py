@@ -122,8 +122,8 @@ class SubsamplePCG:
         self, problem: NormalEquations, inner: TangentLike, damping: float, m: int
     ) -> Callable[[Tensor], Tensor]:
         eps = torch.finfo(inner.dtype).eps
-        # a relative shift near round-off would make M⁻¹ noise; the floor also serves damping = 0
-        relative = max(self.shift * damping, 10 * eps)
+        # a relative shift near round-off would make M⁻¹ noise, most of all where J has a null space and damping = 0
+        relative = max(self.shift * damping, 10 * eps, 1e-8)
         s = relative * problem.trace
         subset = inner.subset(torch.arange(m, device=inner.device) * inner.n // m)
         inverse = damped_inverse(problem, subset.gram_dual(), s * m, relative, explicit=True)

@@ -16,7 +16,7 @@ def field(x, noise=0.0):
 
 
 def setting(noise, num_samples, width=12):
-    map, reference = maps.ResidualMLP(2, width=width, gain=1.0), pwgf.Gaussian(2)
+    map, reference = maps.ResidualMLP(2, width=width, axis_share=0.5, gain=1.0, axis_units=0), pwgf.Gaussian(2)
     energy = energies.Potential(lambda x: field(x, noise))
     problem = Problem(energy, map, reference, get_solver("primal"), "velocity", None, None)
     generator = torch.Generator().manual_seed(3)
@@ -72,7 +72,12 @@ def test_trials_come_now_and_then_and_sooner_where_much_is_missed():
 def flow(**settings):
     problem = problems.StyblinskiTang(3)
     scheme = pwgf.PWGF(
-        problem.energy, maps.ResidualMLP(3), problem.reference, num_samples=400, num_eval=20_000, **settings
+        problem.energy,
+        maps.ResidualMLP(3, width=72, axis_share=0.5, axis_units=0),
+        problem.reference,
+        num_samples=400,
+        num_eval=20_000,
+        **settings,
     )
     run = pwgf.solve(scheme, [0.0, 0.15, 0.3], progress=False)
     return run, abs(run["energy"][-1] - problem.exact_energy(0.3))

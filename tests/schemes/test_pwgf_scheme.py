@@ -46,7 +46,7 @@ def copied(state):
 
 @pytest.mark.parametrize("settings", [{}, {"method": "rk4", "dt": 0.02}, {"form": "gradient"}, {"chunk_size": 17}])
 def test_step_and_measure_change_nothing(settings):
-    scheme = ou_scheme(maps.ResidualMLP(2, width=6), **settings)
+    scheme = ou_scheme(maps.ResidualMLP(2, width=6, axis_share=0.5, axis_units=0), **settings)
     state = advanced(scheme)
     before = copied(state)
     first, _ = scheme.step(state, 1.0)
@@ -113,7 +113,7 @@ def test_the_seed_fixes_everything(seed):
 
 @pytest.mark.parametrize("solver", ["auto", "primal", "dual", "cg", "pcg", "minres", "lsmr", linalg.CG(rtol=1e-8)])
 def test_every_solver_takes_the_same_step(solver):
-    map = maps.ResidualMLP(2, width=6)
+    map = maps.ResidualMLP(2, width=6, axis_share=0.5, axis_units=0)
     theta0 = map.initial() + 0.1 * torch.randn(map.num_params, generator=torch.Generator().manual_seed(0))
     common = {"theta0": theta0, "method": "euler", "dt": 0.01, "damping": 1e-3}
     exact, _ = ou_scheme(map, solver="primal", **common).step(ou_scheme(map, **common).start(), 1.0)
