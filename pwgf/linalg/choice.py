@@ -25,9 +25,9 @@ def choose(
 ) -> LinearSolver:
     """The solver that suits the sizes, with an error in the displacement of a few 1e-4·accuracy.
 
-    p ≤ 500: primal. n·d ≤ 1000: dual. Larger: subsample PCG in d ≤ 20 for damping below 1e-5, CG otherwise. Where the
-    structure of J is unknown the direct solvers serve up to 2000, then LSMR. A free right side excludes dual and LSMR;
-    CG takes their place. Unknown structure excludes Grams of a J above 1e8 entries.
+    p ≤ 500: primal, but dual where n·d ≤ p/2. n·d ≤ 1000: dual. Larger: subsample PCG in d ≤ 20 for damping below 1e-5,
+    CG otherwise. Where the structure of J is unknown the direct solvers serve up to 2000, then LSMR. A free right side
+    excludes dual and LSMR; CG takes their place. Unknown structure excludes Grams of a J above 1e8 entries.
 
     The damping is relative to the trace, which in high dimension many directions share: their spread is small then, and
     CG needs few iterations.
@@ -45,9 +45,10 @@ def choose(
     """
     affordable = layered or n * d * p <= MAX_DENSE
     max_primal, max_dual = (MAX_PRIMAL, MAX_DUAL) if layered else (MAX_UNLAYERED, MAX_UNLAYERED)
-    if p <= max_primal and affordable:
+    dual = n * d <= max_dual and affordable and not has_rhs
+    if p <= max_primal and affordable and not (dual and 2 * n * d <= p):
         return Primal()
-    if n * d <= max_dual and affordable and not has_rhs:
+    if dual:
         return Dual()
     if not layered:
         return CG(rtol=1e-5 * accuracy) if has_rhs else LSMR(rtol=1e-5 * accuracy)
