@@ -32,6 +32,8 @@ from .evaluation import evaluate_law
 from .particles import Cloud, ParticleReplay
 from .settings import check_law, check_map, check_theta0
 
+_FOLDED = 0.01  # share of samples with det ∂_zT ≤ 0 above which an iterate is refused, where the energy needs a density
+
 
 class SWJKO:
     r"""Sliced-Wasserstein minimising movements of an energy, by a push-forward map or by particles.
@@ -39,8 +41,8 @@ class SWJKO:
     ρ_{k+1} = argmin_ρ d·SW₂²(ρ, ρ_k)/(2τ) + F(ρ), where SW₂² is the mean of W₂² over directions. The factor d makes τ
     a step of physical time: under a quadratic potential the mean moves by exactly implicit Euler with step τ. Both laws
     are seen at the same fresh samples of λ, the old one without gradient, and at fresh directions, drawn as orthonormal
-    frames, at every iteration of an inner Adam, which starts from ρ_k and stops where the objective no longer falls
-    (`schemes.descent`).
+    frames, at every iteration of an inner Adam, which starts from ρ_k, takes back steps that fold the map, and stops
+    where the objective no longer falls (`schemes.descent`).
 
     What it is not: the flow of F in W₂, however small τ. Both share the minimiser of F and, for a quadratic potential,
     the path of the mean; the shape moves along another path: seen from an isotropic Gaussian, changes of size run at
@@ -112,7 +114,7 @@ class SWJKO:
             learning_rate,
         )
         self.num_directions, self.num_samples, self.num_eval = num_directions, num_samples, num_eval
-        self.max_iterations, self.theta0 = max_iterations, None
+        self.max_iterations, self.theta0, self._reads_density = max_iterations, None, _reads_density(energy)
         self.replay: MapReplay | ParticleReplay
         if map is None:
             _refuse_density(energy, theta0)
@@ -178,12 +180,15 @@ class SWJKO:
         """d·SW₂²/(2h) + F on fresh samples, the same for both laws, and fresh directions."""
         z, dim = self._draw(self.num_samples, generator), self.reference.dim
         rho = self._on(theta, z)
+        value = self.energy(rho)
+        if self.map is not None and self._reads_density and float((rho.det_sign <= 0).double().mean()) > _FOLDED:
+            value = value + math.inf  # Adam takes the step back
         if self.prox is None:
-            return self.energy(rho)
+            return value
         with torch.no_grad():
             before = self._on(old, z).x
         directions = frames(self.num_directions, dim, generator)
-        return self.energy(rho) + dim / (2 * h) * sliced_w2(rho.x, before, directions=directions)
+        return value + dim / (2 * h) * sliced_w2(rho.x, before, directions=directions)
 
     def _judged(self, theta: Tensor, before: State, h: float, generator: torch.Generator) -> dict[str, float]:
         """F at both ends on the same samples; SolverError where a step that must lower F has raised it by much."""
@@ -270,6 +275,13 @@ class SWJKO:
             "max_iterations": self.max_iterations, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip
+
+
+def _reads_density(energy: Energy) -> bool:
+    try:
+        return energy.particle_form()[1] != 0
+    except ConfigError:  # no particles follow it, since they have no density
+        return True
 
 
 def _refuse_density(energy: Energy, theta0: object) -> None:

@@ -136,6 +136,52 @@ def test_descent_finds_a_noisy_minimum():
     assert float((found.theta - centre).abs().max()) < 0.4
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.6, 0.3])
+def test_descent_takes_back_steps_over_the_edge(rate):
+    """(x − 1/20)² on x > 0 from 1: the first steps jump over the edge; the minimiser is found all the same."""
+    seen = []
+
+    def walled(x):
+        seen.append(float(x.detach()))
+        return torch.where(x > 0, (x - 0.05).square(), math.inf).sum()
+
+    found = descend(walled, torch.ones(1, dtype=torch.float64), learning_rate=rate, max_iterations=3000)
+    assert min(seen) <= 0
+    assert found.settled
+    assert float(found.theta) == pytest.approx(0.05, rel=0.05)
+
+
+def test_descent_that_never_gets_anywhere_is_told():
+    wall = lambda x: torch.where(x < 1, -x, math.nan).sum()  # noqa: E731
+    with pytest.raises(SolverError, match=r"the objective is nan at inner iteration \d+, learning rate 2\.44e-06"):
+        descend(wall, torch.zeros(1, dtype=torch.float64), learning_rate=0.01, max_iterations=10**6)
+    with pytest.raises(SolverError, match="the objective is nan at inner iteration 1, learning rate 0.01"):
+        descend(wall, torch.full((1,), 2.0, dtype=torch.float64), learning_rate=0.01, max_iterations=10)
+
+
+def test_a_narrow_target_does_not_turn_the_map_inside_out():
+    """From standard deviation 1 to .05 Adam's momentum would carry A through det A = 0, to −.058."""
+    narrow, t = problems.OrnsteinUhlenbeck(1, cov=[[0.0025]], mean=[0.0]), 0.2
+    one = pwgf.SWJKO(narrow.energy, maps.Affine(1), narrow.reference, tau=t, num_samples=100, learning_rate=0.1)
+    run = pwgf.solve(one, [0.0, t], progress=False)
+    assert run["fold_fraction"][-1] == 0
+    # W₂ and SW₂ agree in one dimension: (a − 1)/τ + a/.05² = 1/a
+    q = 1 / t + 1 / 0.0025
+    exact = (1 / t + math.sqrt(1 / t**2 + 4 * q)) / (2 * q)
+    assert run["theta"][-1][0] == pytest.approx(exact, rel=0.05)
+
+
+def test_a_map_may_fold_where_nothing_reads_its_density():
+    """F = E x²/2 takes a map with det < 0 as any other; with an entropy the same start is refused."""
+    mirror, law = torch.tensor([-1.0, 0.0], dtype=torch.float64), pwgf.Gaussian(1)
+    settings = {"tau": 0.5, "theta0": mirror, "num_samples": 100, "max_iterations": 50}
+    square = energies.Potential(lambda x: x.square().sum(-1) / 2)
+    run = pwgf.solve(pwgf.SWJKO(square, maps.Affine(1), law, **settings), [0.0, 0.5], progress=False)
+    assert abs(run["theta"][-1][0]) < 0.9
+    with pytest.raises(SolverError, match="objective is inf at inner iteration 1"):
+        pwgf.solve(pwgf.SWJKO(square + energies.Entropy(), maps.Affine(1), law, **settings), [0.0, 0.5], progress=False)
+
+
 def test_descent_says_when_it_was_cut_short():
     found = descend(lambda theta: theta.square().sum(), torch.full((1,), 9.0), learning_rate=1e-3, max_iterations=25)
     assert not found.settled and found.num_iterations == 25
@@ -269,7 +315,7 @@ def test_a_nan_in_the_inner_optimisation_is_told_and_not_stored(tmp_path):
     wild = scheme(energy=wall)
     with pytest.raises(
         SolverError,
-        match=r"(?s)diverged in the step from t = .*objective is nan at inner iteration \d+, learning rate 0\.02.*last "
+        match=r"(?s)diverged in the step from t = .*objective is nan at inner iteration \d+, learning rate \d.*last "
         r"good step is number \d+, at t = .*smaller learning_rate",
     ):
         pwgf.solve(wild, np.linspace(0, 4, 41), out=tmp_path / "run.h5", progress=False)
