@@ -65,7 +65,9 @@ def noise(n, seed):
 def scheme(energy=None, map=None, **settings):
     energy = energies.Potential(potential) + energies.Entropy() if energy is None else energy
     settings = {"num_samples": N, "num_eval": 2 * N + 1, **settings}  # the last block has one sample
-    return pwgf.PWGF(energy, map or maps.ResidualMLP(2, width=8, axis_share=0.5, axis_units=0), pwgf.Gaussian(2), **settings)
+    return pwgf.PWGF(
+        energy, map or maps.ResidualMLP(2, width=8, axis_share=0.5, axis_units=0), pwgf.Gaussian(2), **settings
+    )
 
 
 def given(map):
