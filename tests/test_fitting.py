@@ -113,10 +113,12 @@ def fitted(target=None, map=None, reference=None, **settings):
         (lambda: fitted(map=3), ConfigError, r"fit\(map=…\) must be a map from pwgf\.maps; got int"),
         (lambda: fitted(reference=pwgf.Gaussian(3)), ConfigError, r"fit\(reference=…\).*dimension 2; got dimension 3"),
         (lambda: fitted(reference=3), ConfigError, r"fit\(reference=…\) .*dimension 2; got int"),
-        (lambda: fitted(theta0=torch.ones(2)), ShapeError, r"theta0=…\) must have shape \(6,\)"),
+        (lambda: fitted(theta0=torch.ones(2)), ShapeError, r"fit\(theta0=…\) must have shape \(6,\)"),
         (lambda: fitted(learning_rate=0), ConfigError, r"fit\(learning_rate=…\) must be a number in \(0, inf\); got 0"),
         (lambda: fitted(held_out=1), ConfigError, r"fit\(held_out=…\) must be a number in \[0, 0\.9\]; got 1"),
         (lambda: fitted(batch_size=0), ConfigError, r"fit\(batch_size=…\) must be an integer ≥ 1; got 0"),
+        (lambda: fitted(patience=0), ConfigError, r"fit\(patience=…\) must be an integer ≥ 1; got 0"),
+        (lambda: fitted(max_iterations=-1), ConfigError, r"fit\(max_iterations=…\) must be an integer ≥ 0; got -1"),
         (lambda: fitted(polish=-1), ConfigError, r"fit\(polish=…\) must be an integer ≥ 0; got -1"),
     ],
 )
@@ -185,6 +187,18 @@ def particles():
         (
             lambda run: fitting.reparametrise(run, 0.1, maps.Affine(2), num_samples=0),
             r"reparametrise\(num_samples=…\) must be an integer ≥ 1; got 0",
+        ),
+        (
+            lambda run: fitting.reparametrise(run, 0.1, maps.Affine(2), theta0=torch.ones(2)),
+            r"reparametrise\(theta0=…\) must have shape \(6,\)",
+        ),
+        (
+            lambda run: fitting.reparametrise(run, 0.1, maps.Affine(2), num_eval=1),
+            r"reparametrise\(num_eval=…\) must be an integer ≥ 2; got 1",
+        ),
+        (
+            lambda run: fitting.reparametrise(run, 0.1, maps.Affine(2), max_iterations=0),
+            r"reparametrise\(max_iterations=…\) must be an integer ≥ 1; got 0",
         ),
     ],
 )

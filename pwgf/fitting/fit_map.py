@@ -71,7 +71,7 @@ def fit(
         max_iterations: of Adam, ≥ 0.
         polish: L-BFGS iterations at most; 0 for none.
         patience: looks at the held-out samples (every 10 iterations) without improvement, before Adam stops.
-        held_out: share of the samples, in [0, 1), that only judges; 0 judges by the samples of the fit. For a log
+        held_out: share of the samples, in [0, .9], that only judges; 0 judges by the samples of the fit. For a log
             density the judge is `batch_size` samples of λ of their own in any case.
         seed: of θ₀, batches and split.
         progress: as in `solve`.
@@ -91,7 +91,7 @@ def fit(
     settings = {"batch_size": batch_size, "patience": patience}
     _check_settings(map, reference, learning_rate, max_iterations, polish, held_out, settings)
     generator = torch.Generator().manual_seed(seed)
-    theta = check_theta0(theta0, map)
+    theta = check_theta0(theta0, map, "fit")
     theta = (map.initial(seed) if theta is None else theta).double().cpu()
     if isinstance(target, Tensor):
         objective: _Objective = _Likelihood(

@@ -80,7 +80,7 @@ def reparametrise(
         True
     """
     reference = _check_takeover(run, new_map, num_samples, num_eval, max_iterations)
-    start = check_theta0(theta0, new_map)
+    start = check_theta0(theta0, new_map, "reparametrise")
     theta = (new_map.initial(seed) if start is None else start).double().cpu()
     n = num_samples or max(2000, math.ceil(4 * new_map.num_params / new_map.dim))
     generator = torch.Generator().manual_seed(seed)

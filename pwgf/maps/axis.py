@@ -13,7 +13,7 @@ STEEPNESS = 1.5  # slope of a unit's argument at the start, the same
 # A block of parameters (d, 3, m) holds w, c and o of m units a coordinate: φ_k(z_k) = Σ_u o_ku tanh(w_ku z_k + c_ku).
 
 
-def initial(dim: int, units: int, scale: float) -> Tensor:
+def axis_start(dim: int, units: int, scale: float) -> Tensor:
     """Parameters (d,3,m) with φ = 0 and centres spread over the bulk of a law of the given scale."""
     block = torch.zeros(dim, 3, units, dtype=torch.float64)
     block[:, 0] = STEEPNESS / scale
@@ -21,19 +21,19 @@ def initial(dim: int, units: int, scale: float) -> Tensor:
     return block
 
 
-def values(block: Tensor, z: Tensor) -> Tensor:
+def axis_values(block: Tensor, z: Tensor) -> Tensor:
     """φ_k(z_k), (n,d); differentiable."""
     w, c, o = block.unbind(1)
     return (torch.tanh(torch.addcmul(c, z.unsqueeze(2), w)) * o).sum(2)
 
 
-def slopes(block: Tensor, z: Tensor) -> Tensor:
+def axis_slopes(block: Tensor, z: Tensor) -> Tensor:
     """φ′_k(z_k), (n,d); differentiable."""
     w, c, o = block.unbind(1)
     return ((1 - torch.tanh(torch.addcmul(c, z.unsqueeze(2), w)).square()) * (w * o)).sum(2)
 
 
-def slopes_and_bends(block: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def axis_slopes_and_bends(block: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """φ′_k(z_k) and φ″_k(z_k), (n,d) each."""
     w, c, o = block.unbind(1)
     h = torch.tanh(torch.addcmul(c, z.unsqueeze(2), w))
@@ -41,7 +41,7 @@ def slopes_and_bends(block: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return slope.sum(2), slope.mul_(h).mul_(-2 * w).sum(2)
 
 
-def features(block: Tensor, z: Tensor, weight: float = 1.0) -> Tensor:
+def axis_features(block: Tensor, z: Tensor, weight: float = 1.0) -> Tensor:
     """∂φ_k(z_k)/∂(w, c, o)_k, (d, 3m, n), times weight: row k of the tangent is zero but for its own coordinate's."""
     w, c, o = (part.unsqueeze(2) for part in block.unbind(1))
     points = z.T.unsqueeze(1)
@@ -50,7 +50,7 @@ def features(block: Tensor, z: Tensor, weight: float = 1.0) -> Tensor:
     return torch.cat([slope * points, slope, weight * h], 1)
 
 
-def layers(offset: int, features: Tensor) -> list[Layer]:
+def axis_layers(offset: int, features: Tensor) -> list[Layer]:
     """The factors of the tangent, a layer for each coordinate."""
     d, width, n = features.shape
     units = torch.eye(d, dtype=features.dtype, device=features.device).unsqueeze(2)

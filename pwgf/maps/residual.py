@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from . import axis
 from .affine import with_ones
+from .axis import axis_features, axis_layers, axis_slopes, axis_slopes_and_bends, axis_start, axis_values
 from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks, check_dim, is_real
 
 _CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
@@ -134,7 +134,7 @@ class ResidualMLP(PushForward):
         theta = torch.zeros(self.num_params, dtype=torch.float64)
         affine, (first, *deeper), _, single = self._split(theta)
         if single is not None:
-            single.copy_(axis.initial(self.dim, self.axis_units, self.scale))
+            single.copy_(axis_start(self.dim, self.axis_units, self.scale))
         affine[:, :-1] = torch.eye(self.dim, dtype=torch.float64)
         first.copy_(first_layer(self.dim, self.units, self.axis_share, generator))
         first[:, :-1] /= self.scale
@@ -150,7 +150,7 @@ class ResidualMLP(PushForward):
         for w in hidden:
             h = torch.tanh(torch.addmm(w[:, -1], h, w[:, :-1].T))
         x = torch.addmm(affine[:, -1], z, affine[:, :-1].T) + h @ out.T
-        return x if single is None else x + self._axis_weight * axis.values(single, z)
+        return x if single is None else x + self._axis_weight * axis_values(single, z)
 
     def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
         """∂_zT = A + diag φ′ + W_out D_L W_L … D_1 W_1 with D = diag(1 − h²), in products over the batch."""
@@ -159,7 +159,7 @@ class ResidualMLP(PushForward):
         n, d = z.shape
         own = affine[:, :-1]
         if single is not None:
-            own = own + torch.diag_embed(self._axis_weight * axis.slopes(single, z))
+            own = own + torch.diag_embed(self._axis_weight * axis_slopes(single, z))
         h = torch.tanh(torch.addmm(first[:, -1], z, first[:, :-1].T))
         if not deeper:  # one matrix product: each unit contributes slope × (column of W_out ⊗ row of W_1)
             outer = out.T.unsqueeze(2) * first[:, :-1].unsqueeze(1)
@@ -185,7 +185,7 @@ class ResidualMLP(PushForward):
         slopes = 1 - h * h
         jacobian = affine[:, :-1] + (slopes @ outer).view(n, d, d)
         if single is not None:
-            own, bends = axis.slopes_and_bends(single, z)
+            own, bends = axis_slopes_and_bends(single, z)
             jacobian.diagonal(dim1=1, dim2=2).add_(own, alpha=self._axis_weight)
         lu, pivots, info = torch.linalg.lu_factor_ex(jacobian)
         diagonal = lu.diagonal(dim1=1, dim2=2)
@@ -255,7 +255,7 @@ class _Activations:
                 inputs.append(torch.cat([h, torch.ones_like(h[:1])]))
             self.inputs.append(inputs)
             if single is not None:
-                self.features.append(axis.features(single, part, map._axis_weight))
+                self.features.append(axis_features(single, part, map._axis_weight))
         size = min(self.block, self.n)
         self.scratch = [torch.empty(len(w) * size, dtype=z.dtype, device=z.device) for w in self.hidden]
 
@@ -320,7 +320,7 @@ class _Activations:
         spots = self.map.layout()
         inputs = [torch.cat(group, 1).T for group in zip(*self.inputs, strict=True)]
         last = -2 if self.features else -1
-        single = axis.layers(spots[-1].offset, torch.cat(self.features, 2)) if self.features else []
+        single = axis_layers(spots[-1].offset, torch.cat(self.features, 2)) if self.features else []
         found = [*single, Layer(spots[last].offset, spots[last].shape, self.map._weight * inputs[-1][:, :-1], None)]  # type: ignore[arg-type]
         g = self.out.expand(self.n, -1, -1)
         for k in reversed(range(self.map.depth)):
