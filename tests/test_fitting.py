@@ -189,10 +189,6 @@ def particles():
             r"reparametrise\(num_samples=…\) must be an integer ≥ 1; got 0",
         ),
         (
-            lambda run: fitting.reparametrise(run, 0.1, maps.Affine(2), theta0=torch.ones(2)),
-            r"reparametrise\(theta0=…\) must have shape \(6,\)",
-        ),
-        (
             lambda run: fitting.reparametrise(run, 0.1, maps.Affine(2), num_eval=1),
             r"reparametrise\(num_eval=…\) must be an integer ≥ 2; got 1",
         ),
@@ -214,3 +210,8 @@ def test_a_new_map_that_is_not_finite_is_told(gaussian_run):
 
     with pytest.raises(NonFiniteError, match=r"the new map gives NaN or infinite samples at its start"):
         fitting.reparametrise(gaussian_run, 0.1, Broken(2))
+
+
+def test_a_start_of_another_map_is_refused(gaussian_run):
+    with pytest.raises(ShapeError, match=r"reparametrise\(theta0=…\) must have shape \(6,\) for this map; got \(2,\)"):
+        fitting.reparametrise(gaussian_run, 0.1, maps.Affine(2), theta0=torch.ones(2))
