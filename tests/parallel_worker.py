@@ -43,7 +43,7 @@ ENERGIES = {
     "sum": lambda: energies.Potential(potential) + 0.5 * energies.Interaction(lambda r: r.square().sum(-1) ** 1.2),
 }
 MAPS = {
-    "layered": lambda: maps.ResidualMLP(2, width=8, axis_share=0.5, axis_units=0),
+    "layered": lambda: maps.ResidualMLP(2, width=8, axis_units=2),
     "generic": lambda: maps.FromModule(
         torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)), 2, residual=True
     ),
@@ -64,10 +64,9 @@ def noise(n, seed):
 
 def scheme(energy=None, map=None, **settings):
     energy = energies.Potential(potential) + energies.Entropy() if energy is None else energy
-    settings = {"num_samples": N, "num_eval": 2 * N + 1, **settings}  # the last block has one sample
-    return pwgf.PWGF(
-        energy, map or maps.ResidualMLP(2, width=8, axis_share=0.5, axis_units=0), pwgf.Gaussian(2), **settings
-    )
+    # damping: so few samples overfit the map without, and a run that folds doubles every rounding error at each step
+    settings = {"num_samples": N, "num_eval": 2 * N + 1, "damping": 1e-4, **settings}  # the last block has one sample
+    return pwgf.PWGF(energy, map or maps.ResidualMLP(2, width=8, axis_units=2), pwgf.Gaussian(2), **settings)
 
 
 def given(map):
