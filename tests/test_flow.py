@@ -135,7 +135,10 @@ def test_the_loop_warns_of_folds_and_poor_maps_once(caplog):
     with caplog.at_level(logging.WARNING, "pwgf"):
         pwgf.solve(moving, [0.0, 0.01, 0.02], progress=False)
     assert len([m for m in caplog.messages if "the map folds at" in m and "clip=5" in m]) == 1
-    assert len([m for m in caplog.messages if re.search(r"the map misses a velocity of .* at t = 0\..*a wider map", m)]) == 1
+    assert (
+        len([m for m in caplog.messages if re.search(r"the map misses a velocity of .* at t = 0\..*a wider map", m)])
+        == 1
+    )
 
 
 def test_the_loop_does_not_warn_of_a_velocity_that_is_all_but_gone(caplog):

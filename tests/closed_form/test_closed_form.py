@@ -6,7 +6,8 @@ import scipy.stats
 import torch
 
 import pwgf
-from pwgf import distances, maps, problems
+from pwgf import distances, energies, maps, problems
+from pwgf.problems import finite_volume
 
 
 class Computed:
@@ -73,6 +74,17 @@ def test_barenblatt(dim, family):
     for t in (1.5, 2.0):
         growth = float(run.push(t, z).square().sum() / z.square().sum())
         assert growth == pytest.approx(t ** (2 / (dim + 2)), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", [maps.ResidualMLP, maps.ConvexRidge])
+def test_porous_medium_from_a_gaussian(family):
+    """Not self-similar; ∫|ρ − ρ*| dx against finite volumes."""
+    grid = np.linspace(-7, 7, 1401)
+    moving = pwgf.PWGF(energies.PorousMedium(2), family(1), pwgf.Gaussian(1), num_samples=500, num_eval=1000)
+    run = pwgf.solve(moving, [0.0, 0.5], seed=1, progress=False)
+    exact = finite_volume.porous_medium(grid, np.zeros_like(grid), scipy.stats.norm.pdf(grid), 0.5, steps=100)
+    ours = run.log_density(0.5, torch.from_numpy(grid).unsqueeze(1)).exp().numpy()
+    assert np.trapezoid(np.abs(ours - exact), grid) < 2e-3
 
 
 def aggregation_error(t, **settings):
