@@ -1,4 +1,4 @@
-"""Fokker–Planck equations ∂ₜρ = ∇·(ρ∇V) + Δρ from N(0, I): Gaussian targets, and a double well per coordinate.
+r"""Fokker–Planck equations ∂ₜρ = ∇·(ρ∇V) + Δρ from N(0, I): Gaussian targets, and a double well per coordinate.
 
 `ornstein-uhlenbeck`: V = ½(x−b)ᵀΣ⁻¹(x−b) for the targets of the JKO-ICNN study (Mokrov et al., 2021, arXiv 2106.00736,
 figure 2): symmetric KL against the exact law at t = .5 and .9, beside the published values of the same targets.
@@ -6,6 +6,8 @@ figure 2): symmetric KL against the exact law at t = .5 and .9, beside the publi
 
     python -m experiments.fokker_planck ornstein-uhlenbeck     # 12 minutes of one core, results/fokker_planck/ou-*.h5
     python -m experiments.fokker_planck styblinski-tang        # 2 minutes, results/fokker_planck/st-*.h5
+    python -m experiments.fokker_planck styblinski-tang --c .5 --map convex-ridge \
+        --dims 10 50 --times .05 .1 .16 .32 .48                # 7 minutes: deep wells that tear the law apart
 
 Each writes its trajectories and a picture drawn from them; runs that are there already are not repeated.
 """
@@ -20,7 +22,7 @@ import numpy as np
 import tyro
 
 import pwgf
-from experiments.common import cost, samples, save, solved, sym_kl, table
+from experiments.common import cost, row_at, samples, save, solved, sym_kl, table
 from experiments.targets import ou_target, published
 from pwgf import maps, problems
 
@@ -28,12 +30,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 TIMES = (0.0, 0.1, 0.5, 0.9)
+WELLS = {
+    "residual": (maps.ResidualMLP, {}),
+    "convex-ridge": (lambda d: maps.ConvexRidge(d, width=12 * d, axis_share=1), {"tune_damping": False}),
+}
 FAMILIES = {
     "residual": maps.ResidualMLP,
     "affine": maps.Affine,
     "coupling": maps.CouplingFlow,
     "spline": partial(maps.CouplingFlow, kind="spline"),
     "ode": maps.NeuralODE,
+    "convex-ridge": maps.ConvexRidge,
+    "icnn": maps.GradientICNN,
 }
 
 
@@ -41,7 +49,7 @@ def ornstein_uhlenbeck(
     dims: tuple[int, ...] = (1, 2, 4, 8, 12),
     targets: tuple[int, ...] = (0, 1, 2),
     tolerances: tuple[float, ...] = (1e-4, 1e-5),
-    map: Literal["residual", "affine", "coupling", "spline", "ode"] = "residual",
+    map: Literal["residual", "affine", "coupling", "spline", "ode", "convex-ridge", "icnn"] = "residual",
     seed: int = 0,
 ) -> None:
     """Symmetric KL to the exact Gaussian law.
@@ -88,31 +96,53 @@ def _draw_gaussian(scores: dict, dims: tuple, targets: tuple, tolerances: tuple,
     save(figure, f"fokker_planck/ou-{map}.png")
 
 
-def styblinski_tang(dims: tuple[int, ...] = (2, 10), c: float = 0.06, seed: int = 0) -> None:
+def styblinski_tang(
+    dims: tuple[int, ...] = (2, 10),
+    c: float = 0.06,
+    times: tuple[float, ...] = (0.25, 0.5, 1.0),
+    map: Literal["residual", "convex-ridge"] = "residual",
+    seed: int = 0,
+) -> None:
     """Energy per dimension, variance and left mass against finite volumes.
 
     Args:
         dims: dimensions.
         c: depth of the wells.
+        times: rows.
+        map: the default residual map, or a convex ridge function on single coordinates, which cannot fold.
         seed: of the runs.
     """
     rows = []
     for d in dims:
         problem = problems.StyblinskiTang(d, c=c)
-        scheme = pwgf.PWGF(problem.energy, maps.ResidualMLP(d), problem.reference, num_eval=100_000)
-        run = solved(f"fokker_planck/st-d{d}-c{c:g}", problem, scheme, (0.0, 0.25, 0.5, 1.0), seed)
-        for t in (0.5, 1.0):
-            x, law = samples(run, t, 100_000), problem.marginal(t)
-            energy = run["energy"][abs(run.t - t).argmin()] / d - problem.exact_energy(t) / d
+        family, settings = WELLS[map]
+        num_eval = 100_000 if d <= 10 else 20_000
+        scheme = pwgf.PWGF(problem.energy, family(d), problem.reference, num_eval=num_eval, **settings)
+        run = solved(f"fokker_planck/st-{map}-d{d}-c{c:g}-seed{seed}", problem, scheme, (0.0, *times), seed)
+        for t in times:
+            x, law = samples(run, t, num_eval), problem.marginal(t)
+            exact = problem.exact_energy(t) / d
+            energy = run["energy"][row_at(run, t)] / d - exact
             variance = float(x.var(0).mean()) / float(law.var) - 1
             left = float((x < 0.157).double().mean()) - float(law.probability_below(0.157))
-            folds = run["fold_fraction"].max()
+            folds = run["fold_fraction"][: row_at(run, t) + 1].max()
             rows.append(
-                [str(d), f"{t:g}", f"{energy:+.4f}", f"{100 * variance:+.2f} %", f"{left:+.4f}", f"{folds:g}"]
-                + [cost(run, t), str(seed)]
+                [map, str(d), f"{t:g}", f"{energy:+.4f}", f"{100 * energy / abs(exact):+.2f} %"]
+                + [f"{100 * variance:+.2f} %", f"{left:+.4f}", f"{folds:g}", cost(run, t), str(seed)]
             )
-    header = ["d", "t", "F/d − exact", "variance", "P(x < .157) − exact", "folds", "right sides", "CPU s", "seed"]
-    table(header, rows)
+    header = [
+        "map",
+        "d",
+        "t",
+        "F/d − exact",
+        "of F",
+        "variance",
+        "P(x < .157) − exact",
+        "folds",
+        "right sides",
+        "CPU s",
+    ]
+    table([*header, "seed"], rows)
 
 
 if __name__ == "__main__":

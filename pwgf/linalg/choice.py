@@ -15,7 +15,7 @@ from pwgf.linalg.primal import Primal
 from pwgf.linalg.subsample import SubsamplePCG
 
 MAX_PRIMAL, MAX_DUAL = 500, 1000  # parameters, rows n·d up to which a Cholesky factorisation beats an iteration
-MAX_UNLAYERED = 2000  # the same for both where the structure of J is unknown, so that products are slow
+MAX_UNLAYERED = 1000, 500  # the same where the structure of J is unknown, so that Gram matrices need rows one by one
 MAX_DENSE = 100_000_000  # entries of J up to which a Gram matrix is affordable when the structure of J is unknown
 MAX_PCG_DIM, MAX_PCG_DAMPING = 20, 1e-5  # beyond them a preconditioner costs more than it saves
 
@@ -26,7 +26,7 @@ def choose(
     """The solver that suits the sizes, with an error in the displacement of a few 1e-4·accuracy.
 
     p ≤ 500: primal, but dual where n·d ≤ p/2. n·d ≤ 1000: dual. Larger: subsample PCG in d ≤ 20 for damping below 1e-5,
-    CG otherwise. Where the structure of J is unknown the direct solvers serve up to 2000, then LSMR. A free right side
+    CG otherwise. Where the structure of J is unknown: p ≤ 1000 and n·d ≤ 500, then LSMR. A free right side
     excludes dual and LSMR; CG takes their place. Unknown structure excludes Grams of a J above 1e8 entries.
 
     The damping is relative to the trace, which in high dimension many directions share: their spread is small then, and
@@ -44,7 +44,7 @@ def choose(
         ('pcg', 'primal')
     """
     affordable = layered or n * d * p <= MAX_DENSE
-    max_primal, max_dual = (MAX_PRIMAL, MAX_DUAL) if layered else (MAX_UNLAYERED, MAX_UNLAYERED)
+    max_primal, max_dual = (MAX_PRIMAL, MAX_DUAL) if layered else MAX_UNLAYERED
     dual = n * d <= max_dual and affordable and not has_rhs
     if p <= max_primal and affordable and not (dual and 2 * n * d <= p):
         return Primal()
