@@ -54,7 +54,8 @@ def _pwgf(problem: Problem, times: np.ndarray) -> Scheme:
 
 
 def _sw_jko(problem: Problem, times: np.ndarray) -> Scheme:
-    return SWJKO(problem.energy, maps.ResidualMLP(problem.dim), problem.reference, tau=even_step(times))
+    slow = {"learning_rate": 0.005, "max_iterations": 1500}  # at the default rate Adam folds the map now and then
+    return SWJKO(problem.energy, maps.ResidualMLP(problem.dim), problem.reference, tau=even_step(times), **slow)  # type: ignore[arg-type]
 
 
 def _sw_jko_particles(problem: Problem, times: np.ndarray) -> Scheme:

@@ -56,14 +56,14 @@ def draw(table: Comparison, *, dim: int | None = None) -> Any:
     if not dims or (dim is not None and dim not in dims):
         raise ConfigError(f"compare_plots.draw(dim={dim}) needs a dimension out of {dims}.")
     shown = dims[-1] if dim is None else dim
-    last = max(s.t for s in summaries if s.kind != "published")
+    first, last = (pick(s.t for s in summaries if s.kind != "published") for pick in (min, max))
     with plots.style():
         from matplotlib.figure import Figure  # noqa: PLC0415
 
         figure = Figure(figsize=(11, 3.9), layout="constrained")
         panels = figure.subplots(1, 4 if len(dims) > 1 else 3)
         looks = _looks(summaries)
-        at_dim = [s for s in summaries if s.dim == shown]
+        at_dim = [s for s in summaries if s.dim == shown and s.t > first]  # at the first time all laws are the start
         at_end = [s for s in summaries if abs(s.t - last) < 1e-9]
         _curves(panels[0], looks, at_dim, "sym_kl", lambda s: s.t, "time t")
         _curves(panels[1], looks, at_dim, "energy_distance", lambda s: s.t, "time t")
