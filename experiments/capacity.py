@@ -86,7 +86,7 @@ def main(dim: int = 2, c: float = 0.06, t: float = 0.5, seeds: Sequence[int] = (
 
 def _draw(widths: dict[int, list[Point]], samples: dict[int, list[Point]], families: dict, t: float) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained", sharey=True)
-    sweeps = ((widths, "units of the network (no functions of single coordinates)"), (samples, "samples"))
+    sweeps = ((widths, "units (no functions of single coordinates)"), (samples, "samples"))
     for ax, (sweep, label) in zip(axes, sweeps, strict=False):
         for what, colour, says in (("sym_kl", "#0072B2", "symmetric KL"), ("missed", "#D55E00", "missed velocity")):
             ax.loglog(list(sweep), _medians(sweep, what), "o-", color=colour, label=says)
@@ -103,7 +103,9 @@ def _draw(widths: dict[int, list[Point]], samples: dict[int, list[Point]], famil
 
 
 def _medians(sweep: dict, what: str) -> list[float]:
-    return [float(np.median([getattr(run, what) for run in runs])) for runs in sweep.values()]
+    """Over the seeds, NaN (no inverse at some sample) counted as infinite."""
+    values = [[getattr(run, what) for run in runs] for runs in sweep.values()]
+    return [float(np.median(np.nan_to_num(found, nan=np.inf))) for found in values]
 
 
 if __name__ == "__main__":
