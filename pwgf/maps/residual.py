@@ -46,7 +46,9 @@ class ResidualMLP(PushForward):
             underdamped.
         axis_units: units of each φ_k ≥ 0; 0 leaves φ out.
         axis_gain: > 0, weight of φ beside the affine part, for the same reason; None means .3, rising to 1 from d = 22
-            to 50, as (d − 10)/40, since in high dimension the affine part fills the trace by itself (d² of it).
+            to 50, as (d − 10)/40, since in high dimension the affine part fills the trace by itself (d² of it). That is
+            for potentials with wells; Gaussian flows in d = 64 are 30 times more accurate with .1 and a narrow network
+            (width=64: symmetric KL 3e-4 at tolerance 1e-3).
 
     Raises:
         ConfigError: an argument outside its range.
