@@ -113,7 +113,7 @@ def high_dimension(dims: tuple[int, ...] = (64, 100), tolerance: float = 1e-3, s
         rotated = (q * torch.arange(1, d + 1).double() / 10) @ q.T
         for name, cov in (("I/4", torch.eye(d).double() / 4), ("rotated", (rotated + rotated.T) / 2)):
             problem = problems.OrnsteinUhlenbeck(d, cov=cov, mean=torch.ones(d))
-            map = maps.ResidualMLP(d, width=64, axis_gain=0.1)
+            map = maps.ResidualMLP(d, width=64, gain=0.03, axis_gain=0.03)
             scheme = pwgf.PWGF(problem.energy, map, problem.reference, tolerance=tolerance)
             run = solved(f"fokker_planck/high-d{d}-{name[0]}", problem, scheme, (0.0, 1.0), seed)
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB, of the process so far

@@ -34,6 +34,7 @@ PUBLISHED = {2: (0.06, 973), 6: (0.30, 2125), 12: (0.51, 7175)}  # symmetric KL 
 FAMILIES: dict[str, Callable[[int], PushForward]] = {
     "residual": lambda dim: maps.ResidualMLP(dim, scale=4),
     "convex-ridge": lambda dim: maps.ConvexRidge(dim, scale=4),
+    "ode": lambda dim: maps.NeuralODE(dim, scale=4),
     "composed": lambda dim: maps.Composed([maps.Affine(dim), maps.ConvexRidge(dim, scale=4)]),
 }
 POINTS = 10_000  # of each law for the energy distance
@@ -56,7 +57,7 @@ class AtEnd:
 
 def main(
     dims: tuple[int, ...] = (2, 6, 12),
-    map: Literal["residual", "convex-ridge", "composed"] = "convex-ridge",
+    map: Literal["residual", "convex-ridge", "ode", "composed"] = "ode",
     num_samples: int = 1000,
     seed: int = 0,
 ) -> None:

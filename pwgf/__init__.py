@@ -6,7 +6,7 @@ picks θ̇ = argmin E|J θ̇ − v|². An *integrator* takes the step, a *scheme
 remembers it.
 """
 
-from . import distances, energies, fitting, linalg, maps, problems
+from . import distances, energies, fitting, linalg, maps, problems, sampling
 from ._version import __version__
 from .errors import (
     ConfigError,
@@ -53,5 +53,6 @@ __all__ = [
     "load",
     "maps",
     "problems",
+    "sampling",
     "solve",
 ]

@@ -1,0 +1,347 @@
+"""Samples of an unnormalised density, with exact weights, effective sample size and bounds on its constant."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .energies import KL
+from .errors import ConfigError, NonFiniteError, ShapeError, SolverError
+from .flow import solve
+from .maps import PushForward, ResidualMLP
+from .maps.base import check_dim
+from .measures import Gaussian, PushedMeasure, Reference
+from .schemes import PWGF
+from .schemes.base import check_integer, check_number
+from .state import Info, State
+from .trajectory import Trajectory
+
+_log = logging.getLogger("pwgf")
+_FIRST = 0.125  # the first look at the law, in units of t; each later one at twice the time
+_DOUBLINGS, _GROWTH = 4, 1.3  # looks in a row in which F fell no slower and the samples spread: no minimum there
+_CHUNK = 2000  # samples whose density is evaluated at a time
+LogDensity = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Independent samples of ρ ≈ π = p/Z, with what their exact density under the map tells.
+
+    Args:
+        x: (n,d) samples.
+        log_density: log ρ(x), (n,), exact; NaN after a polish.
+        log_weights: log p(x) − log ρ(x), (n,), whose weighted means are those of π; NaN after a polish.
+        log_z_bound, log_z_bound_stderr: E log(p/ρ) ≤ log Z with its standard error, nats; the gap is KL(ρ|π).
+        log_z, log_z_stderr: log E_ρ[p/ρ] by importance, with its standard error by the delta method: good while `ess`
+            is not small.
+        ess: effective sample size as a share of n, (Σw)²/(nΣw²); 1 where ρ = π.
+        converged: whether the law had come to rest by `tolerance` before `max_time`.
+        t: time of the flow.
+        run: the flow itself, in the coordinates y of x = centre + scale·y.
+        centre, scale: (d,) and (d,d).
+    """
+
+    x: Tensor
+    log_density: Tensor
+    log_weights: Tensor
+    log_z_bound: float
+    log_z_bound_stderr: float
+    log_z: float
+    log_z_stderr: float
+    ess: float
+    converged: bool
+    t: float
+    run: Trajectory = field(repr=False)
+    centre: Tensor = field(repr=False)
+    scale: Tensor = field(repr=False)
+
+    def mean(self) -> Tensor:
+        """E_π x by the weights, (d,); unweighted after a polish."""
+        return (self._weights()[:, None] * self.x).sum(0)
+
+    def cov(self) -> Tensor:
+        """cov_π x by the weights, (d,d); unweighted after a polish."""
+        centred = self.x - self.mean()
+        return centred.T @ (self._weights()[:, None] * centred)
+
+    def _weights(self) -> Tensor:
+        if bool(self.log_weights.isnan().any()):
+            return torch.full_like(self.log_weights, 1 / len(self.x))
+        return torch.softmax(self.log_weights, 0)
+
+
+def sample(
+    log_density: LogDensity,
+    dim: int,
+    n: int = 10_000,
+    *,
+    map: PushForward | None = None,
+    reference: Reference | None = None,
+    whiten: str | None = None,
+    tolerance: float = 1e-2,
+    max_time: float = 64.0,
+    polish: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Sampled:
+    r"""Independent samples of p/Z by the Wasserstein gradient flow of KL(ρ|p/Z) from λ, run until it has come to rest.
+
+    At t = 1/8, 1/4, 1/2, 1, … the law is judged on fresh samples: it has come to rest when KL(ρ|π), estimated by
+    log E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. The estimate does not see mass of π where ρ has none: a
+    mode that no sample of the start can reach is missed, by this as by any local method.
+
+    Args:
+        log_density: log p, (n,d) → (n,), a differentiable torch function, finite wherever the flow goes.
+        dim: d.
+        n: samples returned.
+        map: T; None means `ResidualMLP(dim)`.
+        reference: λ, in the coordinates of the flow; None means N(0, I).
+        whiten: "laplace" moves in y with x = m + Ly, m the mode that L-BFGS finds from 0 and LLᵀ the inverse Hessian of
+            −log p there: for posteriors whose scales differ much. None moves in x itself.
+        tolerance: on the estimated KL(ρ|π), nats.
+        max_time: t at which the flow ends in any case, with a warning.
+        polish: steps of Metropolis-adjusted Langevin that the samples then make. They keep π but have no density:
+            log_density, log_weights, ess and both values of log Z are NaN then.
+        out, overwrite, progress: as in `solve`.
+        seed: of the flow and of the samples.
+        settings: of `PWGF`, e.g. num_samples=2000.
+
+    Raises:
+        ConfigError: arguments that cannot work; p vanishes at samples of λ; no mode for "laplace"; a log p without a
+            gradient.
+        ShapeError: log p returns another shape than (n,).
+        NonFiniteError: log p is NaN or infinite where the flow goes.
+        SolverError: F fell without bound: p has no finite integral, or no minimum of −log p.
+
+    Example:
+        >>> import torch
+        >>> from pwgf import sampling
+        >>> found = sampling.sample(lambda x: -x.square().sum(-1) / 8, dim=1, n=1000, progress=False)
+        >>> exact = 0.5 * float(torch.log(torch.tensor(8 * torch.pi)))
+        >>> found.converged, abs(found.log_z - exact) < 0.02
+        (True, True)
+
+    References:
+        M. Girolami, B. Calderhead, 2011, §2 (Langevin proposals with a Metropolis step).
+    """
+    _check(log_density, dim, n, whiten, tolerance, max_time, polish)
+    reference = Gaussian(dim) if reference is None else reference
+    centre, scale = torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
+    if whiten == "laplace":
+        centre, scale = laplace(log_density, dim)
+    target = _Target(log_density, centre, scale)
+    target.check_start(reference.sample(1000, torch.Generator().manual_seed(seed)))
+    map = ResidualMLP(dim) if map is None else map
+    scheme = PWGF(KL(target), map, reference, **settings)
+    watch = _Watch(scheme, target, reference, tolerance, seed)
+    times = np.unique([0.0, *np.minimum(_FIRST * 2.0 ** np.arange(40), max_time)])
+    watch.times = set(times.tolist())
+    run = solve(scheme, times, out=out, overwrite=overwrite, seed=seed, callbacks=[watch], progress=progress)
+    if not watch.converged:
+        _log.warning(
+            "sample: KL(ρ|π) is still about %.2g at t = %g (tolerance %.2g). Cure: a larger max_time or map, more "
+            "samples (num_samples), or whiten='laplace'",
+            watch.kl,
+            run.t[-1],
+            tolerance,
+        )
+    z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
+    y, log_rho = _pushed(map, reference, run.state().theta, z)
+    x = centre + y @ scale.T
+    log_rho = log_rho - torch.linalg.slogdet(scale)[1]
+    log_w = target(y) - torch.linalg.slogdet(scale)[1] - log_rho
+    if polish:
+        x = langevin(log_density, x, polish, seed=seed)
+        log_rho, log_w = torch.full_like(log_rho, math.nan), torch.full_like(log_w, math.nan)
+    return Sampled(x, log_rho, log_w, *_constants(log_w), watch.converged, float(run.t[-1]), run, centre, scale)
+
+
+class _Target:
+    """log p in the coordinates y of x = centre + scale·y, with the volume: log p(x) + log|det scale|."""
+
+    def __init__(self, log_density: LogDensity, centre: Tensor, scale: Tensor) -> None:
+        self.log_density, self.centre, self.scale = log_density, centre, scale
+        self.log_volume = torch.linalg.slogdet(scale)[1]
+
+    def __call__(self, y: Tensor) -> Tensor:
+        value = self.log_density(self.centre.to(y) + y @ self.scale.to(y).T)
+        return value + self.log_volume.to(value) if isinstance(value, Tensor) else value
+
+    def check_start(self, y: Tensor) -> None:
+        """Refuses a log p of the wrong shape, or that is not finite where the flow begins."""
+        with torch.no_grad():
+            value = self(y)
+        if not isinstance(value, Tensor) or value.shape != (len(y),):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ShapeError(
+                f"sample(log_density=…): log p(x) must have shape ({len(y)},) for x of shape {tuple(y.shape)}; got "
+                f"{got}. Sum over coordinates: ….sum(-1)."
+            )
+        bad = ~torch.isfinite(value)
+        if bool(bad.any()):
+            k = int(bad.int().argmax())
+            raise ConfigError(
+                f"sample(log_density=…): log p is {float(value[k]):g} at {int(bad.sum())} of {len(y)} samples of the "
+                f"reference, first at x = {[round(v, 3) for v in (self.centre + self.scale @ y[k]).tolist()]:}. The "
+                "flow needs p > 0 where it begins and goes. Cure: change variables so that the support is the whole "
+                "space (x = exp(u) for x > 0, with + u in log p), or give a reference inside the support."
+            )
+
+
+class _Watch:
+    """Judges the law at each look; as a callback of `solve` it returns True when the flow has come to rest."""
+
+    def __init__(self, scheme: PWGF, target: _Target, reference: Reference, tolerance: float, seed: int) -> None:
+        self.scheme, self.target, self.reference, self.tolerance = scheme, target, reference, tolerance
+        self.z = reference.sample(2 * _CHUNK, torch.Generator().manual_seed(seed + 2))
+        self.times: set[float] = set()
+        self.kl, self.converged = math.inf, False
+        self.looks: list[tuple[float, float, float]] = []  # t, F, rms |y|
+
+    def __call__(self, state: State, info: Info) -> bool:
+        if state.t not in self.times:
+            return False
+        y, log_rho = _pushed(self.scheme.map, self.reference, state.theta, self.z)
+        log_w = self.target(y) - log_rho
+        if not bool(torch.isfinite(log_w).all()):
+            raise NonFiniteError(
+                f"sample: log p − log ρ is not finite at {int((~torch.isfinite(log_w)).sum())} of {len(y)} samples at "
+                f"t = {state.t:g}. Causes: (a) log p is infinite or NaN there: make it finite; (b) the map folds: "
+                "maps.ConvexRidge(dim) cannot."
+            )
+        self.kl = float(torch.logsumexp(log_w, 0) - math.log(len(log_w)) - log_w.mean())
+        self.looks.append((state.t, -float(log_w.mean()), float(y.square().sum(1).mean().sqrt())))
+        self._check_bound()
+        self.converged = self.kl < self.tolerance
+        return self.converged
+
+    def _check_bound(self) -> None:
+        if len(self.looks) <= _DOUBLINGS:
+            return
+        _, energies, sizes = zip(*self.looks[-_DOUBLINGS - 1 :], strict=True)
+        drops = [a - b for a, b in zip(energies, energies[1:], strict=False)]
+        falls = all(later > 0.95 * drop > 0 for drop, later in zip(drops, drops[1:], strict=False))
+        if falls and all(b > _GROWTH * a for a, b in zip(sizes, sizes[1:], strict=False)):
+            raise SolverError(
+                f"sample: F fell without bound, from {energies[0]:.4g} at t = {self.looks[-_DOUBLINGS - 1][0]:g} to "
+                f"{energies[-1]:.4g} at t = {self.looks[-1][0]:g}, no slower at each doubling of t, while the samples "
+                f"spread from {sizes[0]:.3g} to {sizes[-1]:.3g} (rms |x|). Cause: p has no finite integral, as without "
+                "a prior. Cure: a log_density that falls off in all directions."
+            )
+
+
+def _pushed(map: PushForward, reference: Reference, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """T_θ(z) and log ρ_θ there, (n,d) and (n,) float64."""
+    theta = theta.detach().double().cpu()
+    with torch.no_grad():
+        parts = [PushedMeasure(map, reference, theta, part) for part in z.split(_CHUNK)]
+        return torch.cat([rho.x for rho in parts]), torch.cat([rho.log_density for rho in parts])
+
+
+def _constants(log_w: Tensor) -> tuple[float, float, float, float, float]:
+    """Bound on log Z and its standard error, log Z and its standard error, effective share."""
+    n = len(log_w)
+    w = torch.exp(log_w - log_w.max())
+    log_z = float(torch.log(w.mean()) + log_w.max())
+    error = float(w.std() / w.mean()) / math.sqrt(n)
+    return (
+        float(log_w.mean()),
+        float(log_w.std()) / math.sqrt(n),
+        log_z,
+        error,
+        float(w.sum() ** 2 / (n * (w * w).sum())),
+    )
+
+
+def laplace(log_density: LogDensity, dim: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mode m (d,) of log p and L (d,d) with LLᵀ the inverse Hessian of −log p there.
+
+    Args:
+        log_density: log p, (n,d) → (n,), twice differentiable.
+        dim: d.
+        start: where L-BFGS begins, (d,); None means 0.
+
+    Raises:
+        ConfigError: no maximum found, or the Hessian there is not positive definite.
+    """
+    x = (torch.zeros(dim, dtype=torch.float64) if start is None else start.detach().double().clone()).requires_grad_()
+    search = torch.optim.LBFGS([x], max_iter=500, tolerance_grad=1e-9, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = -log_density(x.unsqueeze(0)).sum()
+        loss.backward()
+        return loss
+
+    search.step(closure)
+    mode = x.detach()
+    hessian = -torch.func.hessian(lambda y: log_density(y.unsqueeze(0)).sum())(mode)
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    if not bool(torch.isfinite(mode).all()) or int(failed) > 0 or not bool(torch.isfinite(factor).all()):
+        raise ConfigError(
+            f"sample(whiten='laplace'): no mode of log p was found from x = 0 (ended at {mode.tolist()[:4]}, where the "
+            "Hessian of −log p is not positive definite). Cure: whiten=None, or shift log_density so that 0 is near a "
+            "mode."
+        )
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(dim, dtype=torch.float64), upper=False)
+    return mode, inverse.T.contiguous()
+
+
+def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, step: float = 0.1) -> Tensor:
+    """Samples after so many steps of Metropolis-adjusted Langevin, each chain by itself, (n,d).
+
+    The step h of x + h∇log p + √(2h)ξ is adapted to an acceptance of .57 in the first half of the steps, then kept.
+
+    Args:
+        log_density: log p, (n,d) → (n,), differentiable.
+        x: (n,d) starts.
+        steps: ≥ 0.
+        seed: of the noise.
+        step: h at the start, in units of x².
+    """
+    generator = torch.Generator().manual_seed(seed + 3)
+
+    def at(points: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = points.detach().requires_grad_(True)
+        value = log_density(leaf)
+        return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+    value, slope = at(x)
+    for k in range(steps):
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        proposed = x + step * slope + math.sqrt(2 * step) * noise
+        there, back = at(proposed)
+        reverse = (x - proposed - step * back).square().sum(1) / (4 * step)
+        log_ratio = there - value + noise.square().sum(1) / 2 - reverse
+        uniform = torch.rand(len(x), generator=generator, dtype=x.dtype)
+        taken = (uniform.log() < log_ratio) & torch.isfinite(there)
+        x = torch.where(taken[:, None], proposed, x)
+        value, slope = torch.where(taken, there, value), torch.where(taken[:, None], back, slope)
+        if k < steps // 2:
+            step *= math.exp(float(taken.double().mean()) - 0.57)
+    return x
+
+
+def _check(
+    log_density: object, dim: object, n: object, whiten: object, tolerance: object, max_time: object, polish: object
+) -> None:
+    if not callable(log_density):
+        raise ConfigError(f"sample(log_density=…) must be a function (n,d) → (n,); got {type(log_density).__name__}.")
+    check_dim(dim, "sample(log_density, dim)")  # type: ignore[arg-type]
+    check_integer(n, "n", "sample", least=2)
+    check_integer(polish, "polish", "sample", least=0)
+    check_number(tolerance, "tolerance", "sample", low=0.0, high=math.inf, open_low=True)
+    check_number(max_time, "max_time", "sample", low=0.0, high=1e9, open_low=True)
+    if whiten not in (None, "laplace"):
+        raise ConfigError(f"sample(whiten=…) must be None or 'laplace'; got {whiten!r}.")

@@ -1,0 +1,84 @@
+"""Sampling an unnormalised density: constants, weights, whitening, polish, and what is refused."""
+
+import math
+
+import pytest
+import torch
+
+from pwgf import problems, sampling
+from pwgf.errors import ConfigError, ShapeError, SolverError
+from pwgf.sampling import langevin, laplace, sample
+
+
+def gaussian(x):  # variance 4
+    return -x.square().sum(-1) / 8
+
+
+def test_the_constant_of_a_gaussian():
+    found = sample(gaussian, 2, n=4000, progress=False)
+    exact = math.log(8 * math.pi)
+    assert found.converged and found.ess > 0.95
+    assert abs(found.log_z - exact) < 5 * found.log_z_stderr + 1e-3
+    assert found.log_z_bound < exact + 5 * found.log_z_bound_stderr
+    torch.testing.assert_close(found.cov(), 4 * torch.eye(2).double(), rtol=0.1, atol=0.2)
+
+
+def test_the_constant_of_a_mixture():
+    mixture = problems.GaussianMixture(2, components=3, span=2.0)
+    found = sample(mixture.log_target, 2, n=4000, progress=False)
+    assert abs(found.log_z) < 5 * found.log_z_stderr + 1e-3
+    torch.testing.assert_close(found.mean(), mixture.equilibrium.mean, rtol=0, atol=0.15)
+
+
+def test_whitening_takes_scales_and_place_away():
+    cov = torch.tensor([[100.0, 0.9], [0.9, 0.01]]).double()
+    law = torch.distributions.MultivariateNormal(torch.tensor([30.0, -2.0]).double(), cov)
+    found = sample(law.log_prob, 2, n=2000, whiten="laplace", progress=False)
+    assert found.converged and found.t <= 0.125 and found.ess > 0.999
+    assert abs(found.log_z) < 1e-3
+    torch.testing.assert_close(found.scale @ found.scale.T, cov, rtol=1e-6, atol=1e-6)
+
+
+def test_a_polish_keeps_the_law_and_voids_its_density():
+    found = sample(gaussian, 1, n=2000, polish=30, progress=False)
+    assert found.log_weights.isnan().all() and math.isnan(found.log_z) and math.isnan(found.ess)
+    assert float(found.x.var()) == pytest.approx(4, rel=0.15)
+
+
+def test_langevin_moves_to_the_target():
+    x = langevin(gaussian, torch.zeros(2000, 1).double(), 300, seed=1)
+    assert float(x.var()) == pytest.approx(4, rel=0.15)
+
+
+def test_it_says_when_it_did_not_come_to_rest(caplog):
+    found = sample(gaussian, 1, n=100, max_time=0.25, tolerance=1e-6, progress=False)
+    assert not found.converged
+    assert any("sample: KL(ρ|π) is still about" in m and "max_time" in m for m in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: sample(lambda x: -x.square(), 2), ShapeError, r"log p\(x\) must have shape \(1000,\).*Sum over"),
+        (
+            lambda: sample(lambda x: torch.where(x[:, 0] > 0, -x[:, 0], -math.inf), 2),
+            ConfigError,
+            r"log p is -inf at \d+ of 1000 samples of the reference.*change variables",
+        ),
+        (lambda: sample(lambda x: x[:, 0], 1, progress=False), SolverError, r"F fell without bound.*finite integral"),
+        (lambda: sample(gaussian, 2, whiten="pca"), ConfigError, r"whiten=…\) must be None or 'laplace'; got 'pca'"),
+        (lambda: sample(3, 2), ConfigError, r"must be a function \(n,d\) → \(n,\); got int"),
+        (lambda: sample(gaussian, 2, tolerance=0), ConfigError, r"tolerance"),
+        (lambda: sample(gaussian, 2, polish=-1), ConfigError, r"polish"),
+        (lambda: laplace(lambda x: x[:, 0] ** 3, 1), ConfigError, r"no mode of log p was found"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_it_is_reached_from_the_package():
+    import pwgf
+
+    assert pwgf.sampling is sampling
