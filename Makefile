@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plot,xarray,eval,flows,test,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plot,xarray,eval,flows,data,test,dev]"
 	touch $@
 
 demo: $(VENV)/.installed

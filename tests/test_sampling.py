@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from pwgf import problems, sampling
-from pwgf.errors import ConfigError, ShapeError, SolverError
-from pwgf.sampling import langevin, laplace, sample
+from pwgf import maps, problems, sampling
+from pwgf.errors import ConfigError, NonFiniteError, ShapeError, SolverError
+from pwgf.sampling import hmc, langevin, laplace, sample
 
 
 def gaussian(x):  # variance 4
@@ -50,10 +50,36 @@ def test_langevin_moves_to_the_target():
     assert float(x.var()) == pytest.approx(4, rel=0.15)
 
 
+def test_hamiltonian_chains_keep_a_gaussian_and_tell_how_well():
+    cov = torch.tensor([[1.0, 0.6], [0.6, 0.8]]).double()
+    law = torch.distributions.MultivariateNormal(torch.tensor([0.5, -1.0]).double(), cov)
+    starts = 3 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chains = hmc(law.log_prob, starts, 400, warmup=100)
+    x = chains.samples
+    assert x.shape == (20_000, 2) and float(chains.rhat.max()) < 1.01 and 0.7 < chains.acceptance < 0.95
+    error = (law.variance / chains.ess).sqrt()
+    assert bool(((x.mean(0) - law.mean).abs() < 4 * error).all())
+    torch.testing.assert_close(torch.cov(x.T), cov, rtol=0, atol=0.05)
+
+
+def test_chains_that_do_not_mix_are_told():
+    def two_wells(x):  # 20 apart: no chain crosses over
+        return torch.logsumexp(torch.cat([-(x - 10).square(), -(x + 10).square()], 1) / 2, 1)
+
+    chains = hmc(two_wells, torch.tensor([[10.0], [-10.0], [10.0], [-10.0]]).double(), 100, warmup=50)
+    assert float(chains.rhat) > 2 and float(chains.ess) < 10
+
+
 def test_it_says_when_it_did_not_come_to_rest(caplog):
     found = sample(gaussian, 1, n=100, max_time=0.25, tolerance=1e-6, progress=False)
     assert not found.converged
-    assert any("sample: KL(ρ|π) is still about" in m and "max_time" in m for m in caplog.messages)
+    assert any("sample: KL(ρ|π) is still at about" in m and "max_time" in m for m in caplog.messages)
+
+
+def test_it_ends_when_the_map_can_do_no_more(caplog):
+    found = sample(lambda x: -(x.square().sum(-1) - 4).square() / 4, 1, n=2000, map=maps.Affine(1), progress=False)
+    assert not found.converged and found.t < 64
+    assert any("no longer falls at about" in m and "a larger map" in m for m in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +96,10 @@ def test_it_says_when_it_did_not_come_to_rest(caplog):
         (lambda: sample(3, 2), ConfigError, r"must be a function \(n,d\) → \(n,\); got int"),
         (lambda: sample(gaussian, 2, tolerance=0), ConfigError, r"tolerance"),
         (lambda: sample(gaussian, 2, polish=-1), ConfigError, r"polish"),
+        (lambda: hmc(gaussian, torch.zeros(1, 2)), ShapeError, r"m ≥ 2 chains; got \(1, 2\)"),
+        (lambda: hmc(3, torch.zeros(2, 2)), ConfigError, r"hmc\(log_density=…\) must be a function"),
+        (lambda: hmc(gaussian, torch.zeros(2, 2), 1), ConfigError, "steps"),
+        (lambda: hmc(lambda x: x.log().sum(-1), -torch.ones(2, 2)), NonFiniteError, "not finite at 2 of 2 starts"),
         (lambda: laplace(lambda x: x[:, 0] ** 3, 1), ConfigError, r"no mode of log p was found"),
     ],
 )

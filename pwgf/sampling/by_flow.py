@@ -13,19 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .energies import KL
-from .errors import ConfigError, NonFiniteError, ShapeError, SolverError
-from .flow import solve
-from .maps import PushForward, ResidualMLP
-from .maps.base import check_dim
-from .measures import Gaussian, PushedMeasure, Reference
-from .schemes import PWGF
-from .schemes.base import check_integer, check_number
-from .state import Info, State
-from .trajectory import Trajectory
+from ..energies import KL
+from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
+from ..flow import solve
+from ..maps import PushForward, ResidualMLP
+from ..maps.base import check_dim
+from ..measures import Gaussian, PushedMeasure, Reference
+from ..schemes import PWGF
+from ..schemes.base import check_integer, check_number
+from ..state import Info, State
+from ..trajectory import Trajectory
+from .chains import langevin
+from .laplace import laplace
 
 _log = logging.getLogger("pwgf")
 _FIRST = 0.125  # the first look at the law, in units of t; each later one at twice the time
+_RESTING = 2  # looks in a row in which F fell by less than a quarter of the tolerance: the map can do no more
 _DOUBLINGS, _GROWTH = 4, 1.3  # looks in a row in which F fell no slower and the samples spread: no minimum there
 _CHUNK = 2000  # samples whose density is evaluated at a time
 LogDensity = Callable[[Tensor], Tensor]
@@ -98,8 +101,10 @@ def sample(
     r"""Independent samples of p/Z by the Wasserstein gradient flow of KL(ρ|p/Z) from λ, run until it has come to rest.
 
     At t = 1/8, 1/4, 1/2, 1, … the law is judged on fresh samples: it has come to rest when KL(ρ|π), estimated by
-    log E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. The estimate does not see mass of π where ρ has none: a
-    mode that no sample of the start can reach is missed, by this as by any local method.
+    log E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. It also ends, with a warning, when F has fallen by less
+    than a quarter of `tolerance` in two doublings of t: then the map can do no more, and the weights have to do the
+    rest. The estimate does not see mass of π where ρ has none: a mode that no sample of the start can reach is missed,
+    by this as by any local method.
 
     Args:
         log_density: log p, (n,d) → (n,), a differentiable torch function, finite wherever the flow goes.
@@ -149,13 +154,7 @@ def sample(
     watch.times = set(times.tolist())
     run = solve(scheme, times, out=out, overwrite=overwrite, seed=seed, callbacks=[watch], progress=progress)
     if not watch.converged:
-        _log.warning(
-            "sample: KL(ρ|π) is still about %.2g at t = %g (tolerance %.2g). Cure: a larger max_time or map, more "
-            "samples (num_samples), or whiten='laplace'",
-            watch.kl,
-            run.t[-1],
-            tolerance,
-        )
+        watch.warn(float(run.t[-1]))
     z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
     y, log_rho = _pushed(map, reference, run.state().theta, z)
     x = centre + y @ scale.T
@@ -224,7 +223,25 @@ class _Watch:
         self.looks.append((state.t, -float(log_w.mean()), float(y.square().sum(1).mean().sqrt())))
         self._check_bound()
         self.converged = self.kl < self.tolerance
-        return self.converged
+        return self.converged or self._rests()
+
+    def _rests(self) -> bool:
+        energies = [energy for _, energy, _ in self.looks[-_RESTING - 1 :]]
+        drops = [before - after for before, after in zip(energies, energies[1:], strict=False)]
+        return len(drops) == _RESTING and max(drops) < self.tolerance / 4
+
+    def warn(self, t: float) -> None:
+        """Says that the law is not as near to π as was asked."""
+        state = "no longer falls" if self._rests() else "is still"
+        _log.warning(
+            "sample: KL(ρ|π) %s at about %.2g, t = %g (tolerance %.2g). Cure: %s, more samples (num_samples), or "
+            "whiten='laplace'; the weights correct for it where `ess` is not small",
+            state,
+            self.kl,
+            t,
+            self.tolerance,
+            "a larger map" if self._rests() else "a larger max_time or map",
+        )
 
     def _check_bound(self) -> None:
         if len(self.looks) <= _DOUBLINGS:
@@ -262,75 +279,6 @@ def _constants(log_w: Tensor) -> tuple[float, float, float, float, float]:
         error,
         float(w.sum() ** 2 / (n * (w * w).sum())),
     )
-
-
-def laplace(log_density: LogDensity, dim: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mode m (d,) of log p and L (d,d) with LLᵀ the inverse Hessian of −log p there.
-
-    Args:
-        log_density: log p, (n,d) → (n,), twice differentiable.
-        dim: d.
-        start: where L-BFGS begins, (d,); None means 0.
-
-    Raises:
-        ConfigError: no maximum found, or the Hessian there is not positive definite.
-    """
-    x = (torch.zeros(dim, dtype=torch.float64) if start is None else start.detach().double().clone()).requires_grad_()
-    search = torch.optim.LBFGS([x], max_iter=500, tolerance_grad=1e-9, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        search.zero_grad()
-        loss = -log_density(x.unsqueeze(0)).sum()
-        loss.backward()
-        return loss
-
-    search.step(closure)
-    mode = x.detach()
-    hessian = -torch.func.hessian(lambda y: log_density(y.unsqueeze(0)).sum())(mode)
-    factor, failed = torch.linalg.cholesky_ex(hessian)
-    if not bool(torch.isfinite(mode).all()) or int(failed) > 0 or not bool(torch.isfinite(factor).all()):
-        raise ConfigError(
-            f"sample(whiten='laplace'): no mode of log p was found from x = 0 (ended at {mode.tolist()[:4]}, where the "
-            "Hessian of −log p is not positive definite). Cure: whiten=None, or shift log_density so that 0 is near a "
-            "mode."
-        )
-    inverse = torch.linalg.solve_triangular(factor, torch.eye(dim, dtype=torch.float64), upper=False)
-    return mode, inverse.T.contiguous()
-
-
-def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, step: float = 0.1) -> Tensor:
-    """Samples after so many steps of Metropolis-adjusted Langevin, each chain by itself, (n,d).
-
-    The step h of x + h∇log p + √(2h)ξ is adapted to an acceptance of .57 in the first half of the steps, then kept.
-
-    Args:
-        log_density: log p, (n,d) → (n,), differentiable.
-        x: (n,d) starts.
-        steps: ≥ 0.
-        seed: of the noise.
-        step: h at the start, in units of x².
-    """
-    generator = torch.Generator().manual_seed(seed + 3)
-
-    def at(points: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = points.detach().requires_grad_(True)
-        value = log_density(leaf)
-        return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
-
-    value, slope = at(x)
-    for k in range(steps):
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        proposed = x + step * slope + math.sqrt(2 * step) * noise
-        there, back = at(proposed)
-        reverse = (x - proposed - step * back).square().sum(1) / (4 * step)
-        log_ratio = there - value + noise.square().sum(1) / 2 - reverse
-        uniform = torch.rand(len(x), generator=generator, dtype=x.dtype)
-        taken = (uniform.log() < log_ratio) & torch.isfinite(there)
-        x = torch.where(taken[:, None], proposed, x)
-        value, slope = torch.where(taken, there, value), torch.where(taken[:, None], back, slope)
-        if k < steps // 2:
-            step *= math.exp(float(taken.double().mean()) - 0.57)
-    return x
 
 
 def _check(

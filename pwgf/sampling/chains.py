@@ -1,0 +1,147 @@
+"""Markov chains that keep a density: Metropolis-adjusted Langevin, and Hamiltonian Monte Carlo as a reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, NonFiniteError, ShapeError
+from ..schemes.base import check_integer
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, step: float = 0.1) -> Tensor:
+    """Samples after so many steps of Metropolis-adjusted Langevin, each chain by itself, (n,d).
+
+    The step h of x + h∇log p + √(2h)ξ is adapted to an acceptance of .57 in the first half of the steps, then kept.
+
+    Args:
+        log_density: log p, (n,d) → (n,), differentiable.
+        x: (n,d) starts.
+        steps: ≥ 0.
+        seed: of the noise.
+        step: h at the start, in units of x².
+    """
+    generator = torch.Generator().manual_seed(seed + 3)
+    value, slope = _value_and_slope(log_density, x)
+    for k in range(steps):
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        proposed = x + step * slope + math.sqrt(2 * step) * noise
+        there, back = _value_and_slope(log_density, proposed)
+        reverse = (x - proposed - step * back).square().sum(1) / (4 * step)
+        log_ratio = there - value + noise.square().sum(1) / 2 - reverse
+        uniform = torch.rand(len(x), generator=generator, dtype=x.dtype)
+        taken = (uniform.log() < log_ratio) & torch.isfinite(there)
+        x = torch.where(taken[:, None], proposed, x)
+        value, slope = torch.where(taken, there, value), torch.where(taken[:, None], back, slope)
+        if k < steps // 2:
+            step *= math.exp(float(taken.double().mean()) - 0.57)
+    return x
+
+
+class Chains(NamedTuple):
+    """Hamiltonian Monte Carlo's output.
+
+    Args:
+        x: (steps, m, d) positions of m chains after the warm-up.
+        acceptance: share of proposals taken after the warm-up.
+        rhat: (d,) potential scale reduction from the halves of all chains; 1.01 and below is taken for converged.
+        ess: (d,) effective number of samples among the steps·m, from the variance of the chains' means.
+    """
+
+    x: Tensor
+    acceptance: float
+    rhat: Tensor
+    ess: Tensor
+
+    @property
+    def samples(self) -> Tensor:
+        """All positions, (steps·m, d)."""
+        return self.x.flatten(0, 1)
+
+
+def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 300, seed: int = 0) -> Chains:
+    """Hamiltonian Monte Carlo by many chains at once, each by itself; unit masses.
+
+    A trajectory has a random length in [π/4, 3π/4], about a quarter of the period at unit variance, so that positions
+    in succession are nearly uncorrelated there; its leapfrog steps are adapted during the warm-up to an acceptance of
+    .8. Scales should be near one: run it in the coordinates of `laplace`.
+
+    Args:
+        log_density: log p, (m,d) → (m,), differentiable.
+        x: (m,d) starts, spread more widely than p for `rhat` to mean anything.
+        steps: trajectories kept, ≥ 2.
+        warmup: trajectories before them, which adapt the step.
+        seed: of momenta and lengths.
+
+    Raises:
+        ConfigError, ShapeError: arguments that cannot work.
+        NonFiniteError: log p is not finite at a start.
+
+    References:
+        R. M. Neal, MCMC using Hamiltonian dynamics, 2011, §5.3. A. Gelman et al., Bayesian Data Analysis, 2013, §11.4.
+    """
+    check_integer(steps, "steps", "hmc", least=2)
+    check_integer(warmup, "warmup", "hmc", least=0)
+    if x.ndim != 2 or len(x) < 2:
+        raise ShapeError(f"hmc(x=…): starts must have shape (m, d) with m ≥ 2 chains; got {tuple(x.shape)}.")
+    if not callable(log_density):
+        raise ConfigError(f"hmc(log_density=…) must be a function (m,d) → (m,); got {type(log_density).__name__}.")
+    generator = torch.Generator().manual_seed(seed)
+    x, step = x.detach().double(), 0.2
+    value, slope = _value_and_slope(log_density, x)
+    if not bool(torch.isfinite(value).all()):
+        raise NonFiniteError(f"hmc: log p is not finite at {int((~torch.isfinite(value)).sum())} of {len(x)} starts.")
+    kept, accepted = [], 0.0
+    for k in range(warmup + steps):
+        momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        length = math.pi / 4 * (1 + 2 * float(torch.rand(1, generator=generator)))
+        proposed, there, back, drop = _leapfrog(log_density, x, slope, momentum, step, max(1, round(length / step)))
+        log_ratio = there - value + drop
+        taken = torch.rand(len(x), generator=generator, dtype=x.dtype).log() < log_ratio  # NaN is refused
+        x = torch.where(taken[:, None], proposed, x)
+        value, slope = torch.where(taken, there, value), torch.where(taken[:, None], back, slope)
+        share = float(taken.double().mean())
+        if k < warmup:
+            step = min(step * math.exp((share - 0.8) / math.sqrt(1 + k / 20)), 1.0)
+        else:
+            kept.append(x)
+            accepted += share / steps
+    path = torch.stack(kept)
+    return Chains(path, accepted, *_diagnose(path))
+
+
+def _leapfrog(
+    log_density: LogDensity, x: Tensor, slope: Tensor, momentum: Tensor, step: float, count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Position, log p and its slope after `count` steps, and what the kinetic energy has lost."""
+    start, value = momentum.square().sum(1) / 2, x.new_empty(len(x))
+    for _ in range(count):
+        momentum = momentum + step / 2 * slope
+        x = x + step * momentum
+        value, slope = _value_and_slope(log_density, x)
+        momentum = momentum + step / 2 * slope
+    return x, value, slope, start - momentum.square().sum(1) / 2
+
+
+def _diagnose(path: Tensor) -> tuple[Tensor, Tensor]:
+    """Potential scale reduction and effective sample size of each coordinate, from half chains."""
+    half = len(path) // 2
+    parts = torch.cat([path[:half], path[half : 2 * half]], 1)  # (half, 2m, d)
+    within, between = parts.var(0).mean(0), half * parts.mean(0).var(0)
+    total = (half - 1) / half * within + between / half
+    return (total / within).sqrt(), (parts.shape[0] * parts.shape[1] * total / between).clamp(max=parts[..., 0].numel())
+
+
+def _value_and_slope(log_density: LogDensity, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log p (n,) and its gradient (n,d)."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        value = log_density(leaf)
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), slope

@@ -1,0 +1,44 @@
+"""The Gaussian at the mode of a density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+
+def laplace(log_density: Callable[[Tensor], Tensor], dim: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mode m (d,) of log p and L (d,d) with LLᵀ the inverse Hessian of −log p there.
+
+    Args:
+        log_density: log p, (n,d) → (n,), twice differentiable.
+        dim: d.
+        start: where L-BFGS begins, (d,); None means 0.
+
+    Raises:
+        ConfigError: no maximum found, or the Hessian there is not positive definite.
+    """
+    x = (torch.zeros(dim, dtype=torch.float64) if start is None else start.detach().double().clone()).requires_grad_()
+    search = torch.optim.LBFGS([x], max_iter=500, tolerance_grad=1e-9, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        loss = -log_density(x.unsqueeze(0)).sum()
+        loss.backward()
+        return loss
+
+    search.step(closure)
+    mode = x.detach()
+    hessian = -torch.autograd.functional.hessian(lambda y: log_density(y.unsqueeze(0)).sum(), mode)
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    if not bool(torch.isfinite(mode).all()) or int(failed) > 0 or not bool(torch.isfinite(factor).all()):
+        raise ConfigError(
+            f"sample(whiten='laplace'): no mode of log p was found from x = 0 (ended at {mode.tolist()[:4]}, where the "
+            "Hessian of −log p is not positive definite). Cure: whiten=None, or shift log_density so that 0 is near a "
+            "mode."
+        )
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(dim, dtype=torch.float64), upper=False)
+    return mode, inverse.T.contiguous()
