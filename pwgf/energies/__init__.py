@@ -5,6 +5,7 @@ from .functional import Functional
 from .interaction import Interaction, RadialPolynomial
 from .local import Entropy, InternalEnergy, Local, PorousMedium
 from .potential import KL, Potential
+from .to_samples import MMD, Sinkhorn, SlicedW2
 
 __all__ = [
     "Combination",
@@ -15,8 +16,11 @@ __all__ = [
     "InternalEnergy",
     "KL",
     "Local",
+    "MMD",
     "PorousMedium",
     "Potential",
     "RadialPolynomial",
+    "Sinkhorn",
+    "SlicedW2",
     "Term",
 ]

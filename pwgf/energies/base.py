@@ -129,6 +129,19 @@ class Combination(Energy):
         }
 
 
+class Once(torch.autograd.Function):
+    """A known gradient, a function of x that refuses to be differentiated: its derivative would come out as zero."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, x: Tensor, message: str) -> Tensor:
+        ctx.message = message
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        raise ConfigError(ctx.message)
+
+
 def shares(rho: PushedMeasure) -> Shared:
     """Which of all samples rho holds: all, where it does not say (any object with `x` and what the energy reads)."""
     return rho if getattr(rho, "group", None) is not None else Shared(len(rho.x))

@@ -13,9 +13,14 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..maps.base import is_real
 from ..measures import PushedMeasure
-from .base import Energy, check_callable, evaluate, shares, slope
+from .base import Energy, Once, check_callable, evaluate, shares, slope
 
 _BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that what W makes of them stays in cache
+
+_ONCE = (
+    "Interaction(W) can be differentiated once; got a second derivative of its value. Use a RadialPolynomial for W, or "
+    "write the sum over pairs in a Functional."
+)
 
 
 @dataclass(frozen=True)
@@ -147,22 +152,7 @@ class _PairEnergy(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         total = sum_of_slopes(ctx.W, x.detach(), x.detach(), 0)
-        return factor * _Once.apply(total, x) / max(len(x) * (len(x) - 1), 1), None
-
-
-class _Once(torch.autograd.Function):
-    """The given function of x, refusing to be differentiated: its derivative would come out as zero."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, x: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> None:
-        raise ConfigError(
-            "Interaction(W) can be differentiated once; got a second derivative of its value. Use a RadialPolynomial "
-            "for W, or write the sum over pairs in a Functional."
-        )
+        return factor * Once.apply(total, x, _ONCE) / max(len(x) * (len(x) - 1), 1), None
 
 
 def sum_of_values(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:

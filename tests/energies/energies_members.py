@@ -30,6 +30,11 @@ def with_local_terms(rho) -> Tensor:
     return mixed(rho.x, rho.log_density).mean() + torch.sin(rho.x).mean() * square(rho.x).mean()
 
 
+def cloud(dim: int, m: int = 30) -> Tensor:
+    """Samples to draw the measure to."""
+    return 0.5 + 1.5 * torch.randn(m, dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
 MEMBERS = {
     "potential": lambda: energies.Potential(lambda x: square(x) ** 2 / 4 - torch.cos(x).sum(-1)),
     "kl": lambda: energies.KL(lambda x: -0.7 * square(x - 1) + 0.1 * torch.sin(3 * x).sum(-1)),
@@ -57,6 +62,20 @@ MEMBERS = {
         energies.Potential(square) + 0.5 * energies.Entropy() - 0.3 * energies.Interaction(lambda r: square(r) ** 2)
     ),
 }
+
+OF_DIMENSION = {  # energies that know the dimension of the flow
+    "mmd-energy": lambda dim: energies.MMD(cloud(dim)),
+    "mmd-gaussian": lambda dim: energies.MMD(cloud(dim), "gaussian", bandwidth=1.3),
+    "sliced": lambda dim: energies.SlicedW2(cloud(dim), 7),
+    "sinkhorn": lambda dim: energies.Sinkhorn(cloud(dim), blur=0.5, scaling=0.998),
+}
+NAMES = [*MEMBERS, *OF_DIMENSION]
+PRECISION = {"sinkhorn": 3e-3}  # of the velocity as a derivative: what the annealing leaves; 1e-5 for all others
+
+
+def member(name: str, dim: int = 2) -> energies.Energy:
+    """The energy of that name, for measures in so many dimensions."""
+    return OF_DIMENSION[name](dim) if name in OF_DIMENSION else MEMBERS[name]()
 
 
 def field(x: Tensor) -> Tensor:
@@ -95,7 +114,9 @@ def quantiles(per_axis: int, dim: int) -> Tensor:
 
 def points_for(name: str, dim: int) -> Tensor:
     """Enough points for the quadrature; few for a mere interaction, whose sampled identity holds on any points."""
-    return quantiles({1: 200, 2: 12}[dim] if name.startswith("interaction") else {1: 1500, 2: 44}[dim], dim)
+    return quantiles(
+        {1: 200, 2: 12}[dim] if name.startswith("interaction") or name in OF_DIMENSION else {1: 1500, 2: 44}[dim], dim
+    )
 
 
 def measure(dim: int, epsilon: float | Tensor = 0.0, z: Tensor | None = None, **settings) -> PushedMeasure:
