@@ -6,7 +6,7 @@ picks θ̇ = argmin E|J θ̇ − v|². An *integrator* takes the step, a *scheme
 remembers it.
 """
 
-from . import distances, energies, fitting, linalg, maps, problems, sampling
+from . import distances, energies, filtering, fitting, linalg, maps, problems, sampling
 from ._version import __version__
 from .errors import (
     ConfigError,
@@ -48,6 +48,7 @@ __all__ = [
     "distances",
     "energies",
     "evolve",
+    "filtering",
     "fitting",
     "linalg",
     "load",

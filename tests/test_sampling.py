@@ -39,6 +39,11 @@ def test_whitening_takes_scales_and_place_away():
     torch.testing.assert_close(found.scale @ found.scale.T, cov, rtol=1e-6, atol=1e-6)
 
 
+def test_coordinates_from_elsewhere():
+    found = sample(gaussian, 2, n=2000, whiten=(torch.zeros(2).double(), 2 * torch.eye(2).double()), progress=False)
+    assert found.t == 0.125 and found.ess > 0.999 and abs(found.log_z - math.log(8 * math.pi)) < 1e-3
+
+
 def test_a_polish_keeps_the_law_and_voids_its_density():
     found = sample(gaussian, 1, n=2000, polish=30, progress=False)
     assert found.log_weights.isnan().all() and math.isnan(found.log_z) and math.isnan(found.ess)
@@ -92,7 +97,17 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
             r"log p is -inf at \d+ of 1000 samples of the reference.*change variables",
         ),
         (lambda: sample(lambda x: x[:, 0], 1, progress=False), SolverError, r"F fell without bound.*finite integral"),
-        (lambda: sample(gaussian, 2, whiten="pca"), ConfigError, r"whiten=…\) must be None or 'laplace'; got 'pca'"),
+        (
+            lambda: sample(gaussian, 2, whiten="pca"),
+            ConfigError,
+            r"must be None, 'laplace' or \(m, L\); got 'pca'",
+        ),
+        (
+            lambda: sample(gaussian, 2, whiten=(torch.zeros(2), torch.ones(2))),
+            ShapeError,
+            r"shapes \(2,\) and \(2, 2\); got \[\(2,\), \(2,\)\]",
+        ),
+        (lambda: sample(gaussian, 2, whiten=(torch.zeros(2), torch.ones(2, 2))), ConfigError, "L is singular"),
         (lambda: sample(3, 2), ConfigError, r"must be a function \(n,d\) → \(n,\); got int"),
         (lambda: sample(gaussian, 2, tolerance=0), ConfigError, r"tolerance"),
         (lambda: sample(gaussian, 2, polish=-1), ConfigError, r"polish"),

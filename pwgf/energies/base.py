@@ -134,11 +134,13 @@ class Once(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, x: Tensor, message: str) -> Tensor:
+        """The value itself."""
         ctx.message = message
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> None:
+        """ConfigError with the message."""
         raise ConfigError(ctx.message)
 
 

@@ -4,6 +4,6 @@ The θ of either goes into `PWGF(theta0=…)`.
 """
 
 from .fit_map import Fit, fit
-from .hand_over import Reparametrised, reparametrise
+from .hand_over import Reparametrised, regress, reparametrise
 
-__all__ = ["Fit", "Reparametrised", "fit", "reparametrise"]
+__all__ = ["Fit", "Reparametrised", "fit", "regress", "reparametrise"]

@@ -85,28 +85,49 @@ def reparametrise(
     n = num_samples or max(2000, math.ceil(4 * new_map.num_params / new_map.dim))
     generator = torch.Generator().manual_seed(seed)
     z, fresh = reference.sample(n, generator), reference.sample(num_eval, generator)
-    x, solver, damping = run.push(t, z).double(), get_solver("auto"), 1e-6
-    spread = float((x - x.mean(0)).square().sum(1).mean())
-    missing = x - _at(new_map, theta, z)
+    theta, tried = regress(new_map, theta, z, run.push(t, z).double(), max_iterations, "reparametrise")
+    fresh_x = run.push(t, fresh).double()
+    error = _mean_square(fresh_x - _at(new_map, theta, fresh)) / _mean_square(fresh_x - fresh_x.mean(0))
+    return Reparametrised(theta, error, tried)
+
+
+def regress(
+    map: PushForward, theta: Tensor, z: Tensor, x: Tensor, max_iterations: int = 50, call: str = "regress"
+) -> tuple[Tensor, int]:
+    """θ with T_θ(z_i) ≈ x_i in least squares, by Levenberg–Marquardt with the tangent and the solvers of the flow.
+
+    Args:
+        map: T.
+        theta: start (p,).
+        z, x: (n,d) points and where they are to go, float64.
+        max_iterations: steps tried at most.
+        call: for the message.
+
+    Returns:
+        θ (p,) and the number of steps tried.
+
+    Raises:
+        NonFiniteError: the map gives NaN or infinity at its start.
+    """
+    solver, damping = get_solver("auto"), 1e-6
+    spread = _mean_square(x - x.mean(0))
+    missing = x - _at(map, theta, z)
     size, tried, small = _mean_square(missing), 0, 0
     if not math.isfinite(size):
         raise NonFiniteError(
-            "reparametrise: the new map gives NaN or infinite samples at its start. Leave theta0 out, or take another."
+            f"{call}: the new map gives NaN or infinite samples at its start. Leave theta0 out, or take another."
         )
     while tried < max_iterations and size > 1e-28 * spread and damping < 1e6 and small < 3:
         tried += 1
-        step = solver(Tangent(new_map, theta, z), missing, damping=damping).x
-        trial = theta + step
-        left = x - _at(new_map, trial, z)
+        trial = theta + solver(Tangent(map, theta, z), missing, damping=damping).x
+        left = x - _at(map, trial, z)
         there = _mean_square(left)
         if there < size:
             small = small + 1 if there > 0.99 * size else 0
             theta, missing, size, damping = trial, left, there, max(damping / 10, 1e-14)
         else:  # also where it is not finite
             damping *= 10
-    fresh_x = run.push(t, fresh).double()
-    error = _mean_square(fresh_x - _at(new_map, theta, fresh)) / _mean_square(fresh_x - fresh_x.mean(0))
-    return Reparametrised(theta, error, tried)
+    return theta, tried
 
 
 def _at(map: PushForward, theta: Tensor, z: Tensor) -> Tensor:

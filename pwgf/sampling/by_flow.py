@@ -88,7 +88,7 @@ def sample(
     *,
     map: PushForward | None = None,
     reference: Reference | None = None,
-    whiten: str | None = None,
+    whiten: str | tuple[Tensor, Tensor] | None = None,
     tolerance: float = 1e-2,
     max_time: float = 64.0,
     polish: int = 0,
@@ -113,7 +113,8 @@ def sample(
         map: T; None means `ResidualMLP(dim)`.
         reference: λ, in the coordinates of the flow; None means N(0, I).
         whiten: "laplace" moves in y with x = m + Ly, m the mode that L-BFGS finds from 0 and LLᵀ the inverse Hessian of
-            −log p there: for posteriors whose scales differ much. None moves in x itself.
+            −log p there: for posteriors whose scales differ much. A pair (m, L), (d,) and (d,d), from elsewhere, such
+            as moments of an earlier run, does the same. None moves in x itself.
         tolerance: on the estimated KL(ρ|π), nats.
         max_time: t at which the flow ends in any case, with a warning.
         polish: steps of Metropolis-adjusted Langevin that the samples then make. They keep π but have no density:
@@ -143,7 +144,9 @@ def sample(
     _check(log_density, dim, n, whiten, tolerance, max_time, polish)
     reference = Gaussian(dim) if reference is None else reference
     centre, scale = torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
-    if whiten == "laplace":
+    if isinstance(whiten, tuple):
+        centre, scale = whiten
+    elif whiten == "laplace":
         centre, scale = laplace(log_density, dim)
     target = _Target(log_density, centre, scale)
     target.check_start(reference.sample(1000, torch.Generator().manual_seed(seed)))
@@ -291,5 +294,11 @@ def _check(
     check_integer(polish, "polish", "sample", least=0)
     check_number(tolerance, "tolerance", "sample", low=0.0, high=math.inf, open_low=True)
     check_number(max_time, "max_time", "sample", low=0.0, high=1e9, open_low=True)
-    if whiten not in (None, "laplace"):
-        raise ConfigError(f"sample(whiten=…) must be None or 'laplace'; got {whiten!r}.")
+    if isinstance(whiten, tuple):
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in whiten]
+        if shapes != [(dim,), (dim, dim)]:
+            raise ShapeError(f"sample(whiten=(m, L)) needs shapes ({dim},) and ({dim}, {dim}); got {shapes}.")
+        if not bool(torch.isfinite(torch.linalg.slogdet(whiten[1].double())[1])):
+            raise ConfigError("sample(whiten=(m, L)): L is singular or not finite. Give an invertible matrix.")
+    elif whiten not in (None, "laplace"):
+        raise ConfigError(f"sample(whiten=…) must be None, 'laplace' or (m, L); got {whiten!r}.")

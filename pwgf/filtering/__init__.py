@@ -1,0 +1,22 @@
+"""Filtering of noisy dynamics: the law of a diffusion given observations of it at times.
+
+`run` filters by flows; `particles`, `finite_volumes` and `kalman` are there to compare with.
+"""
+
+from .by_flow import Filtered, Law, Updated, predict, run, update
+from .model import StateSpace
+from .references import Particles, finite_volumes, kalman, particles
+
+__all__ = [
+    "Filtered",
+    "Law",
+    "Particles",
+    "StateSpace",
+    "Updated",
+    "finite_volumes",
+    "kalman",
+    "particles",
+    "predict",
+    "run",
+    "update",
+]

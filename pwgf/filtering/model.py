@@ -1,0 +1,137 @@
+"""A diffusion that is observed at times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..energies import Entropy, Potential
+from ..energies.base import Energy, check_callable
+from ..errors import ConfigError, ShapeError
+from ..measures import Reference
+from ..schemes.base import check_number
+
+
+@dataclass(frozen=True, eq=False)
+class StateSpace:
+    r"""dX = −∇V(X) dt + √(2τ) dW, X₀ ~ `initial`, observed through y_k ~ p(·|X at t_k), independently.
+
+    Args:
+        potential: V, (n,d) → (n,), differentiable.
+        log_likelihood: (y, x (n,d)) → (n,), log p(y|x) of one observation y, differentiable in x; constants count only
+            in the evidence.
+        initial: the law of X₀; a `Gaussian`, or another reference measure with a positive density.
+        temperature: τ > 0; 1/β of dX = −∇V dt + √(2/β) dW.
+
+    Raises:
+        ConfigError: not callable, no measure, τ ≤ 0.
+
+    Example:
+        >>> model = StateSpace(
+        ...     potential=lambda x: x.square().sum(-1) / 2,
+        ...     log_likelihood=lambda y, x: -(x - y).square().sum(-1) / 2,
+        ...     initial=Gaussian(1),
+        ... )
+    """
+
+    potential: Callable[[Tensor], Tensor]
+    log_likelihood: Callable[[Any, Tensor], Tensor]
+    initial: Reference
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_callable(self.potential, "StateSpace(potential=…)")
+        check_callable(self.log_likelihood, "StateSpace(log_likelihood=…)")
+        check_number(self.temperature, "temperature", "StateSpace", low=0.0, high=math.inf, open_low=True)
+        if not isinstance(self.initial, Reference):
+            raise ConfigError(
+                f"StateSpace(initial=…) must be a reference measure, like Gaussian(dim); got "
+                f"{type(self.initial).__name__}."
+            )
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.initial.dim
+
+    @property
+    def energy(self) -> Energy:
+        """∫V dρ + τ∫ρ log ρ, whose gradient flow is the law between observations."""
+        return Potential(self.potential) + self.temperature * Entropy()
+
+    def at(self, y: Any) -> Callable[[Tensor], Tensor]:
+        """The log-likelihood of one observation as a function of x, checked at each call.
+
+        Raises:
+            ConfigError: the likelihood fails or is NaN.
+            ShapeError: it returns another shape than (n,).
+        """
+
+        def log_likelihood(x: Tensor) -> Tensor:
+            try:
+                value = self.log_likelihood(y, x)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise ConfigError(
+                    f"log_likelihood(y, x) failed for an observation {_shown(y)} and x of shape {tuple(x.shape)}: "
+                    f"{error}. An observation must have the form that the likelihood expects."
+                ) from error
+            if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ShapeError(
+                    f"log_likelihood(y, x) must return shape ({len(x)},) for x of shape {tuple(x.shape)}; got {got} "
+                    f"for an observation {_shown(y)}. Sum over the coordinates: ….sum(-1)."
+                )
+            if bool(value.isnan().any()):
+                raise ConfigError(f"log_likelihood(y, x) is NaN for an observation {_shown(y)}.")
+            return value
+
+        return log_likelihood
+
+
+def _shown(y: Any) -> str:
+    return f"of shape {tuple(y.shape)}" if isinstance(y, (Tensor, np.ndarray)) and y.ndim else f"{y!r:.60}"
+
+
+def schedule(times: Sequence[float], observations: Sequence[Any], end: float | None) -> tuple[list[float], float]:
+    """Times of observation and the end.
+
+    Raises:
+        ConfigError: they do not increase from above 0, differ in number from the observations, or pass the end.
+    """
+    try:
+        at = [float(t) for t in times]
+        count = len(observations)
+    except TypeError as error:
+        raise ConfigError(f"filtering: times and observations must be sequences; {error}.") from error
+    if len(at) != count:
+        raise ConfigError(f"filtering: each observation needs its time; got {len(at)} times, {count} observations.")
+    if not all(math.isfinite(t) for t in at) or any(b <= a for a, b in zip([0.0, *at], at, strict=False)):
+        raise ConfigError(f"filtering: times must increase strictly from above 0, the time of `initial`; got {at}.")
+    last = at[-1] if at else 0.0
+    end = last if end is None else float(end)
+    if not (math.isfinite(end) and end >= last and end > 0):
+        raise ConfigError(f"filtering(end=…) must not lie before the last observation at t = {last:g}; got {end}.")
+    return at, end
+
+
+def check_observation(log_likelihood: Tensor, t: float) -> None:
+    """ConfigError where no sample of the law could have been observed so."""
+    if not bool((log_likelihood > -math.inf).any()):
+        raise ConfigError(
+            f"filtering: the observation at t = {t:g} has zero likelihood at each of {len(log_likelihood)} samples of "
+            "the law: it cannot have come from this model. Causes: (a) a wrong observation or unit; (b) a "
+            "likelihood of bounded support, or one that underflows: return log p, not torch.log of p."
+        )
+
+
+def weighted_moments(x: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean (d,), covariance (d,d) and effective share of samples x (n,d) with log weights (n,)."""
+    w = torch.softmax(log_w, 0)
+    mean = w @ x
+    return mean, (x - mean).T @ (w[:, None] * (x - mean)), float(1 / (len(w) * w.square().sum()))
