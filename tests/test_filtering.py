@@ -1,0 +1,193 @@
+"""Filtering against the Kalman filter, finite volumes and particles; what is refused."""
+
+import math
+
+import pytest
+import torch
+
+import pwgf
+from pwgf import filtering, maps
+from pwgf.errors import ConfigError, ShapeError
+from pwgf.filtering import StateSpace, update
+from pwgf.filtering.by_flow import Law
+
+TIMES, SEEN = [0.4, 1.0], [1.2, -0.3]
+
+
+def double(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def rippled():
+    return StateSpace(
+        potential=lambda x: (torch.sin(2 * math.pi * x) / math.pi + x.square() / 4).sum(-1),
+        log_likelihood=lambda y, x: -(x - y).square().sum(-1) / 2 - 0.5 * math.log(2 * math.pi),
+        initial=pwgf.Gaussian(1),
+    )
+
+
+class Linear:
+    """Two dimensions, one observed."""
+
+    K, b = double(1.0, 0.4, 0.4, 0.8).reshape(2, 2), double(0.5, -1.0)
+    H, R = double(1.0, -0.5).reshape(1, 2), double(0.3).reshape(1, 1)
+    seen = (double(0.7), double(-0.2))
+
+    def model(self):
+        noise = torch.distributions.Normal(0, math.sqrt(float(self.R)))
+        return StateSpace(
+            lambda x: ((x - self.b) @ self.K * (x - self.b)).sum(-1) / 2,
+            lambda y, x: noise.log_prob(y - x @ self.H.T).squeeze(1),
+            pwgf.Gaussian(2),
+        )
+
+    def kalman(self, end=1.5):
+        start = torch.zeros(2).double(), torch.eye(2).double()
+        return filtering.kalman(self.K, self.b, self.H, self.R, *start, TIMES, self.seen, end=end)
+
+
+@pytest.mark.parametrize(
+    "map", [maps.Affine(2), maps.ResidualMLP(2, width=8, axis_units=2)], ids=["affine", "residual"]
+)
+def test_a_linear_model_gives_what_kalman_gives(map):
+    mean, cov, evidence = Linear().kalman()
+    found = filtering.run(Linear().model(), TIMES, Linear.seen, end=1.5, map=map, progress=False)
+    its_mean, its_cov = found.law.moments()
+    torch.testing.assert_close(its_mean, mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(its_cov, cov, rtol=0, atol=0.01)
+    assert found.log_evidence == pytest.approx(evidence, abs=0.01)
+    assert all(u.kl_flow < 2e-3 and u.kl_fit < 1e-3 and 0 < u.share < 1 for u in found.updates)
+    assert found.times == TIMES and len(found.predicted) == 2 and len(found.runs) == 3
+
+
+def test_a_rippled_well_gives_what_finite_volumes_give():
+    exact = filtering.finite_volumes(rippled(), TIMES, SEEN, end=1.5)
+    found = filtering.run(rippled(), TIMES, SEEN, end=1.5, progress=False)
+    inside = exact.density > 1e-10
+    nodes, p = torch.from_numpy(exact.grid[inside])[:, None], torch.from_numpy(exact.density[inside])
+    log_q = found.law.log_density(nodes)
+    sym_kl = float(((p - log_q.exp()) * (p.log() - log_q)).sum() * (exact.grid[1] - exact.grid[0]))
+    assert 0 < sym_kl < 3e-3
+    x = found.law.sample(20_000)
+    assert float(x.mean()) == pytest.approx(exact.mean, abs=0.05)
+
+
+def test_finite_volumes_agree_with_kalman_and_converge():
+    model = StateSpace(lambda x: x.square().sum(-1) / 2, lambda y, x: -(x - y).square().sum(-1) / 0.4, pwgf.Gaussian(1))
+    one, start = torch.eye(1).double(), (torch.zeros(1).double(), torch.eye(1).double())
+    mean, cov, _ = filtering.kalman(
+        one, torch.zeros(1).double(), one, 0.2 * one, *start, TIMES, [double(y) for y in SEEN], end=1.5
+    )
+    errors = []
+    for nodes in (501, 1001):
+        law = filtering.finite_volumes(model, TIMES, SEEN, end=1.5, num_nodes=nodes)
+        errors.append(abs(law.var - float(cov)))
+        assert law.mean == pytest.approx(float(mean), abs=1e-3)
+    assert errors[1] < 0.3 * errors[0] < 1e-3  # second order
+
+
+def test_the_evidence_of_kalman_is_that_of_the_joint_gaussian():
+    """d = 1 at rest: y_1, y_2 are jointly Gaussian with covariance e^{−|t−s|} + R."""
+    one, start = torch.eye(1).double(), (torch.zeros(1).double(), torch.eye(1).double())
+    seen = [double(y) for y in SEEN]
+    _, _, evidence = filtering.kalman(one, torch.zeros(1).double(), one, 0.2 * one, *start, TIMES, seen)
+    cov = torch.exp(-(double(*TIMES)[:, None] - double(*TIMES)).abs()) + 0.2 * torch.eye(2).double()
+    joint = torch.distributions.MultivariateNormal(torch.zeros(2).double(), cov)
+    assert evidence == pytest.approx(float(joint.log_prob(double(*SEEN))), abs=1e-10)
+
+
+def test_particles_agree_with_kalman():
+    mean, cov, evidence = Linear().kalman()
+    found = filtering.particles(Linear().model(), TIMES, Linear.seen, end=1.5, n=20_000)
+    torch.testing.assert_close(found.x.mean(0), mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(torch.cov(found.x.T), cov, rtol=0, atol=0.03)
+    assert found.log_evidence == pytest.approx(evidence, abs=0.05)
+    assert all(0 < share < 1 for share in found.shares)
+
+
+def test_an_update_is_bayes_rule():
+    """Prior N(0, I), y = 2 with variance .25: posterior N(1.6, .2) in the first coordinate."""
+    map = maps.Affine(2)
+    prior = Law(map, pwgf.Gaussian(2), map.initial())
+    done = update(prior, lambda x: -(x[:, 0] - 2).square() / 0.5)
+    mean, cov = done.law.moments()
+    torch.testing.assert_close(mean, double(1.6, 0.0), rtol=0, atol=2e-3)
+    torch.testing.assert_close(cov, torch.diag(double(0.2, 1.0)), rtol=0, atol=2e-3)
+    exact = float(torch.distributions.Normal(0, math.sqrt(1.25)).log_prob(torch.tensor(2.0))) + 0.5 * math.log(
+        2 * math.pi * 0.25
+    )
+    assert done.log_evidence == pytest.approx(exact, abs=5e-3)
+
+
+def test_a_surprising_observation_is_found_by_the_mode():
+    """Twelve deviations away no sample of the pilot counts; the Laplace approximation finds the place."""
+    map = maps.Affine(1)
+    prior = Law(map, pwgf.Gaussian(1), map.initial())
+    done = update(prior, lambda x: -(x[:, 0] - 24).square() / 2)
+    mean, cov = done.law.moments()
+    assert done.share < 1e-3
+    assert float(mean) == pytest.approx(12, abs=0.01) and float(cov) == pytest.approx(0.5, abs=0.01)
+
+
+def test_no_observation_is_a_mere_flow_and_flows_are_stored(tmp_path):
+    found = filtering.run(rippled(), [], [], end=0.2, map=maps.Affine(1), out=tmp_path, progress=False)
+    assert found.updates == [] and found.log_evidence == 0
+    assert pwgf.load(tmp_path / "flow-000.h5").t.tolist() == [0.0, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: StateSpace(3, lambda y, x: x, pwgf.Gaussian(1)), ConfigError, r"StateSpace\(potential=…\)"),
+        (lambda: StateSpace(lambda x: x, lambda y, x: x, 3), ConfigError, "initial=….*got int"),
+        (
+            lambda: StateSpace(lambda x: x, lambda y, x: x, pwgf.Gaussian(1), temperature=0),
+            ConfigError,
+            "temperature",
+        ),
+        (lambda: filtering.run(3, [], []), ConfigError, "needs a StateSpace; got int"),
+        (lambda: filtering.run(rippled(), [1.0], []), ConfigError, "got 1 times, 0 observations"),
+        (lambda: filtering.run(rippled(), [1.0, 0.5], [0, 0]), ConfigError, r"increase strictly.*\[1.0, 0.5\]"),
+        (lambda: filtering.run(rippled(), [0.0], [0]), ConfigError, "increase strictly from above 0"),
+        (lambda: filtering.run(rippled(), [1.0], [0], end=0.5), ConfigError, "before the last observation at t = 1"),
+        (lambda: filtering.run(rippled(), 1.0, 2.0), ConfigError, "must be sequences"),
+        (
+            lambda: filtering.particles(rippled(), [0.1], [torch.zeros(3, 7)], n=5),
+            ConfigError,
+            r"log_likelihood\(y, x\) failed for an observation of shape \(3, 7\)",
+        ),
+        (
+            lambda: filtering.particles(StateSpace(lambda x: x.sum(-1), lambda y, x: x, pwgf.Gaussian(1)), [0.1], [0]),
+            ShapeError,
+            r"must return shape \(10000,\) for x of shape \(10000, 1\); got \(10000, 1\).*Sum over",
+        ),
+        (lambda: filtering.particles(rippled(), [0.1], [math.nan], n=5), ConfigError, "is NaN for an observation nan"),
+        (lambda: filtering.particles(rippled(), [0.1], [0.0], n=1), ConfigError, "n"),
+        (lambda: filtering.particles(rippled(), [0.1], [0.0], dt=0), ConfigError, "dt"),
+        (lambda: filtering.finite_volumes(Linear().model(), [], [], end=1.0), ConfigError, "works in one dimension"),
+        (
+            lambda: filtering.finite_volumes(rippled(), [], [], end=1.0, half_width=2),
+            ConfigError,
+            "reaches the ends of the grid.*half_width=4",
+        ),
+        (
+            lambda: filtering.kalman(*[torch.eye(2)] * 4, torch.zeros(2), torch.eye(2), [], [], end=1.0),
+            ShapeError,
+            r"needs shapes \(d,d\), \(d,\)",
+        ),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize("filter", [filtering.run, filtering.particles, filtering.finite_volumes])
+def test_an_observation_of_zero_likelihood(filter):
+    model = StateSpace(
+        lambda x: x.square().sum(-1) / 2,
+        lambda y, x: torch.where((x[:, 0] - y).abs() < 1, 0.0, -math.inf),
+        pwgf.Gaussian(1),
+    )
+    with pytest.raises(ConfigError, match="at t = 0.1 has zero likelihood at each of .* samples of the law"):
+        filter(model, [0.1], [50.0])
