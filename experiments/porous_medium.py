@@ -59,18 +59,19 @@ def gaussian(seed: int) -> None:
         scheme = pwgf.PWGF(energies.PorousMedium(2), make(1), pwgf.Gaussian(1))
         out = RESULTS / f"porous_medium/gaussian-{name.replace(' ', '-')}.h5"
         run = pwgf.solve(scheme, (0.0, 0.1, 0.25, 0.5), out=out, seed=seed, resume=True)
-        gaps = (np.abs(_density(run, t) - _reference(t)) for t in (0.1, 0.25, 0.5))
+        gaps = (np.abs(density(run, t) - reference(t)) for t in (0.1, 0.25, 0.5))
         errors = [f"{np.trapezoid(gap, GRID):.1e}" for gap in gaps]
         rows.append([name, *errors, cost(run, 0.5), str(seed)])
     table(["map", "t = .1", "t = .25", "t = .5", "right sides", "CPU s", "seed"], rows)
     _draw_gaussian()
 
 
-def _density(run: pwgf.Trajectory, t: float) -> np.ndarray:
-    return run.log_density(t, torch.from_numpy(GRID).unsqueeze(1)).exp().numpy()
+def density(run: pwgf.Trajectory, t: float) -> np.ndarray:
+    """The density at t on the grid, by inverting the map."""
+    return run.logdensity(t, torch.from_numpy(GRID).unsqueeze(1)).exp().numpy()
 
 
-def _reference(t: float) -> np.ndarray:
+def reference(t: float) -> np.ndarray:
     """The density at t by finite volumes."""
     start = np.exp(-(GRID**2) / 2) / np.sqrt(2 * np.pi)
     return finite_volume.porous_medium(GRID, np.zeros_like(GRID), start, t, steps=400)
@@ -82,8 +83,8 @@ def _draw_gaussian() -> None:
     figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
     for t, colour in ((0.0, "#0072B2"), (0.1, "#009E73"), (0.5, "#D55E00")):
         if t > 0:
-            axes.plot(GRID, _reference(t), color=colour, lw=5, alpha=0.25)
-        axes.plot(GRID, _density(run, t), color=colour, label=f"t = {t:g}")
+            axes.plot(GRID, reference(t), color=colour, lw=5, alpha=0.25)
+        axes.plot(GRID, density(run, t), color=colour, label=f"t = {t:g}")
     axes.set(xlabel="x", ylabel="ρ", xlim=(-4, 4), title="Porous medium, m = 2, from N(0, 1), on finite volumes")
     axes.legend(frameon=False)
     save(figure, "porous_medium/gaussian.png")
@@ -97,8 +98,8 @@ def _draw_barenblatt() -> None:
     for t, colour in ((1.0, "#0072B2"), (1.5, "#009E73"), (2.0, "#D55E00")):
         edge = 0.9999 * float(pwgf.Barenblatt(1, 2, t).radius)
         x = torch.linspace(-edge, edge, 201, dtype=torch.float64).unsqueeze(1)
-        axes.plot(x, problem.exact(t).log_density(x).exp(), color=colour, lw=5, alpha=0.25)
-        inside = run.log_density(t, x).exp()
+        axes.plot(x, problem.exact(t).logdensity(x).exp(), color=colour, lw=5, alpha=0.25)
+        inside = run.logdensity(t, x).exp()
         axes.plot(x, inside, color=colour, label=f"t = {t:g}")
     axes.set(xlabel="x", ylabel="ρ", title="Porous medium, d = 1, m = 2: pwgf (thin) on the exact law (thick)")
     axes.legend(frameon=False)
