@@ -22,6 +22,8 @@ from .model import StateSpace, check_observation, schedule, weighted_moments
 
 _PILOT = 4000  # samples whose weighted moments say where an update goes
 _ENOUGH = 20  # effective ones of them for each coordinate
+_WIDER = 1.6  # how much further out a sixth of the points of the least squares lie
+_FITTED = 1e-8  # mean square misfit, as a share of the spread, below which it is good enough
 _CHUNK = 2000
 
 
@@ -218,7 +220,7 @@ def update(
     max_time: float = 4.0,
     map: PushForward | None = None,
     num_fit: int | None = None,
-    max_iterations: int = 50,
+    max_iterations: int = 30,
     t: float = 0.0,
     seed: int = 0,
     **settings: Any,
@@ -263,7 +265,11 @@ def update(
     )  # fmt: skip
     n = num_fit or max(_PILOT, -(-4 * law.map.num_params // law.map.dim))
     moved = _compose(law, map, found, _even(found.run.reference, n, generator))
-    theta, _ = fitting.regress(law.map, law.theta, moved.z, moved.x, max_iterations, "filtering.update")
+    wide = _compose(
+        law, map, found, _WIDER * _even(found.run.reference, n // 5, generator)
+    )  # the tails, lest they fold
+    z, x = torch.cat([moved.z, wide.z]), torch.cat([moved.x, wide.x])
+    theta, _ = fitting.regress(law.map, law.theta, z, x, max_iterations, tolerance=_FITTED, call="filtering.update")
     new = Law(law.map, reference, theta)
     return Updated(
         new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, _gap(moved, new, reference)

@@ -85,14 +85,21 @@ def reparametrise(
     n = num_samples or max(2000, math.ceil(4 * new_map.num_params / new_map.dim))
     generator = torch.Generator().manual_seed(seed)
     z, fresh = reference.sample(n, generator), reference.sample(num_eval, generator)
-    theta, tried = regress(new_map, theta, z, run.push(t, z).double(), max_iterations, "reparametrise")
+    theta, tried = regress(new_map, theta, z, run.push(t, z).double(), max_iterations, call="reparametrise")
     fresh_x = run.push(t, fresh).double()
     error = _mean_square(fresh_x - _at(new_map, theta, fresh)) / _mean_square(fresh_x - fresh_x.mean(0))
     return Reparametrised(theta, error, tried)
 
 
 def regress(
-    map: PushForward, theta: Tensor, z: Tensor, x: Tensor, max_iterations: int = 50, call: str = "regress"
+    map: PushForward,
+    theta: Tensor,
+    z: Tensor,
+    x: Tensor,
+    max_iterations: int = 50,
+    *,
+    tolerance: float = 1e-28,
+    call: str = "regress",
 ) -> tuple[Tensor, int]:
     """θ with T_θ(z_i) ≈ x_i in least squares, by Levenberg–Marquardt with the tangent and the solvers of the flow.
 
@@ -101,6 +108,7 @@ def regress(
         theta: start (p,).
         z, x: (n,d) points and where they are to go, float64.
         max_iterations: steps tried at most.
+        tolerance: it ends where the mean square misfit is below this share of the spread of x.
         call: for the message.
 
     Returns:
@@ -117,7 +125,7 @@ def regress(
         raise NonFiniteError(
             f"{call}: the new map gives NaN or infinite samples at its start. Leave theta0 out, or take another."
         )
-    while tried < max_iterations and size > 1e-28 * spread and damping < 1e6 and small < 3:
+    while tried < max_iterations and size > tolerance * spread and damping < 1e6 and small < 3:
         tried += 1
         trial = theta + solver(Tangent(map, theta, z), missing, damping=damping).x
         left = x - _at(map, trial, z)
