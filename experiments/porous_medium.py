@@ -68,7 +68,7 @@ def gaussian(seed: int) -> None:
 
 def density(run: pwgf.Trajectory, t: float) -> np.ndarray:
     """The density at t on the grid, by inverting the map."""
-    return run.logdensity(t, torch.from_numpy(GRID).unsqueeze(1)).exp().numpy()
+    return run.log_density(t, torch.from_numpy(GRID).unsqueeze(1)).exp().numpy()
 
 
 def reference(t: float) -> np.ndarray:
@@ -98,8 +98,8 @@ def _draw_barenblatt() -> None:
     for t, colour in ((1.0, "#0072B2"), (1.5, "#009E73"), (2.0, "#D55E00")):
         edge = 0.9999 * float(pwgf.Barenblatt(1, 2, t).radius)
         x = torch.linspace(-edge, edge, 201, dtype=torch.float64).unsqueeze(1)
-        axes.plot(x, problem.exact(t).logdensity(x).exp(), color=colour, lw=5, alpha=0.25)
-        inside = run.logdensity(t, x).exp()
+        axes.plot(x, problem.exact(t).log_density(x).exp(), color=colour, lw=5, alpha=0.25)
+        inside = run.log_density(t, x).exp()
         axes.plot(x, inside, color=colour, label=f"t = {t:g}")
     axes.set(xlabel="x", ylabel="ρ", title="Porous medium, d = 1, m = 2: pwgf (thin) on the exact law (thick)")
     axes.legend(frameon=False)

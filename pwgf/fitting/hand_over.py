@@ -99,6 +99,7 @@ def regress(
     max_iterations: int = 50,
     *,
     tolerance: float = 1e-28,
+    least_damping: float = 1e-14,
     call: str = "regress",
 ) -> tuple[Tensor, int]:
     """θ with T_θ(z_i) ≈ x_i in least squares, by Levenberg–Marquardt with the tangent and the solvers of the flow.
@@ -109,6 +110,7 @@ def regress(
         z, x: (n,d) points and where they are to go, float64.
         max_iterations: steps tried at most.
         tolerance: it ends where the mean square misfit is below this share of the spread of x.
+        least_damping: μ never falls below it; larger values keep θ near its start where the points say little.
         call: for the message.
 
     Returns:
@@ -132,7 +134,7 @@ def regress(
         there = _mean_square(left)
         if there < size:
             small = small + 1 if there > 0.99 * size else 0
-            theta, missing, size, damping = trial, left, there, max(damping / 10, 1e-14)
+            theta, missing, size, damping = trial, left, there, max(damping / 10, least_damping)
         else:  # also where it is not finite
             damping *= 10
     return theta, tried
