@@ -215,3 +215,16 @@ def test_a_new_map_that_is_not_finite_is_told(gaussian_run):
 def test_a_start_of_another_map_is_refused(gaussian_run):
     with pytest.raises(ShapeError, match=r"reparametrise\(theta0=…\) must have shape \(6,\) for this map; got \(2,\)"):
         fitting.reparametrise(gaussian_run, 0.1, maps.Affine(2), theta0=torch.ones(2))
+
+
+def test_regress_ends_at_its_tolerance_and_keeps_near_its_start_by_its_damping():
+    map = maps.ResidualMLP(1, width=16)
+    z = torch.linspace(-3, 3, 400, dtype=torch.float64)[:, None]
+    x = z + 0.3 * torch.sin(2 * z)
+    start = map.initial(0)
+    loose, few = fitting.regress(map, start, z, x, tolerance=1e-3)
+    tight, many = fitting.regress(map, start, z, x, tolerance=1e-7)
+    misfits = [float((map(theta, z) - x).square().mean() / x.var()) for theta in (loose, tight)]
+    assert few < many and 1e-7 < misfits[0] < 1e-3 and misfits[1] < 1e-7
+    held, _ = fitting.regress(map, start, z, x, least_damping=1e-2)
+    assert float((held - start).norm()) < float((tight - start).norm())
