@@ -33,6 +33,7 @@ class StateSpace:
         ConfigError: not callable, no measure, τ ≤ 0.
 
     Example:
+        >>> from pwgf import Gaussian
         >>> model = StateSpace(
         ...     potential=lambda x: x.square().sum(-1) / 2,
         ...     log_likelihood=lambda y, x: -(x - y).square().sum(-1) / 2,

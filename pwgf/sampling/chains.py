@@ -13,6 +13,7 @@ from ..errors import ConfigError, NonFiniteError, ShapeError
 from ..schemes.base import check_integer
 
 LogDensity = Callable[[Tensor], Tensor]
+_FINE = 8  # one in so many trajectories of the warm-up takes steps so many times shorter
 
 
 def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, step: float = 0.1) -> Tensor:
@@ -66,11 +67,12 @@ class Chains(NamedTuple):
 
 
 def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 300, seed: int = 0) -> Chains:
-    """Hamiltonian Monte Carlo by many chains at once, each by itself; unit masses.
+    """Hamiltonian Monte Carlo by many chains at once; each moves by itself.
 
     A trajectory has a random length in [π/4, 3π/4], about a quarter of the period at unit variance, so that positions
     in succession are nearly uncorrelated there; its leapfrog steps are adapted during the warm-up to an acceptance of
-    .8. Scales should be near one: run it in the coordinates of `laplace`.
+    .8. After each of its first three quarters the covariance of all chains gives the coordinates to move in. Scales
+    should not be far from one at the start: run it in the coordinates of `laplace`.
 
     Args:
         log_density: log p, (m,d) → (m,), differentiable.
@@ -93,39 +95,47 @@ def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 
     if not callable(log_density):
         raise ConfigError(f"hmc(log_density=…) must be a function (m,d) → (m,); got {type(log_density).__name__}.")
     generator = torch.Generator().manual_seed(seed)
-    x, step = x.detach().double(), 0.2
+    x, step, scale = x.detach().double(), 0.2, torch.eye(x.shape[1], dtype=torch.float64)
     value, slope = _value_and_slope(log_density, x)
     if not bool(torch.isfinite(value).all()):
         raise NonFiniteError(f"hmc: log p is not finite at {int((~torch.isfinite(value)).sum())} of {len(x)} starts.")
-    kept, accepted = [], 0.0
+    kept, seen, accepted = [], [], 0.0
     for k in range(warmup + steps):
         momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype)
         length = math.pi / 4 * (1 + 2 * float(torch.rand(1, generator=generator)))
-        proposed, there, back, drop = _leapfrog(log_density, x, slope, momentum, step, max(1, round(length / step)))
+        short = k < warmup and k % _FINE == 0  # frees chains that start where p is too steep for the step
+        h = step / _FINE if short else step
+        count = max(1, round(length / h))
+        proposed, there, back, drop = _leapfrog(log_density, x, slope, momentum, scale, h, count)
         log_ratio = there - value + drop
         taken = torch.rand(len(x), generator=generator, dtype=x.dtype).log() < log_ratio  # NaN is refused
         x = torch.where(taken[:, None], proposed, x)
         value, slope = torch.where(taken, there, value), torch.where(taken[:, None], back, slope)
         share = float(taken.double().mean())
-        if k < warmup:
-            step = min(step * math.exp((share - 0.8) / math.sqrt(1 + k / 20)), 1.0)
-        else:
+        if k >= warmup:
             kept.append(x)
             accepted += share / steps
+            continue
+        seen.append(x)
+        if not short:
+            step = min(step * math.exp((share - 0.8) / math.sqrt(1 + k / 20)), 1.0)
+        if k + 1 in (warmup // 4, warmup // 2, 3 * warmup // 4) and len(x) * len(seen) > 20 * x.shape[1]:
+            late = torch.cat(seen[len(seen) // 2 :])
+            scale, step, seen = torch.linalg.cholesky(torch.cov(late.T).reshape(scale.shape)), 0.2, []
     path = torch.stack(kept)
     return Chains(path, accepted, *_diagnose(path))
 
 
 def _leapfrog(
-    log_density: LogDensity, x: Tensor, slope: Tensor, momentum: Tensor, step: float, count: int
+    log_density: LogDensity, x: Tensor, slope: Tensor, momentum: Tensor, scale: Tensor, step: float, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Position, log p and its slope after `count` steps, and what the kinetic energy has lost."""
+    """Position, log p and its slope after `count` steps of y, x = scale·y, and what the kinetic energy has lost."""
     start, value = momentum.square().sum(1) / 2, x.new_empty(len(x))
     for _ in range(count):
-        momentum = momentum + step / 2 * slope
-        x = x + step * momentum
+        momentum = momentum + step / 2 * slope @ scale
+        x = x + step * momentum @ scale.T
         value, slope = _value_and_slope(log_density, x)
-        momentum = momentum + step / 2 * slope
+        momentum = momentum + step / 2 * slope @ scale
     return x, value, slope, start - momentum.square().sum(1) / 2
 
 
