@@ -32,6 +32,7 @@ FAMILIES: dict[str, Callable[[int, float], PushForward]] = {
     "Affine": lambda d, scale: maps.Affine(d),
     "ResidualMLP": lambda d, scale: maps.ResidualMLP(d, scale=scale),
     "ConvexRidge": lambda d, scale: maps.ConvexRidge(d, scale=scale),
+    "ConvexMax": lambda d, scale: maps.ConvexMax(d, scale=scale),
     "NeuralODE": lambda d, scale: maps.NeuralODE(d, scale=scale),
     "NeuralODE, 4 steps": lambda d, scale: maps.NeuralODE(d, num_steps=4, scale=scale),
     "CouplingFlow, affine": lambda d, scale: maps.CouplingFlow(d),

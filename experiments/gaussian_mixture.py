@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 
 PUBLISHED = {2: (0.06, 973), 6: (0.30, 2125), 12: (0.51, 7175)}  # symmetric KL to the mixture; GPU seconds
 FAMILIES: dict[str, Callable[[int], PushForward]] = {
+    "max": lambda dim: maps.ConvexMax(dim, scale=4),
     "residual": lambda dim: maps.ResidualMLP(dim, scale=4),
     "convex-ridge": lambda dim: maps.ConvexRidge(dim, scale=4),
     "ode": lambda dim: maps.NeuralODE(dim, scale=4),
@@ -57,7 +58,7 @@ class AtEnd:
 
 def main(
     dims: tuple[int, ...] = (2, 6, 12),
-    map: Literal["residual", "convex-ridge", "ode", "composed"] = "ode",
+    map: Literal["max", "residual", "convex-ridge", "ode", "composed"] = "max",
     num_samples: int = 1000,
     seed: int = 0,
 ) -> None:

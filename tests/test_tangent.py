@@ -49,6 +49,7 @@ MAPS = {
     "deep": lambda: maps.ResidualMLP(2, width=4, depth=3),
     "ridge-one-dimension": lambda: maps.ConvexRidge(1, width=4),
     "ridge": lambda: maps.ConvexRidge(3, width=5),
+    "max": lambda: maps.ConvexMax(3, groups=2, size=3),
     "composed": lambda: maps.Composed([maps.ConvexRidge(3, width=4), maps.ResidualMLP(3, width=3), maps.Affine(3)]),
     "coupling": lambda: maps.CouplingFlow(3, num_couplings=2, width=4),
     "spline": lambda: maps.CouplingFlow(2, kind="spline", num_couplings=1, width=2, bins=2),

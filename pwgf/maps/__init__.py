@@ -8,6 +8,7 @@ from ..errors import ConfigError, nearest
 from .affine import Affine
 from .base import Block, Layer, Linearisation, PushForward
 from .composed import Composed
+from .convex_max import ConvexMax
 from .convex_ridge import ConvexRidge
 from .coupling import CouplingFlow
 from .from_flow import FromFlow
@@ -21,6 +22,7 @@ __all__ = [
     "Affine",
     "Block",
     "Composed",
+    "ConvexMax",
     "ConvexRidge",
     "CouplingFlow",
     "FromFlow",
@@ -37,7 +39,17 @@ __all__ = [
 
 _SHELF: dict[str, type[PushForward]] = {
     cls.__name__: cls
-    for cls in (Affine, Composed, ConvexRidge, CouplingFlow, GradientICNN, NeuralODE, QuadraticICNN, ResidualMLP)
+    for cls in (
+        Affine,
+        Composed,
+        ConvexMax,
+        ConvexRidge,
+        CouplingFlow,
+        GradientICNN,
+        NeuralODE,
+        QuadraticICNN,
+        ResidualMLP,
+    )
 }
 
 

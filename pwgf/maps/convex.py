@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import NonFiniteError, SolverError
-from .base import Pushed, PushForward
+from ..errors import ConfigError, NonFiniteError, SolverError
+from .base import Pushed, PushForward, is_real
 
 
 class ConvexGradient(PushForward):
@@ -68,6 +68,32 @@ def cholesky(jacobian: Tensor, z: Tensor, call: str) -> Tensor:
         f"{float(spectrum[0]):.1e} to {float(spectrum[-1]):.1e}. It is positive definite but for rounding, so the "
         "map is too steep for this precision: use dtype=torch.float64, a larger floor, or more damping."
     )
+
+
+def check_bends(call: str, axis_share: float, floor: float, **positive: float) -> None:
+    """Raises ConfigError for a setting outside its range."""
+    if not (is_real(axis_share) and 0 <= axis_share <= 1):
+        raise ConfigError(f"{call}(axis_share=…) must lie in [0, 1]; got {axis_share!r}.")
+    for name, value in positive.items():
+        if not (is_real(value) and value > 0):
+            raise ConfigError(f"{call}({name}=…) must be positive and finite; got {value!r}.")
+    if not (is_real(floor) and 0 < floor <= 0.5):
+        raise ConfigError(f"{call}(floor=…) must lie in (0, 0.5]; got {floor!r}.")
+
+
+def weights(raw: Tensor, knees: tuple[float, float], gain: float) -> Tensor:
+    """p and q > 0 of units that bend both ways, (2,m), from their parameters ω; softplus functions with given knees."""
+    return torch.stack([k * softplus(r * (gain / k)) for k, r in zip(knees, raw.view(2, -1), strict=True)])
+
+
+def weight_slopes(raw: Tensor, knees: tuple[float, float], gain: float) -> Tensor:
+    """dp/dω and dq/dω, (2,m)."""
+    return gain * torch.stack([torch.sigmoid(r * (gain / k)) for k, r in zip(knees, raw.view(2, -1), strict=True)])
+
+
+def squares(v: Tensor) -> Tensor:
+    """v vᵀ for every row, flattened: (m,d) → (m,d²)."""
+    return (v.unsqueeze(2) * v.unsqueeze(1)).reshape(len(v), -1)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, is_real
-from .convex import ConvexGradient, cholesky, log_det, softplus
+from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim
+from .convex import ConvexGradient, check_bends, cholesky, log_det, squares, weight_slopes, weights
 from .residual import first_layer
 
 _CACHE = 2**20  # bytes of one activation array that share a core's cache with the others
@@ -75,13 +75,7 @@ class ConvexRidge(ConvexGradient):
             not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1
         ):
             raise ConfigError(f"ConvexRidge(width=…) must be an integer ≥ 1; got {self.width!r}.")
-        if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
-            raise ConfigError(f"ConvexRidge(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
-        for name in ("scale", "gain"):
-            if not (is_real(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"ConvexRidge({name}=…) must be positive and finite; got {getattr(self, name)!r}.")
-        if not (is_real(self.floor) and 0 < self.floor <= 0.5):
-            raise ConfigError(f"ConvexRidge(floor=…) must lie in (0, 0.5]; got {self.floor!r}.")
+        check_bends("ConvexRidge", self.axis_share, self.floor, scale=self.scale, gain=self.gain)
 
     @property
     def units(self) -> int:
@@ -123,15 +117,7 @@ class ConvexRidge(ConvexGradient):
 
     def _weights(self, raw: Tensor) -> Tensor:
         """p and q, (2,m)."""
-        return torch.stack(
-            [k * softplus(r * (self.gain / k)) for k, r in zip(self._knees, raw.view(2, -1), strict=True)]
-        )
-
-    def _weight_slopes(self, raw: Tensor) -> Tensor:
-        """dp/dω and dq/dω, (2,m)."""
-        return self.gain * torch.stack(
-            [torch.sigmoid(r * (self.gain / k)) for k, r in zip(self._knees, raw.view(2, -1), strict=True)]
-        )
+        return weights(raw, self._knees, self.gain)
 
     def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
         """∇ψ(z)."""
@@ -152,7 +138,7 @@ class ConvexRidge(ConvexGradient):
         """The same from the slopes of the units, (n,m)."""
         d, linear, v = self.dim, units[: self.dim], units[self.dim :]
         constant = linear.T @ linear + self.floor * torch.eye(d, dtype=units.dtype, device=units.device)
-        return constant + (slopes @ _squares(v)).view(-1, d, d)
+        return constant + (slopes @ squares(v)).view(-1, d, d)
 
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
         """In closed form: two matrix products of 2n·width·d² flops, n Cholesky factorisations and inverses of size d.
@@ -169,7 +155,7 @@ class ConvexRidge(ConvexGradient):
         bend = (kappa * p - q) * (1 - h * h)
         factor = cholesky(self._jacobian(units, q + bend), z, "ConvexRidge")
         inverse = torch.cholesky_inverse(factor)
-        curvature = inverse.reshape(-1, self.dim**2) @ _squares(v).T
+        curvature = inverse.reshape(-1, self.dim**2) @ squares(v).T
         slope = slope - (curvature.mul_(bend).mul_(h).mul_(-2 * kappa)) @ v
         score = (inverse @ slope.unsqueeze(-1)).squeeze(-1)
         log_abs_det = log_det(factor)
@@ -179,11 +165,6 @@ class ConvexRidge(ConvexGradient):
         """J from cached activations: three matrix products for one Jη and three for one Jᵀu."""
         kept = _Activations(self, theta.detach(), z.detach())
         return Linearisation(kept.jv, kept.jtu, kept.layers, kept.diagonal)
-
-
-def _squares(v: Tensor) -> Tensor:
-    """v vᵀ for every row, flattened: (m,d) → (m,d²)."""
-    return (v.unsqueeze(2) * v.unsqueeze(1)).reshape(len(v), -1)
 
 
 class _Part:
@@ -212,7 +193,7 @@ class _Activations:
     def __init__(self, map: ConvexRidge, theta: Tensor, z: Tensor) -> None:
         self.map = map
         _, self.units, centres, sharpness, raw = map.unpack(theta)
-        self.rates = map._weight_slopes(raw).view(2, -1, 1)
+        self.rates = weight_slopes(raw, map._knees, map.gain).view(2, -1, 1)
         p, q = map._weights(raw).view(2, -1, 1)
         on_cpu = z.device.type == "cpu"
         self.block = max(256, _CACHE // (map.units * z.element_size())) if on_cpu else max(len(z), 1)

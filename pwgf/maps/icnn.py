@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .base import Block, blocks, check_dim, is_real
-from .convex import ConvexGradient, softplus
+from .base import Block, blocks, check_dim
+from .convex import ConvexGradient, check_bends, softplus
 from .residual import first_layer
 
 _ROW = 1.5  # length of a row of W_l at the start
@@ -69,12 +69,7 @@ class GradientICNN(ConvexGradient):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"GradientICNN({name}=…) must be an integer ≥ 1; got {value!r}.")
-        if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
-            raise ConfigError(f"GradientICNN(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
-        if not (is_real(self.gain) and self.gain > 0):
-            raise ConfigError(f"GradientICNN(gain=…) must be positive and finite; got {self.gain!r}.")
-        if not (is_real(self.floor) and 0 < self.floor <= 0.5):
-            raise ConfigError(f"GradientICNN(floor=…) must lie in (0, 0.5]; got {self.floor!r}.")
+        check_bends("GradientICNN", self.axis_share, self.floor, gain=self.gain)
 
     def layout(self) -> list[Block]:
         """b; L; [W_l β_l] of every layer; the parameters of P_2 … P_L; those of p and q."""

@@ -7,6 +7,7 @@ import zuko
 from torch import Tensor, nn
 
 from pwgf import maps
+from pwgf.maps.convex import ConvexGradient
 
 
 def module(dim: int, width: int = 7, scaled: bool = True) -> nn.Module:
@@ -27,6 +28,9 @@ def flow(make, dim: int, **settings) -> nn.Module:
 MEMBERS = {
     "ConvexRidge1-default": lambda: maps.ConvexRidge(1),
     "ConvexRidge3-width5": lambda: maps.ConvexRidge(3, width=5, scale=2.0, gain=0.3, floor=0.01),
+    "ConvexMax1-default": lambda: maps.ConvexMax(1),
+    "ConvexMax3-groups2": lambda: maps.ConvexMax(3, groups=2, size=3, scale=2.0, gain=0.3, floor=0.01),
+    "ConvexMax2-pairs": lambda: maps.ConvexMax(2, groups=3, size=2, axis_share=0.5),
     "Affine1": lambda: maps.Affine(1),
     "Affine3": lambda: maps.Affine(3),
     "ResidualMLP1-default": lambda: maps.ResidualMLP(1),
@@ -72,7 +76,7 @@ def starts_to_rounding(map: maps.PushForward) -> bool:
     """Whether the identity at the start is a sum that rounds."""
     parts = map.maps if isinstance(map, maps.Composed) else [map]
     splines = any(isinstance(part, maps.CouplingFlow) and part.kind == "spline" for part in parts)
-    return splines or any(isinstance(part, (maps.ConvexRidge, maps.GradientICNN, maps.QuadraticICNN)) for part in parts)
+    return splines or any(isinstance(part, ConvexGradient) for part in parts)
 
 
 def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Tensor:

@@ -10,6 +10,7 @@ from maps_members import MEMBERS, points, random_theta, starts_as_identity, star
 
 import pwgf
 from pwgf import energies, maps
+from pwgf.maps.convex import ConvexGradient
 from pwgf.tangent import Tangent
 
 pytestmark = pytest.mark.parametrize("name", MEMBERS)
@@ -34,7 +35,7 @@ def has_random_start(map):
         return any(has_random_start(map.maps[k]) for k in map.moving)
     flow = isinstance(map, maps.NeuralODE) or (isinstance(map, maps.CouplingFlow) and map.dim > 1)
     residual = isinstance(map, maps.ResidualMLP) and (map.depth > 1 or map.axis_share < 1)
-    return residual or flow or isinstance(map, (maps.ConvexRidge, maps.GradientICNN, maps.QuadraticICNN))
+    return residual or flow or isinstance(map, ConvexGradient)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])

@@ -15,6 +15,8 @@ from pwgf.maps.icnn import _curvature, _sums
 CONVEX = {
     "ridge": lambda: maps.ConvexRidge(3, width=12),
     "ridge-scale": lambda: maps.ConvexRidge(2, width=6, scale=3.0, gain=0.2, floor=0.1),
+    "max": lambda: maps.ConvexMax(3, groups=3, size=4),
+    "max-scale": lambda: maps.ConvexMax(2, groups=2, size=3, scale=3.0, gain=0.2, floor=0.1),
     "icnn-one": lambda: maps.GradientICNN(3, width=8, depth=1),
     "quadratic": lambda: maps.QuadraticICNN(3, width=6, rank=2),
     "icnn": lambda: maps.GradientICNN(2, width=6, depth=3, floor=0.1),
@@ -55,7 +57,9 @@ def test_the_curvature_bound_of_the_network_holds(depth):
         assert bool((largest <= bound).all())
 
 
-@pytest.mark.parametrize("make", [lambda: maps.ConvexRidge(1), lambda: maps.GradientICNN(1, width=16)])
+@pytest.mark.parametrize(
+    "make", [lambda: maps.ConvexRidge(1), lambda: maps.ConvexMax(1), lambda: maps.GradientICNN(1, width=16)]
+)
 def test_at_the_start_the_tangent_already_bends_both_ways(make):
     """Velocities that widen and that split a normal law lie in range(J) at θ₀ up to 2 %, with a damping of 1e-6."""
     map, z = make(), points(400, 1)
@@ -69,6 +73,7 @@ def test_at_the_start_the_tangent_already_bends_both_ways(make):
     "make",
     [
         lambda: maps.ConvexRidge(2, width=40),
+        lambda: maps.ConvexMax(2, groups=12, size=3),
         lambda: maps.GradientICNN(2, width=12),
         lambda: maps.Composed([maps.ConvexRidge(2, width=20), maps.Affine(2)]),
     ],
@@ -128,6 +133,18 @@ def test_settings(make, settings, message):
 def test_settings_of_one_family():
     with pytest.raises(ConfigError, match=r"ConvexRidge\(scale=…\) must be positive and finite; got nan"):
         maps.ConvexRidge(2, scale=float("nan"))
+    with pytest.raises(ConfigError, match=r"ConvexMax\(size=…\) must be an integer ≥ 2; got 1"):
+        maps.ConvexMax(2, size=1)
+    with pytest.raises(ConfigError, match=r"ConvexMax\(groups=…\) must be an integer ≥ 1; got 0"):
+        maps.ConvexMax(2, groups=0)
+    with pytest.raises(ConfigError, match=r"ConvexMax\(scale=…\) must be positive and finite; got -1"):
+        maps.ConvexMax(2, scale=-1)
+    with pytest.raises(ConfigError, match=r"ConvexMax\(gain=…\) must be positive and finite; got 0"):
+        maps.ConvexMax(2, gain=0)
+    with pytest.raises(ConfigError, match=r"ConvexMax\(axis_share=…\) must lie in \[0, 1\]; got 2"):
+        maps.ConvexMax(2, axis_share=2)
+    with pytest.raises(ConfigError, match=r"ConvexMax\(floor=…\) must lie in \(0, 0\.5\]; got 0\.6"):
+        maps.ConvexMax(2, floor=0.6)
     with pytest.raises(ConfigError, match=r"GradientICNN\(depth=…\) must be an integer ≥ 1; got 0"):
         maps.GradientICNN(2, depth=0)
     with pytest.raises(ConfigError, match=r"QuadraticICNN\(rank=…\) must be an integer ≥ 1; got 2\.5"):

@@ -1,0 +1,284 @@
+"""The gradient of softened maxima of affine functions: a map that cannot fold and tears a law apart along many cuts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim
+from .convex import ConvexGradient, check_bends, cholesky, log_det, squares, weight_slopes, weights
+from .residual import first_layer
+
+_CACHE = 2**20  # bytes of one activation array that share a core's cache with the others
+_SLOPE = 1.5  # κ of a group at the start, for scale 1
+_SHARE = 0.5  # of the identity at the start that the groups make, the linear part makes the rest
+
+
+@dataclass(frozen=True)
+class ConvexMax(ConvexGradient):
+    r"""T_θ(z) = ε z + b + LᵀL z + Σ_g V_gᵀ[p s + q (y − 2s/κ)]_g,  y = V z + β,  s = softmax(κ y) in each group.
+
+    T = ∇ψ, where each group of `size` affine functions y_g adds (p/κ) log Σ_k exp(κ y_k) + q (½|y|² − (2/κ²) log Σ_k
+    exp(κ y_k)) to ψ. Both terms are convex, since the covariance D_g = diag(s) − s sᵀ of a choice of one out of many is
+    at most ½: ∂_zT = εI + LᵀL + Σ_g V_gᵀ[κp D + q (I − 2D)]V_g is symmetric positive definite for *every* θ, T cannot
+    fold, and it is the Brenier map of ρ_θ. A group with κp = 2q is linear; that is the start, with L such that T_θ₀ is
+    the identity up to rounding. Each group can bend either way from there. θ holds log κ.
+
+    As κ grows, one group sends the cells of a power diagram to `size` different places: what a law needs that splits
+    into several parts, and what a sum over single directions (`ConvexRidge`, whose units are groups of two) cannot do
+    where more than two cells meet. For mixtures in d ≥ 6 the better choice of the two, elsewhere the slower one.
+
+    Cost: 4nd(d + m) flops for T with m = groups·size, 2n(d + m + groups)d² for ∂_zT, nd³/3 for log det.
+
+    Args:
+        dim: d ≥ 1.
+        groups: number of groups; None means about 16·d/size, at least 16.
+        size: affine functions of a group, ≥ 2.
+        axis_share: share of the affine functions that start on a single coordinate, in [0, 1].
+        scale: typical distance of reference samples from their centre per coordinate.
+        gain: > 0, speed of p and q in θ beside the linear part; see `ResidualMLP`.
+        floor: ε in (0, ½], the smallest slope of T.
+
+    Raises:
+        ConfigError: an argument outside its range.
+
+    Example:
+        >>> import torch
+        >>> from pwgf import maps
+        >>> map = maps.ConvexMax(dim=2)
+        >>> z = torch.randn(5, 2, dtype=torch.float64)
+        >>> bool((map(map.initial(), z) - z).abs().max() < 1e-13)
+        True
+
+    References:
+        Chaudhari, Pranav, Moura, Learning gradients of convex functions with monotone gradient networks, 2023,
+        arXiv 2301.10862. Calafiore, Gaubert, Possieri, Log-sum-exp neural networks and posynomial models for convex and
+        log-log-convex data, 2018, arXiv 1806.07850.
+    """
+
+    dim: int
+    groups: int | None = None
+    size: int = 6
+    axis_share: float = 0.25
+    scale: float = 1.0
+    gain: float = 0.3
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_dim(self.dim, "ConvexMax(dim, groups, size)")
+        for name, least in (("groups", 1), ("size", 2)):
+            value = getattr(self, name)
+            if value is None and name == "groups":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(f"ConvexMax({name}=…) must be an integer ≥ {least}; got {value!r}.")
+        check_bends("ConvexMax", self.axis_share, self.floor, scale=self.scale, gain=self.gain)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of groups (`groups`, or its default) and affine functions of each."""
+        return self.groups if self.groups is not None else max(16, round(16 * self.dim / self.size)), self.size
+
+    @property
+    def units(self) -> int:
+        """Number of affine functions, m."""
+        return math.prod(self.shape)
+
+    @property
+    def numbers_per_sample(self) -> int:
+        """A few activations, Jacobians, and a mean of each group's directions."""
+        return 4 * self.dim**2 + 8 * (self.units + self.dim) + 2 * self.shape[0] * self.dim
+
+    def layout(self) -> list[Block]:
+        """b; the rows of L and V; β; log κ; the parameters ω of p, then of q."""
+        d, (g, k) = self.dim, self.shape
+        tail = [("centres", (g * k, 1)), ("sharpness", (g, 1)), ("weights", (2 * g, 1))]
+        return blocks([("shift", (d, 1)), ("units", (d + g * k, d)), *tail])
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """θ₀ with T = identity up to rounding; what is grouped with what, and most directions, depend on the seed."""
+        d, generator = self.dim, torch.Generator().manual_seed(seed)
+        theta = torch.zeros(self.num_params, dtype=torch.float64)
+        shift, units, centres, sharpness, raw = self.unpack(theta)
+        rows = first_layer(d, self.units, self.axis_share, generator) / _SLOPE
+        signs = 2 * torch.randint(2, (self.units, 1), generator=generator) - 1
+        rows = (signs * rows)[torch.randperm(self.units, generator=generator)]
+        v, centres[:] = rows[:, :-1], self.scale * rows[:, -1:]
+        gram = v.T @ v
+        weight = _SHARE / float(torch.linalg.eigvalsh(gram)[-1])
+        rest = (1 - self.floor) * torch.eye(d, dtype=torch.float64) - weight * gram
+        units[:d], units[d:] = torch.linalg.cholesky(rest).T, v
+        sharpness[:] = math.log(_SLOPE / self.scale)
+        shift[:] = -weight * (v.T @ centres)
+        knees = torch.tensor(self._knees, dtype=torch.float64).unsqueeze(1)
+        raw.view(2, -1)[:] = math.log(math.expm1(weight / self._knees[1])) / self.gain * knees
+        return theta
+
+    @property
+    def _knees(self) -> tuple[float, float]:
+        """About p and q at the start over log 2: κp = 2q, and rows of length one make `_SHARE` of the identity."""
+        knee = _SHARE * self.dim / self.units / math.log(2)
+        return 2 * knee * self.scale / _SLOPE, knee
+
+    def _weights(self, raw: Tensor) -> Tensor:
+        """p and q, (2,groups)."""
+        return weights(raw, self._knees, self.gain)
+
+    def _choice(self, units: Tensor, centres: Tensor, kappa: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """y and s, (n,groups,size) each."""
+        y = torch.addmm(centres.view(-1), z, units[self.dim :].T).view(-1, *self.shape)
+        return y, torch.softmax(kappa * y, 2)
+
+    def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
+        """∇ψ(z)."""
+        shift, units, centres, sharpness, raw = self.unpack(theta)
+        kappa, (p, q) = sharpness.exp(), self._weights(raw).unsqueeze(2)
+        y, s = self._choice(units, centres, kappa, z)
+        bent = torch.addcmul(q * y, p - 2 * q / kappa, s).flatten(1)
+        return torch.addmm(shift.view(-1), torch.cat([z @ units[: self.dim].T, bent], 1), units) + self.floor * z
+
+    def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
+        """∂_zT = εI + LᵀL + Σ_g V_gᵀ[q + (κp − 2q) D_g]V_g, by two matrix products over the whole batch."""
+        _, units, centres, sharpness, raw = self.unpack(theta)
+        kappa, (p, q) = sharpness.exp(), self._weights(raw).unsqueeze(2)
+        return self._jacobian(units, q, kappa * p - 2 * q, self._choice(units, centres, kappa, z)[1])[0]
+
+    def _jacobian(self, units: Tensor, q: Tensor, bend: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the choices s; beside it V_gᵀs_g, (n,d,groups)."""
+        d, linear, v = self.dim, units[: self.dim], units[self.dim :]
+        constant = linear.T @ linear + self.floor * torch.eye(d, dtype=units.dtype, device=units.device)
+        means = _means(s, v)
+        between = (means * bend.view(-1)) @ means.transpose(1, 2)
+        return constant + ((q + bend * s).flatten(1) @ squares(v)).view(-1, d, d) - between, means
+
+    def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
+        """In closed form: matrix products of 2n(units + groups)d² flops, n Cholesky factorisations and inverses.
+
+        ∇_z log det = Σ_g (κp − 2q)κ V_gᵀ D_g r with r_k = N_kk − 2(Ns)_k and N = V_g(∂_zT)⁻¹V_gᵀ.
+
+        Raises:
+            NonFiniteError, SolverError: see `convex.cholesky`.
+        """
+        _, units, centres, sharpness, raw = self.unpack(theta.detach())
+        kappa, (p, q) = sharpness.exp(), self._weights(raw).unsqueeze(2)
+        v, bend = units[self.dim :], kappa * p - 2 * q
+        s = self._choice(units, centres, kappa, z)[1]
+        jacobian, means = self._jacobian(units, q, bend, s)
+        factor = cholesky(jacobian, z, "ConvexMax")
+        inverse = torch.cholesky_inverse(factor)
+        diagonal = (inverse.reshape(-1, self.dim**2) @ squares(v).T).view_as(s)
+        by_mean = (inverse @ means).permute(2, 0, 1) @ v.view(*self.shape, -1).transpose(1, 2)  # (groups,n,size)
+        r = diagonal - 2 * by_mean.transpose(0, 1)
+        slope = slope - (bend * kappa * _covariance(s, r, 2)).flatten(1) @ v
+        score = (inverse @ slope.unsqueeze(-1)).squeeze(-1)
+        log_abs_det = log_det(factor)
+        return Pushed(score, torch.ones_like(log_abs_det), log_abs_det)
+
+    def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
+        """J from cached activations: three matrix products for one Jη and three for one Jᵀu."""
+        kept = _Activations(self, theta.detach(), z.detach())
+        return Linearisation(kept.jv, kept.jtu, kept.layers)
+
+
+def _means(s: Tensor, v: Tensor) -> Tensor:
+    """V_gᵀs_g: (n,groups,size), (m,d) → (n,d,groups)."""
+    return (s.transpose(0, 1) @ v.view(*s.shape[1:], -1)).permute(1, 2, 0)
+
+
+def _covariance(s: Tensor, r: Tensor, dim: int) -> Tensor:
+    """(diag(s) − s sᵀ) r along `dim`."""
+    return s * (r - (s * r).sum(dim, keepdim=True))
+
+
+class _Part:
+    """Activations of a block of samples, (groups, size, samples) so that they stay in a core's cache."""
+
+    def __init__(self, map: ConvexMax, theta: Tensor, z: Tensor) -> None:
+        d, shape = map.dim, (*map.shape, len(z))
+        _, units, centres, sharpness, raw = map.unpack(theta)
+        kappa, (p, self.q) = sharpness.exp().unsqueeze(2), map._weights(raw).view(2, -1, 1, 1)
+        self.z = z.T.contiguous()
+        self.values = units @ self.z  # Lz, and what the groups make of y
+        y = self.values[d:].add_(centres).view(shape)
+        self.s = torch.softmax(kappa * y, 1)
+        self.bend = kappa * p - 2 * self.q
+        self.sharper = (self.bend * _covariance(self.s, y, 1)).addcmul_(2 * self.q / kappa, self.s)
+        self.rest = torch.addcmul(y, self.s, 1 / kappa, value=-2)
+        torch.add(p * self.s, self.q * self.rest, out=y)
+
+    def slopes(self, change: Tensor) -> Tensor:
+        """What a change of y (groups, size, samples) makes of φ, in its place; the matrix is symmetric."""
+        bent = self.bend * _covariance(self.s, change, 1)
+        return change.mul_(self.q).add_(bent)
+
+
+class _Activations:
+    """The groups at (θ, z), and the products that follow from them.
+
+    They act twice, by W = [L; V] and by Wᵀ: T = εz + b + Wᵀφ(Wz + β), whence
+    Jη = ḃ + Ẇᵀφ + Wᵀ(φ′(Ẇz + β̇) + φ̇), φ̇ by log κ, p and q: `sharper`, `s`, `rest`.
+    """
+
+    def __init__(self, map: ConvexMax, theta: Tensor, z: Tensor) -> None:
+        self.map = map
+        _, self.units, _, _, raw = map.unpack(theta)
+        self.rates = weight_slopes(raw, map._knees, map.gain).view(2, -1, 1)
+        on_cpu = z.device.type == "cpu"
+        self.block = max(256, _CACHE // (map.units * z.element_size())) if on_cpu else max(len(z), 1)
+        self.parts = [_Part(map, theta, part) for part in z.split(self.block)]
+
+    def jv(self, eta: Tensor) -> Tensor:
+        """Jη, (n,d)."""
+        d, moved = self.map.dim, []
+        e_shift, e_units, e_centres, e_sharpness, e_raw = self.map.unpack(eta)
+        e_p, e_q = (self.rates * e_raw.view(2, -1, 1)).unsqueeze(3)
+        for part in self.parts:
+            change = e_units @ part.z
+            groups = part.slopes(change[d:].add_(e_centres).view_as(part.s))
+            groups.addcmul_(e_sharpness.unsqueeze(2), part.sharper).addcmul_(e_p, part.s).addcmul_(e_q, part.rest)
+            moved.append((e_units.T @ part.values).addmm_(self.units.T, change).add_(e_shift))
+        return torch.cat(moved, 1).T.contiguous()
+
+    def jtu(self, u: Tensor) -> Tensor:
+        """Jᵀu, (p,)."""
+        d, total = self.map.dim, torch.zeros(self.map.num_params, dtype=u.dtype, device=u.device)
+        shift, units, centres, sharpness, raw = self.map.unpack(total)
+        by_p, by_q = raw.view(2, -1, 1)
+        for part, piece in zip(self.parts, u.split(self.block), strict=True):
+            back = self.units @ piece.T
+            groups = back[d:].view_as(part.s)
+            for block, factor in ((sharpness, part.sharper), (by_p, part.s), (by_q, part.rest)):
+                block += torch.linalg.vecdot(groups.flatten(1), factor.flatten(1)).unsqueeze(1)
+            centres += part.slopes(groups).sum(2).view(-1, 1)
+            units.addmm_(back, part.z.T).addmm_(part.values, piece)
+            shift += piece.sum(0).unsqueeze(1)
+        raw *= self.rates.view(-1, 1)
+        return total
+
+    def layers(self) -> list[Layer]:
+        """The factors (a, g): W with input z, W transposed with input φ, and what has a constant input."""
+        d, (groups, _) = self.map.dim, self.map.shape
+        shift, units, centres, sharpness, _ = self.map.layout()
+        z, values = (torch.cat([getattr(part, name) for part in self.parts], 1).T for name in ("z", "values"))
+        s, sharper, rest = (
+            torch.cat([getattr(part, name) for part in self.parts], 2).permute(2, 0, 1)
+            for name in ("s", "sharper", "rest")
+        )
+        v, q, bend = self.units[d:], self.parts[0].q, self.parts[0].bend
+        means = _means(s, v)
+        own = [_means(sharper, v), self.rates[0].T * means, self.rates[1].T * _means(rest, v)]
+        centred = v.T.view(1, d, groups, -1) - means.unsqueeze(3)
+        g_groups = ((bend[:, :, 0] * s).unsqueeze(1) * centred + q[:, :, 0] * v.T.view(1, d, groups, -1)).flatten(2)
+        g_units = torch.cat([self.units[:d].T.expand(len(z), d, d), g_groups], 2)
+        ones = torch.ones_like(z[:, :1])
+        return [
+            Layer(shift.offset, (d, 1), ones, None),
+            Layer(units.offset, (d + self.map.units, d), z, g_units),
+            Layer(units.offset, (d + self.map.units, d), values, None, transposed=True),
+            Layer(centres.offset, (self.map.units, 1), ones, g_groups),
+            Layer(sharpness.offset, (3 * groups, 1), ones, torch.cat(own, 2)),  # log κ, ω of p and q, one after another
+        ]
