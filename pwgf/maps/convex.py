@@ -70,7 +70,7 @@ def cholesky(jacobian: Tensor, z: Tensor, call: str) -> Tensor:
     )
 
 
-def check_bends(call: str, axis_share: float, floor: float, **positive: float) -> None:
+def check_bends(call: str, floor: float, axis_share: float = 0.0, **positive: float) -> None:
     """Raises ConfigError for a setting outside its range."""
     if not (is_real(axis_share) and 0 <= axis_share <= 1):
         raise ConfigError(f"{call}(axis_share=…) must lie in [0, 1]; got {axis_share!r}.")

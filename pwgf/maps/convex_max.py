@@ -36,9 +36,8 @@ class ConvexMax(ConvexGradient):
 
     Args:
         dim: d ≥ 1.
-        groups: number of groups; None means about 16·d/size, at least 16.
+        groups: number of groups ≥ 1.
         size: affine functions of a group, ≥ 2.
-        axis_share: share of the affine functions that start on a single coordinate, in [0, 1].
         scale: typical distance of reference samples from their centre per coordinate.
         gain: > 0, speed of p and q in θ beside the linear part; see `ResidualMLP`.
         floor: ε in (0, ½], the smallest slope of T.
@@ -61,9 +60,8 @@ class ConvexMax(ConvexGradient):
     """
 
     dim: int
-    groups: int | None = None
+    groups: int = 16
     size: int = 6
-    axis_share: float = 0.25
     scale: float = 1.0
     gain: float = 0.3
     floor: float = 1e-3
@@ -72,41 +70,32 @@ class ConvexMax(ConvexGradient):
         check_dim(self.dim, "ConvexMax(dim, groups, size)")
         for name, least in (("groups", 1), ("size", 2)):
             value = getattr(self, name)
-            if value is None and name == "groups":
-                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"ConvexMax({name}=…) must be an integer ≥ {least}; got {value!r}.")
-        check_bends("ConvexMax", self.axis_share, self.floor, scale=self.scale, gain=self.gain)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of groups (`groups`, or its default) and affine functions of each."""
-        return self.groups if self.groups is not None else max(16, round(16 * self.dim / self.size)), self.size
+        check_bends("ConvexMax", self.floor, scale=self.scale, gain=self.gain)
 
     @property
     def units(self) -> int:
         """Number of affine functions, m."""
-        return math.prod(self.shape)
+        return self.groups * self.size
 
     @property
     def numbers_per_sample(self) -> int:
         """A few activations, Jacobians, and a mean of each group's directions."""
-        return 4 * self.dim**2 + 8 * (self.units + self.dim) + 2 * self.shape[0] * self.dim
+        return 4 * self.dim**2 + 8 * (self.units + self.dim) + 2 * self.groups * self.dim
 
     def layout(self) -> list[Block]:
         """b; the rows of L and V; β; log κ; the parameters ω of p, then of q."""
-        d, (g, k) = self.dim, self.shape
+        d, g, k = self.dim, self.groups, self.size
         tail = [("centres", (g * k, 1)), ("sharpness", (g, 1)), ("weights", (2 * g, 1))]
         return blocks([("shift", (d, 1)), ("units", (d + g * k, d)), *tail])
 
     def initial(self, seed: int = 0) -> Tensor:
-        """θ₀ with T = identity up to rounding; what is grouped with what, and most directions, depend on the seed."""
+        """θ₀ with T = identity up to rounding; the directions depend on the seed."""
         d, generator = self.dim, torch.Generator().manual_seed(seed)
         theta = torch.zeros(self.num_params, dtype=torch.float64)
         shift, units, centres, sharpness, raw = self.unpack(theta)
-        rows = first_layer(d, self.units, self.axis_share, generator) / _SLOPE
-        signs = 2 * torch.randint(2, (self.units, 1), generator=generator) - 1
-        rows = (signs * rows)[torch.randperm(self.units, generator=generator)]
+        rows = first_layer(d, self.units, 0.0, generator) / _SLOPE
         v, centres[:] = rows[:, :-1], self.scale * rows[:, -1:]
         gram = v.T @ v
         weight = _SHARE / float(torch.linalg.eigvalsh(gram)[-1])
@@ -130,7 +119,7 @@ class ConvexMax(ConvexGradient):
 
     def _choice(self, units: Tensor, centres: Tensor, kappa: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """y and s, (n,groups,size) each."""
-        y = torch.addmm(centres.view(-1), z, units[self.dim :].T).view(-1, *self.shape)
+        y = torch.addmm(centres.view(-1), z, units[self.dim :].T).view(-1, self.groups, self.size)
         return y, torch.softmax(kappa * y, 2)
 
     def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
@@ -171,7 +160,9 @@ class ConvexMax(ConvexGradient):
         factor = cholesky(jacobian, z, "ConvexMax")
         inverse = torch.cholesky_inverse(factor)
         diagonal = (inverse.reshape(-1, self.dim**2) @ squares(v).T).view_as(s)
-        by_mean = (inverse @ means).permute(2, 0, 1) @ v.view(*self.shape, -1).transpose(1, 2)  # (groups,n,size)
+        by_mean = (inverse @ means).permute(2, 0, 1) @ v.view(self.groups, self.size, -1).transpose(
+            1, 2
+        )  # (groups,n,size)
         r = diagonal - 2 * by_mean.transpose(0, 1)
         slope = slope - (bend * kappa * _covariance(s, r, 2)).flatten(1) @ v
         score = (inverse @ slope.unsqueeze(-1)).squeeze(-1)
@@ -198,7 +189,7 @@ class _Part:
     """Activations of a block of samples, (groups, size, samples) so that they stay in a core's cache."""
 
     def __init__(self, map: ConvexMax, theta: Tensor, z: Tensor) -> None:
-        d, shape = map.dim, (*map.shape, len(z))
+        d, shape = map.dim, (map.groups, map.size, len(z))
         _, units, centres, sharpness, raw = map.unpack(theta)
         kappa, (p, self.q) = sharpness.exp().unsqueeze(2), map._weights(raw).view(2, -1, 1, 1)
         self.z = z.T.contiguous()
@@ -261,7 +252,7 @@ class _Activations:
 
     def layers(self) -> list[Layer]:
         """The factors (a, g): W with input z, W transposed with input φ, and what has a constant input."""
-        d, (groups, _) = self.map.dim, self.map.shape
+        d, groups = self.map.dim, self.map.groups
         shift, units, centres, sharpness, _ = self.map.layout()
         z, values = (torch.cat([getattr(part, name) for part in self.parts], 1).T for name in ("z", "values"))
         s, sharper, rest = (

@@ -75,7 +75,7 @@ class ConvexRidge(ConvexGradient):
             not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1
         ):
             raise ConfigError(f"ConvexRidge(width=…) must be an integer ≥ 1; got {self.width!r}.")
-        check_bends("ConvexRidge", self.axis_share, self.floor, scale=self.scale, gain=self.gain)
+        check_bends("ConvexRidge", self.floor, self.axis_share, scale=self.scale, gain=self.gain)
 
     @property
     def units(self) -> int:

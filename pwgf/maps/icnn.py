@@ -69,7 +69,7 @@ class GradientICNN(ConvexGradient):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"GradientICNN({name}=…) must be an integer ≥ 1; got {value!r}.")
-        check_bends("GradientICNN", self.axis_share, self.floor, gain=self.gain)
+        check_bends("GradientICNN", self.floor, self.axis_share, gain=self.gain)
 
     def layout(self) -> list[Block]:
         """b; L; [W_l β_l] of every layer; the parameters of P_2 … P_L; those of p and q."""
