@@ -66,7 +66,7 @@ def test_the_curvature_bound_of_the_network_holds(depth):
     ],
 )
 def test_at_the_start_the_tangent_already_bends_both_ways(make, misfit):
-    """Velocities that widen and that split a normal law lie in range(J) at θ₀ up to 2 to 4 %, with a damping of 1e-6."""
+    """Velocities that widen and that split a normal law lie in range(J) at θ₀ up to 2 or 4 %, damping 1e-6."""
     map, z = make(), points(400, 1)
     tangent = pwgf.tangent.Tangent(map, map.initial(), z)
     for v in (torch.tanh(2 * z), -torch.tanh(2 * z), torch.sin(2 * z)):
