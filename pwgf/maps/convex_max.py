@@ -14,7 +14,7 @@ from .convex import ConvexGradient, check_bends, cholesky, log_det, squares, wei
 from .residual import first_layer
 
 _CACHE = 2**20  # bytes of one activation array that share a core's cache with the others
-_SLOPE = 1.5  # κ of a group at the start, for scale 1
+_LENGTH = 1.5  # of the directions of `first_layer`
 _SHARE = 0.5  # of the identity at the start that the groups make, the linear part makes the rest
 
 
@@ -39,6 +39,7 @@ class ConvexMax(ConvexGradient):
         groups: number of groups ≥ 1.
         size: affine functions of a group, ≥ 2.
         scale: typical distance of reference samples from their centre per coordinate.
+        sharpness: > 0, κ·scale at the start: how sharply a group chooses, once it bends.
         gain: > 0, speed of p and q in θ beside the linear part; see `ResidualMLP`.
         floor: ε in (0, ½], the smallest slope of T.
 
@@ -63,6 +64,7 @@ class ConvexMax(ConvexGradient):
     groups: int = 16
     size: int = 6
     scale: float = 1.0
+    sharpness: float = 6.0
     gain: float = 0.3
     floor: float = 1e-3
 
@@ -72,7 +74,7 @@ class ConvexMax(ConvexGradient):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ConfigError(f"ConvexMax({name}=…) must be an integer ≥ {least}; got {value!r}.")
-        check_bends("ConvexMax", self.floor, scale=self.scale, gain=self.gain)
+        check_bends("ConvexMax", self.floor, scale=self.scale, sharpness=self.sharpness, gain=self.gain)
 
     @property
     def units(self) -> int:
@@ -95,13 +97,13 @@ class ConvexMax(ConvexGradient):
         d, generator = self.dim, torch.Generator().manual_seed(seed)
         theta = torch.zeros(self.num_params, dtype=torch.float64)
         shift, units, centres, sharpness, raw = self.unpack(theta)
-        rows = first_layer(d, self.units, 0.0, generator) / _SLOPE
+        rows = first_layer(d, self.units, 0.0, generator) / _LENGTH
         v, centres[:] = rows[:, :-1], self.scale * rows[:, -1:]
         gram = v.T @ v
         weight = _SHARE / float(torch.linalg.eigvalsh(gram)[-1])
         rest = (1 - self.floor) * torch.eye(d, dtype=torch.float64) - weight * gram
         units[:d], units[d:] = torch.linalg.cholesky(rest).T, v
-        sharpness[:] = math.log(_SLOPE / self.scale)
+        sharpness[:] = math.log(self.sharpness / self.scale)
         shift[:] = -weight * (v.T @ centres)
         knees = torch.tensor(self._knees, dtype=torch.float64).unsqueeze(1)
         raw.view(2, -1)[:] = math.log(math.expm1(weight / self._knees[1])) / self.gain * knees
@@ -111,7 +113,7 @@ class ConvexMax(ConvexGradient):
     def _knees(self) -> tuple[float, float]:
         """About p and q at the start over log 2: κp = 2q, and rows of length one make `_SHARE` of the identity."""
         knee = _SHARE * self.dim / self.units / math.log(2)
-        return 2 * knee * self.scale / _SLOPE, knee
+        return 2 * knee * self.scale / self.sharpness, knee
 
     def _weights(self, raw: Tensor) -> Tensor:
         """p and q, (2,groups)."""

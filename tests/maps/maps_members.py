@@ -30,7 +30,7 @@ MEMBERS = {
     "ConvexRidge3-width5": lambda: maps.ConvexRidge(3, width=5, scale=2.0, gain=0.3, floor=0.01),
     "ConvexMax1-default": lambda: maps.ConvexMax(1),
     "ConvexMax3-groups2": lambda: maps.ConvexMax(3, groups=2, size=3, scale=2.0, gain=0.3, floor=0.01),
-    "ConvexMax2-pairs": lambda: maps.ConvexMax(2, groups=3, size=2),
+    "ConvexMax2-pairs": lambda: maps.ConvexMax(2, groups=3, size=2, sharpness=1.5),
     "Affine1": lambda: maps.Affine(1),
     "Affine3": lambda: maps.Affine(3),
     "ResidualMLP1-default": lambda: maps.ResidualMLP(1),
