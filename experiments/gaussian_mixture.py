@@ -59,7 +59,7 @@ class AtEnd:
 def main(
     dims: tuple[int, ...] = (2, 6, 12),
     map: Literal["max", "residual", "convex-ridge", "ode", "composed"] = "max",
-    num_samples: int = 1000,
+    num_samples: int = 2000,
     seed: int = 0,
 ) -> None:
     """A table of distances, masses and costs; a picture for each dimension.
