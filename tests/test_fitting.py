@@ -228,3 +228,46 @@ def test_regress_ends_at_its_tolerance_and_keeps_near_its_start_by_its_damping()
     assert few < many and 1e-7 < misfits[0] < 1e-3 and misfits[1] < 1e-7
     held, _ = fitting.regress(map, start, z, x, least_damping=1e-2)
     assert float((held - start).norm()) < float((tight - start).norm())
+
+
+def test_active_directions_of_a_mixture_span_the_differences_of_its_centres():
+    problem = problems.GaussianMixture(8, components=4)
+    rows = fitting.active_directions(problem.energy, problem.reference)
+    assert rows.shape == (8, 8)
+    assert rows.norm(dim=1).tolist() == sorted(rows.norm(dim=1).tolist(), reverse=True)
+    assert int((rows.norm(dim=1) > 1e-6).sum()) == 3
+    spread = problem.centres - problem.centres.mean(0)
+    plane = torch.linalg.qr(spread[:3].T).Q
+    torch.testing.assert_close(rows[:3] @ plane @ plane.T, rows[:3], atol=1e-6, rtol=0)
+
+
+def test_a_gaussian_flow_has_no_active_directions_and_then_none_is_preferred():
+    problem = problems.OrnsteinUhlenbeck(3)
+    rows = fitting.active_directions(problem.energy, problem.reference)
+    assert float(rows.abs().max()) < 1e-10
+    map = maps.ConvexMax(3, groups=2)
+    assert torch.equal(map.initial(4, torch.zeros(1, 3)), map.initial(4))
+
+
+def test_convex_max_looks_along_directions_and_still_starts_as_the_identity():
+    map, z = maps.ConvexMax(5, groups=3, size=4), torch.randn(20, 5, dtype=torch.float64)
+    theta = map.initial(2, torch.eye(5)[:2])
+    units = map.unpack(theta)[1][5:]
+    assert float(units[::2, 2:].abs().max()) == 0  # every second one, along the first two coordinates
+    assert bool((units[1::2, 2:].norm(dim=1) > 0).all())
+    torch.testing.assert_close(map(theta, z), z, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(5), torch.zeros(2, 4), torch.full((1, 5), torch.nan)])
+def test_directions_of_another_shape_are_refused(rows):
+    with pytest.raises(ShapeError, match=r"directions=…\) needs finite rows of shape \(k, 5\)"):
+        maps.ConvexMax(5).initial(0, rows)
+
+
+def test_active_directions_need_samples_and_a_finite_velocity():
+    problem = problems.OrnsteinUhlenbeck(3)
+    with pytest.raises(ConfigError, match=r"active_directions.*num_samples"):
+        fitting.active_directions(problem.energy, problem.reference, num_samples=3)
+    steep = pwgf.energies.Potential(lambda x: x.sum(-1) / 0)
+    with pytest.raises(ConfigError, match="velocity of potential is not finite at 4000 of 4000"):
+        fitting.active_directions(steep, problem.reference)

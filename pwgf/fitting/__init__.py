@@ -1,9 +1,11 @@
-"""Starting anywhere: a map fitted to samples or to a log density, and a law handed over from one map to another.
+"""Starting anywhere: a map fitted to samples or to a log density, a law handed over from one map to another, and the
+directions in which a flow from λ is going to bend.
 
-The θ of either goes into `PWGF(theta0=…)`.
+The θ of the first two goes into `PWGF(theta0=…)`.
 """
 
+from .directions import active_directions
 from .fit_map import Fit, fit
 from .hand_over import Reparametrised, regress, reparametrise
 
-__all__ = ["Fit", "Reparametrised", "fit", "regress", "reparametrise"]
+__all__ = ["Fit", "Reparametrised", "active_directions", "fit", "regress", "reparametrise"]

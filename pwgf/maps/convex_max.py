@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ShapeError
 from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim
 from .convex import ConvexGradient, check_bends, cholesky, log_det, squares, weight_slopes, weights
 from .residual import first_layer
@@ -92,13 +92,24 @@ class ConvexMax(ConvexGradient):
         tail = [("centres", (g * k, 1)), ("sharpness", (g, 1)), ("weights", (2 * g, 1))]
         return blocks([("shift", (d, 1)), ("units", (d + g * k, d)), *tail])
 
-    def initial(self, seed: int = 0) -> Tensor:
-        """θ₀ with T = identity up to rounding; the directions depend on the seed."""
+    def initial(self, seed: int = 0, directions: Tensor | None = None) -> Tensor:
+        """θ₀ with T = identity up to rounding; the directions depend on the seed.
+
+        Args:
+            seed: of directions and centres.
+            directions: (k,d) rows, of which every second affine function looks along a random combination: where the
+                law is going to be torn, see `fitting.active_directions`. None, or all zero: no direction is preferred.
+
+        Raises:
+            ShapeError: directions of another shape, or not finite.
+        """
         d, generator = self.dim, torch.Generator().manual_seed(seed)
         theta = torch.zeros(self.num_params, dtype=torch.float64)
         shift, units, centres, sharpness, raw = self.unpack(theta)
         rows = first_layer(d, self.units, 0.0, generator) / _LENGTH
         v, centres[:] = rows[:, :-1], self.scale * rows[:, -1:]
+        if directions is not None:
+            _look_along(v[::2], directions, generator)
         gram = v.T @ v
         weight = _SHARE / float(torch.linalg.eigvalsh(gram)[-1])
         rest = (1 - self.floor) * torch.eye(d, dtype=torch.float64) - weight * gram
@@ -175,6 +186,19 @@ class ConvexMax(ConvexGradient):
         """J from cached activations: three matrix products for one Jη and three for one Jᵀu."""
         kept = _Activations(self, theta.detach(), z.detach())
         return Linearisation(kept.jv, kept.jtu, kept.layers)
+
+
+def _look_along(v: Tensor, directions: Tensor, generator: torch.Generator) -> None:
+    """Fills v with unit vectors along normal combinations of the rows."""
+    if directions.ndim != 2 or directions.shape[1] != v.shape[1] or not bool(torch.isfinite(directions).all()):
+        raise ShapeError(
+            f"ConvexMax.initial(directions=…) needs finite rows of shape (k, {v.shape[1]}); got "
+            f"{tuple(directions.shape)}. `fitting.active_directions` gives them."
+        )
+    draws = torch.randn(len(v), len(directions), generator=generator, dtype=torch.float64)
+    along = draws @ directions.detach().double().cpu()
+    if float(along.norm()) > 0:
+        v[:] = along / along.norm(dim=1, keepdim=True)
 
 
 def _means(s: Tensor, v: Tensor) -> Tensor:
