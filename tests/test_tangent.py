@@ -180,6 +180,7 @@ def test_which_maps_have_layers():
         "transposed-two": True,
         "ridge-one-dimension": True,
         "ridge": True,
+        "max": True,
         "composed": True,
         "coupling": True,
         "spline": True,
