@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..errors import ConfigError, NonFiniteError, SolverError
 from .base import Pushed, PushForward, is_real
+
+SHARE = 0.5  # of the identity at the start that the units make, the linear part makes the rest
 
 
 class ConvexGradient(PushForward):
@@ -79,6 +83,20 @@ def check_bends(call: str, floor: float, axis_share: float = 0.0, **positive: fl
             raise ConfigError(f"{call}({name}=…) must be positive and finite; got {value!r}.")
     if not (is_real(floor) and 0 < floor <= 0.5):
         raise ConfigError(f"{call}(floor=…) must lie in (0, 0.5]; got {floor!r}.")
+
+
+def linear_start(
+    v: Tensor, centres: Tensor, floor: float, knees: tuple[float, float], gain: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L (d,d), b (d,1) and ω (2,1) with which linear units of one weight along the rows of v make the identity.
+
+    They make `SHARE` of it in the direction in which there are most of them.
+    """
+    gram = v.T @ v
+    weight = SHARE / float(torch.linalg.eigvalsh(gram)[-1])
+    rest = (1 - floor) * torch.eye(len(gram), dtype=v.dtype) - weight * gram
+    raw = math.log(math.expm1(weight / knees[1])) / gain * torch.tensor(knees, dtype=v.dtype)
+    return torch.linalg.cholesky(rest).T, -weight * (v.T @ centres), raw.unsqueeze(1)
 
 
 def weights(raw: Tensor, knees: tuple[float, float], gain: float) -> Tensor:

@@ -10,12 +10,21 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim
-from .convex import ConvexGradient, check_bends, cholesky, log_det, squares, weight_slopes, weights
+from .convex import (
+    SHARE,
+    ConvexGradient,
+    check_bends,
+    cholesky,
+    linear_start,
+    log_det,
+    squares,
+    weight_slopes,
+    weights,
+)
 from .residual import first_layer
 
 _CACHE = 2**20  # bytes of one activation array that share a core's cache with the others
 _LENGTH = 1.5  # of the directions of `first_layer`
-_SHARE = 0.5  # of the identity at the start that the groups make, the linear part makes the rest
 
 
 @dataclass(frozen=True)
@@ -110,20 +119,14 @@ class ConvexMax(ConvexGradient):
         v, centres[:] = rows[:, :-1], self.scale * rows[:, -1:]
         if directions is not None:
             _look_along(v[::2], directions, generator)
-        gram = v.T @ v
-        weight = _SHARE / float(torch.linalg.eigvalsh(gram)[-1])
-        rest = (1 - self.floor) * torch.eye(d, dtype=torch.float64) - weight * gram
-        units[:d], units[d:] = torch.linalg.cholesky(rest).T, v
-        sharpness[:] = math.log(self.sharpness / self.scale)
-        shift[:] = -weight * (v.T @ centres)
-        knees = torch.tensor(self._knees, dtype=torch.float64).unsqueeze(1)
-        raw.view(2, -1)[:] = math.log(math.expm1(weight / self._knees[1])) / self.gain * knees
+        units[d:], sharpness[:] = v, math.log(self.sharpness / self.scale)
+        units[:d], shift[:], raw.view(2, -1)[:] = linear_start(v, centres, self.floor, self._knees, self.gain)
         return theta
 
     @property
     def _knees(self) -> tuple[float, float]:
-        """About p and q at the start over log 2: κp = 2q, and rows of length one make `_SHARE` of the identity."""
-        knee = _SHARE * self.dim / self.units / math.log(2)
+        """About p and q at the start over log 2: κp = 2q, and rows of length one make `SHARE` of the identity."""
+        knee = SHARE * self.dim / self.units / math.log(2)
         return 2 * knee * self.scale / self.sharpness, knee
 
     def _weights(self, raw: Tensor) -> Tensor:

@@ -10,12 +10,21 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim
-from .convex import ConvexGradient, check_bends, cholesky, log_det, squares, weight_slopes, weights
+from .convex import (
+    SHARE,
+    ConvexGradient,
+    check_bends,
+    cholesky,
+    linear_start,
+    log_det,
+    squares,
+    weight_slopes,
+    weights,
+)
 from .residual import first_layer
 
 _CACHE = 2**20  # bytes of one activation array that share a core's cache with the others
 _SLOPE = 1.5  # κ of a unit at the start, for scale 1
-_SHARE = 0.5  # of the identity at the start that the units make, the linear part makes the rest
 
 
 @dataclass(frozen=True)
@@ -95,24 +104,19 @@ class ConvexRidge(ConvexGradient):
 
     def initial(self, seed: int = 0) -> Tensor:
         """θ₀ with T = identity up to rounding; the directions that are not on an axis depend on the seed."""
-        d, eye = self.dim, torch.eye(self.dim, dtype=torch.float64)
+        d = self.dim
         theta = torch.zeros(self.num_params, dtype=torch.float64)
         shift, units, centres, sharpness, raw = self.unpack(theta)
         rows = first_layer(d, self.units, self.axis_share, torch.Generator().manual_seed(seed)) / _SLOPE
         v, centres[:] = rows[:, :-1], self.scale * rows[:, -1:]
-        gram = v.T @ v
-        weight = _SHARE / float(torch.linalg.eigvalsh(gram)[-1])
-        units[:d] = torch.linalg.cholesky((1 - self.floor) * eye - weight * gram).T
         units[d:], sharpness[:] = v, math.log(_SLOPE / self.scale)
-        shift[:] = -weight * (v.T @ centres)
-        knees = torch.tensor(self._knees, dtype=torch.float64).unsqueeze(1)
-        raw.view(2, -1)[:] = math.log(math.expm1(weight / self._knees[1])) / self.gain * knees
+        units[:d], shift[:], raw.view(2, -1)[:] = linear_start(v, centres, self.floor, self._knees, self.gain)
         return theta
 
     @property
     def _knees(self) -> tuple[float, float]:
-        """About p and q at the start over log 2: κp = q, and units of length one make `_SHARE` of the identity."""
-        knee = _SHARE * self.dim / self.units / math.log(2)
+        """About p and q at the start over log 2: κp = q, and units of length one make `SHARE` of the identity."""
+        knee = SHARE * self.dim / self.units / math.log(2)
         return knee * self.scale / _SLOPE, knee
 
     def _weights(self, raw: Tensor) -> Tensor:
