@@ -33,8 +33,8 @@ class ResidualMLP(PushForward):
 
     Args:
         dim: d ≥ 1.
-        width: units of each hidden layer; None means 16·d, at least 32 and at most 200: more weights than a quarter of
-            the coordinates of 1000 samples would fit noise.
+        width: units of each hidden layer; None means 16·d, at least 32, 12·d + 40 above d = 10, and at most 200: more
+            weights than a quarter of the coordinates of 1000 samples have fitted noise.
         depth: number of hidden layers ≥ 1; one is the fastest and was the most accurate.
         axis_share: share of first-layer units that start on a single coordinate, in [0, 1]; their weights are free to
             leave it.
@@ -77,7 +77,7 @@ class ResidualMLP(PushForward):
     def __post_init__(self) -> None:
         check_dim(self.dim, "ResidualMLP(dim, width, depth)")
         if self.width is None:
-            object.__setattr__(self, "width", min(max(32, 16 * self.dim), 200))
+            object.__setattr__(self, "width", max(32, min(16 * self.dim, 12 * self.dim + 40, 200)))
         for name in ("width", "depth"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
