@@ -5,8 +5,8 @@ The problem of the JKO-ICNN study (Mokrov et al., 2021, arXiv 2106.00736, §5.1)
 with: 50 000 Langevin particles, by the squared energy distance (floor: between two samples of the particles) and by the
 masses of the components. The symmetric KL (KL + KL, nats) to the mixture itself stands beside the published one.
 
-    python -m experiments.gaussian_mixture                       # d = 2, 6, 12, results/gaussian_mixture/*.h5 and *.png
-    python -m experiments.gaussian_mixture --dims 32             # principal components as a picture, masses
+    python -m experiments.gaussian_mixture                       # d = 2, 6, 12: six minutes; *.h5 and *.png
+    python -m experiments.gaussian_mixture --dims 32             # principal components, masses: eight minutes
 
 Runs that are there already are not repeated; pictures are drawn from the files.
 """
