@@ -209,7 +209,8 @@ class Loop:
             return
         change, predicted, energy = (info.values[name] for name in ("energy_change", "predicted_change", "energy"))
         self.highest = max(self.highest, energy - change)
-        noise = 1e-6 * (1 + abs(energy)) + 1e-4 * (self.highest - energy)  # near equilibrium F hovers
+        # Near equilibrium F hovers; a rise by more than a thousandth of itself is named however far it has fallen.
+        noise = 1e-6 * (1 + abs(energy)) + min(1e-4 * (self.highest - energy), 1e-3 * (1 + abs(energy)))
         if math.isfinite(change) and change > 0.5 * abs(predicted) + noise:
             self._warn(
                 "increase",

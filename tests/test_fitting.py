@@ -235,7 +235,7 @@ def test_active_directions_of_a_mixture_span_the_differences_of_its_centres():
     rows = fitting.active_directions(problem.energy, problem.reference)
     assert rows.shape == (8, 8)
     assert rows.norm(dim=1).tolist() == sorted(rows.norm(dim=1).tolist(), reverse=True)
-    assert int((rows.norm(dim=1) > 1e-6).sum()) == 3
+    assert int((rows.norm(dim=1) > 0).sum()) == 3
     spread = problem.centres - problem.centres.mean(0)
     plane = torch.linalg.qr(spread[:3].T).Q
     torch.testing.assert_close(rows[:3] @ plane @ plane.T, rows[:3], atol=1e-6, rtol=0)
@@ -244,9 +244,9 @@ def test_active_directions_of_a_mixture_span_the_differences_of_its_centres():
 def test_a_gaussian_flow_has_no_active_directions_and_then_none_is_preferred():
     problem = problems.OrnsteinUhlenbeck(3)
     rows = fitting.active_directions(problem.energy, problem.reference)
-    assert float(rows.abs().max()) < 1e-10
+    assert float(rows.abs().max()) == 0  # rounding is no direction
     map = maps.ConvexMax(3, groups=2)
-    assert torch.equal(map.initial(4, torch.zeros(1, 3)), map.initial(4))
+    assert torch.equal(map.initial(4, rows), map.initial(4))
 
 
 def test_convex_max_looks_along_directions_and_still_starts_as_the_identity():

@@ -12,6 +12,8 @@ from flow_helpers import TIMES, assert_same_rows, scheme, solve
 import pwgf
 from pwgf import energies, maps
 from pwgf.errors import NonFiniteError
+from pwgf.loop import Loop
+from pwgf.state import Info
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,24 @@ def test_the_loop_warns_when_the_energy_rises(caplog):
     with caplog.at_level(logging.WARNING, "pwgf"):
         pwgf.solve(moving, [0.0, 0.1], progress=False)
     assert any("the energy rose by" in m and "lower tolerance or dt" in m for m in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("rises", "warns"),
+    [
+        ([(-100.0, 0.0), (0.0005, 0.0005)], False),  # F hovers, after it has fallen by 100
+        ([(-1.0, 0.0), (0.0005, 0.0005)], True),
+        ([(-1e6, 0.0), (0.002, 0.002)], True),  # a thousandth of F is named however far it has fallen
+        ([(0.0005, 0.0005)], True),  # it has not fallen yet
+    ],
+)
+def test_a_rise_of_the_energy_is_judged_beside_how_far_it_has_fallen(rises, warns, caplog):
+    loop = Loop(None, None, None, None, 0.0, 1.0)
+    with caplog.at_level(logging.WARNING, "pwgf"):
+        for change, energy in rises:
+            values = {"energy_change": change, "predicted_change": 0.0, "energy": energy}
+            loop._warn_step(Info(0.0, 0.1, 0.1, 1, 0, values))
+    assert any("the energy rose by" in m for m in caplog.messages) == warns
 
 
 def test_the_loop_warns_of_a_stall(caplog):

@@ -14,6 +14,8 @@ from torch.func import jacrev, vmap
 
 from ..errors import ConfigError, ShapeError, SolverError
 
+_CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
+
 
 class Layer(NamedTuple):
     """One matrix W (out, in) in θ that acts on each sample by itself: ∂T_k(z_i)/∂W[o, j] = g[i, k, o] · a[i, j].
@@ -210,6 +212,11 @@ def check_dim(dim: int, call: str) -> None:
 def is_real(value: object) -> bool:
     """Whether value is a finite number (and no bool)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def samples_per_block(units: int, z: Tensor) -> int:
+    """Samples whose activations (units,) of one kind stay, with those of others, in a core's cache; elsewhere all n."""
+    return max(256, _CACHE // (units * z.element_size())) if z.device.type == "cpu" else max(len(z), 1)
 
 
 def check_points(map: PushForward, x: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim
+from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, samples_per_block
 from .convex import (
     SHARE,
     ConvexGradient,
@@ -23,7 +23,6 @@ from .convex import (
 )
 from .residual import first_layer
 
-_CACHE = 2**20  # bytes of one activation array that share a core's cache with the others
 _LENGTH = 1.5  # of the directions of `first_layer`
 
 
@@ -176,9 +175,8 @@ class ConvexMax(ConvexGradient):
         factor = cholesky(jacobian, z, "ConvexMax")
         inverse = torch.cholesky_inverse(factor)
         diagonal = (inverse.reshape(-1, self.dim**2) @ squares(v).T).view_as(s)
-        by_mean = (inverse @ means).permute(2, 0, 1) @ v.view(self.groups, self.size, -1).transpose(
-            1, 2
-        )  # (groups,n,size)
+        rows = v.view(self.groups, self.size, -1).transpose(1, 2)
+        by_mean = (inverse @ means).permute(2, 0, 1) @ rows  # (groups,n,size)
         r = diagonal - 2 * by_mean.transpose(0, 1)
         slope = slope - (bend * kappa * _covariance(s, r, 2)).flatten(1) @ v
         score = (inverse @ slope.unsqueeze(-1)).squeeze(-1)
@@ -247,8 +245,7 @@ class _Activations:
         self.map = map
         _, self.units, _, _, raw = map.unpack(theta)
         self.rates = weight_slopes(raw, map._knees, map.gain).view(2, -1, 1)
-        on_cpu = z.device.type == "cpu"
-        self.block = max(256, _CACHE // (map.units * z.element_size())) if on_cpu else max(len(z), 1)
+        self.block = samples_per_block(map.units, z)
         self.parts = [_Part(map, theta, part) for part in z.split(self.block)]
 
     def jv(self, eta: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim
+from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, samples_per_block
 from .convex import (
     SHARE,
     ConvexGradient,
@@ -23,7 +23,6 @@ from .convex import (
 )
 from .residual import first_layer
 
-_CACHE = 2**20  # bytes of one activation array that share a core's cache with the others
 _SLOPE = 1.5  # κ of a unit at the start, for scale 1
 
 
@@ -199,8 +198,7 @@ class _Activations:
         _, self.units, centres, sharpness, raw = map.unpack(theta)
         self.rates = weight_slopes(raw, map._knees, map.gain).view(2, -1, 1)
         p, q = map._weights(raw).view(2, -1, 1)
-        on_cpu = z.device.type == "cpu"
-        self.block = max(256, _CACHE // (map.units * z.element_size())) if on_cpu else max(len(z), 1)
+        self.block = samples_per_block(map.units, z)
         self.parts = [_Part(self.units, centres, sharpness.exp(), p, q, part) for part in z.split(self.block)]
 
     def jv(self, eta: Tensor) -> Tensor:

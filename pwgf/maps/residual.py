@@ -11,9 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from .affine import with_ones
 from .axis import axis_features, axis_layers, axis_slopes, axis_slopes_and_bends, axis_start, axis_values
-from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks, check_dim, is_real
-
-_CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
+from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks, check_dim, is_real, samples_per_block
 
 
 @dataclass(frozen=True)
@@ -246,8 +244,7 @@ class _Activations:
         self.map, self.n = map, len(z)
         _, self.hidden, out, single = map._split(theta)
         self.out = map._weight * out
-        on_cpu = z.device.type == "cpu"
-        self.block = max(256, _CACHE // (map.units * z.element_size())) if on_cpu else max(self.n, 1)
+        self.block = samples_per_block(map.units, z)
         self.inputs: list[list[Tensor]] = []
         self.features: list[Tensor] = []
         for part in z.split(self.block):

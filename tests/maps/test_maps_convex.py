@@ -144,6 +144,8 @@ def test_settings_of_one_family():
         maps.ConvexMax(2, groups=0)
     with pytest.raises(ConfigError, match=r"ConvexMax\(scale=…\) must be positive and finite; got -1"):
         maps.ConvexMax(2, scale=-1)
+    with pytest.raises(ConfigError, match=r"ConvexMax\(sharpness=…\) must be positive and finite; got inf"):
+        maps.ConvexMax(2, sharpness=float("inf"))
     with pytest.raises(ConfigError, match=r"ConvexMax\(gain=…\) must be positive and finite; got 0"):
         maps.ConvexMax(2, gain=0)
     with pytest.raises(ConfigError, match=r"ConvexMax\(floor=…\) must lie in \(0, 0\.5\]; got 0\.6"):
