@@ -258,10 +258,24 @@ def test_convex_max_looks_along_directions_and_still_starts_as_the_identity():
     torch.testing.assert_close(map(theta, z), z, atol=1e-12, rtol=0)
 
 
+def test_convex_ridge_looks_along_directions_and_still_starts_as_the_identity():
+    map, z = maps.ConvexRidge(4, width=8, scale=2.0), torch.randn(20, 4, dtype=torch.float64)
+    theta = map.initial(2, 3 * torch.eye(4)[[0, 0, 2]] * torch.tensor([[1.0], [0.0], [1.0]]))  # the second is zero
+    _, units, centres, *_ = map.unpack(theta)
+    expected = torch.eye(4, dtype=torch.float64)[[0, 0, 0, 2, 2, 2]]
+    torch.testing.assert_close(units[4:10], expected)
+    torch.testing.assert_close(centres[:3], centres[3:6])
+    assert len(set(centres[:3, 0].tolist())) == 3
+    torch.testing.assert_close(units[10:], map.unpack(map.initial(2))[1][10:])
+    torch.testing.assert_close(map(theta, z), z, atol=1e-12, rtol=0)
+    assert map.initial(0, torch.eye(4)).isfinite().all()  # more directions than units
+
+
+@pytest.mark.parametrize("family", [maps.ConvexMax, maps.ConvexRidge])
 @pytest.mark.parametrize("rows", [torch.zeros(5), torch.zeros(2, 4), torch.full((1, 5), torch.nan)])
-def test_directions_of_another_shape_are_refused(rows):
+def test_directions_of_another_shape_are_refused(rows, family):
     with pytest.raises(ShapeError, match=r"directions=…\) needs finite rows of shape \(k, 5\)"):
-        maps.ConvexMax(5).initial(0, rows)
+        family(5).initial(0, rows)
 
 
 def test_active_directions_need_samples_and_a_finite_velocity():

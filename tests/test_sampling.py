@@ -44,6 +44,32 @@ def test_coordinates_from_elsewhere():
     assert found.t == 0.125 and found.ess > 0.999 and abs(found.log_z - math.log(8 * math.pi)) < 1e-3
 
 
+def bent(y):
+    """x₁ = y₁, x₂ = e^{y₁} y₂."""
+    return torch.stack([y[:, 0], y[:, 0].exp() * y[:, 1]], 1), y[:, 0]
+
+
+def funnel(x):  # x₁ ~ N(0, 1), x₂ | x₁ ~ N(0, e^{2x₁}), integral 2π
+    return -x[:, 0].square() / 2 - x[:, 0] - (x[:, 1] * torch.exp(-x[:, 0])).square() / 2
+
+
+@pytest.mark.parametrize("polish", [0, 5])
+def test_bent_coordinates_take_a_funnel_away(polish):
+    found = sample(funnel, 2, n=4000, whiten=bent, polish=polish, progress=False)
+    assert found.converged and found.t == 0.125
+    scaled = torch.stack([found.x[:, 0], found.x[:, 1] * torch.exp(-found.x[:, 0])], 1)
+    torch.testing.assert_close(torch.cov(scaled.T), torch.eye(2).double(), rtol=0, atol=0.1)
+    if not polish:
+        assert found.ess > 0.999 and abs(found.log_z - math.log(2 * math.pi)) < 1e-3
+        torch.testing.assert_close(found.log_weights, funnel(found.x) - found.log_density)
+    y = found.run.sample(found.t, 10)
+    torch.testing.assert_close(found.coordinates(y)[0], bent(y)[0])
+    with pytest.raises(ConfigError, match=r"centre and Sampled.scale belong to linear coordinates.*coordinates\(y\)"):
+        _ = found.centre
+    with pytest.raises(ConfigError, match="linear coordinates"):
+        _ = found.scale
+
+
 def test_a_polish_keeps_the_law_and_voids_its_density():
     found = sample(gaussian, 1, n=2000, polish=30, progress=False)
     assert found.log_weights.isnan().all() and math.isnan(found.log_z) and math.isnan(found.ess)
@@ -100,7 +126,7 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
         (
             lambda: sample(gaussian, 2, whiten="pca"),
             ConfigError,
-            r"must be None, 'laplace' or \(m, L\); got 'pca'",
+            r"must be None, 'laplace', \(m, L\) or a function.*; got 'pca'",
         ),
         (
             lambda: sample(gaussian, 2, whiten=(torch.zeros(2), torch.ones(2))),
@@ -108,6 +134,21 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
             r"shapes \(2,\) and \(2, 2\); got \[\(2,\), \(2,\)\]",
         ),
         (lambda: sample(gaussian, 2, whiten=(torch.zeros(2), torch.ones(2, 2))), ConfigError, "L is singular"),
+        (
+            lambda: sample(gaussian, 2, whiten=lambda y: y),
+            ShapeError,
+            r"whiten=f\): f\(y\) must return x and log.*\(1000, 2\) and \(1000,\).*got Tensor",
+        ),
+        (
+            lambda: sample(gaussian, 2, whiten=lambda y: (y, y)),
+            ShapeError,
+            r"got \[\(1000, 2\), \(1000, 2\)\]",
+        ),
+        (
+            lambda: sample(gaussian, 2, whiten=lambda y: (y.log(), y[:, 0])),
+            ConfigError,
+            "NaN or infinite at samples of the reference. f must map the whole space",
+        ),
         (lambda: sample(3, 2), ConfigError, r"must be a function \(n,d\) → \(n,\); got int"),
         (lambda: sample(gaussian, 2, tolerance=0), ConfigError, r"tolerance"),
         (lambda: sample(gaussian, 2, polish=-1), ConfigError, r"polish"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ShapeError
 from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, samples_per_block
 from .convex import (
     SHARE,
@@ -23,6 +23,7 @@ from .convex import (
 )
 from .residual import first_layer
 
+_SPREAD = 1.2  # outer centres of the three units along a preferred direction, for scale 1
 _SLOPE = 1.5  # κ of a unit at the start, for scale 1
 
 
@@ -101,13 +102,25 @@ class ConvexRidge(ConvexGradient):
         tail = [("centres", (m, 1)), ("sharpness", (m, 1)), ("weights", (2 * m, 1))]
         return blocks([("shift", (d, 1)), ("units", (d + m, d)), *tail])
 
-    def initial(self, seed: int = 0) -> Tensor:
-        """θ₀ with T = identity up to rounding; the directions that are not on an axis depend on the seed."""
+    def initial(self, seed: int = 0, directions: Tensor | None = None) -> Tensor:
+        """θ₀ with T = identity up to rounding; the directions that are not on an axis depend on the seed.
+
+        Args:
+            seed: of directions and centres.
+            directions: (k,d) rows, along each of which three of the units look, as far as the units go: where the law
+                is going to bend, such as `LogisticRegression.coordinates().directions(k)`. Where there are many, random
+                ones find none of them in d = 30. Rows of zeros are left out; None: no direction is preferred.
+
+        Raises:
+            ShapeError: directions of another shape, or not finite.
+        """
         d = self.dim
         theta = torch.zeros(self.num_params, dtype=torch.float64)
         shift, units, centres, sharpness, raw = self.unpack(theta)
         rows = first_layer(d, self.units, self.axis_share, torch.Generator().manual_seed(seed)) / _SLOPE
         v, centres[:] = rows[:, :-1], self.scale * rows[:, -1:]
+        if directions is not None:
+            _look_along(v, centres, directions, _SPREAD * self.scale)
         units[d:], sharpness[:] = v, math.log(_SLOPE / self.scale)
         units[:d], shift[:], raw.view(2, -1)[:] = linear_start(v, centres, self.floor, self._knees, self.gain)
         return theta
@@ -266,3 +279,17 @@ class _Activations:
             Layer(centres.offset, (m, 1), ones, g_units[:, :, d:]),
             Layer(sharpness.offset, (3 * m, 1), ones, g_own),
         ]
+
+
+def _look_along(v: Tensor, centres: Tensor, directions: Tensor, spread: float) -> None:
+    """Turns the first units, rows of v (m,d) with centres (m,1), along the directions (k,d), three along each."""
+    if directions.ndim != 2 or directions.shape[1] != v.shape[1] or not bool(torch.isfinite(directions).all()):
+        raise ShapeError(
+            f"ConvexRidge.initial(directions=…) needs finite rows of shape (k, {v.shape[1]}); got "
+            f"{tuple(directions.shape)}. `fitting.active_directions` gives such."
+        )
+    rows = directions.detach().double().cpu()
+    rows = rows[rows.norm(dim=1) > 0]
+    count = min(3 * len(rows), len(v))
+    v[:count] = (rows / rows.norm(dim=1, keepdim=True)).repeat_interleave(3, 0)[:count]
+    centres[:count, 0] = torch.tensor([0.0, -spread, spread], dtype=v.dtype).repeat(len(rows))[:count]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..energies import KL
-from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
+from ..errors import ConfigError, NonFiniteError, SolverError
 from ..flow import solve
 from ..maps import PushForward, ResidualMLP
 from ..maps.base import check_dim
@@ -24,14 +23,13 @@ from ..schemes.base import check_integer, check_number
 from ..state import Info, State
 from ..trajectory import Trajectory
 from .chains import langevin
-from .laplace import laplace
+from .coordinates import Coordinates, Linear, LogDensity, Target, Whiten, check_whiten, coordinates
 
 _log = logging.getLogger("pwgf")
 _FIRST = 0.125  # the first look at the law, in units of t; each later one at twice the time
 _RESTING = 2  # looks in a row in which F fell by less than a quarter of the tolerance: the map can do no more
 _DOUBLINGS, _GROWTH = 4, 1.3  # looks in a row in which F fell no slower and the samples spread: no minimum there
 _CHUNK = 2000  # samples whose density is evaluated at a time
-LogDensity = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,9 @@ class Sampled:
         ess: effective sample size as a share of n, (Σw)²/(nΣw²); 1 where ρ = π.
         converged: whether the law had come to rest by `tolerance` before `max_time`.
         t: time of the flow.
-        run: the flow itself, in the coordinates y of x = centre + scale·y.
-        centre, scale: (d,) and (d,d).
+        run: the flow itself, in the coordinates y.
+        coordinates: y (n,d) → x (n,d) and log|det ∂x/∂y| (n,), as `whiten` asked: `found.coordinates(y)[0]` are the x
+            of samples y of the run or its file.
     """
 
     x: Tensor
@@ -63,8 +62,17 @@ class Sampled:
     converged: bool
     t: float
     run: Trajectory = field(repr=False)
-    centre: Tensor = field(repr=False)
-    scale: Tensor = field(repr=False)
+    coordinates: Coordinates = field(repr=False)
+
+    @property
+    def centre(self) -> Tensor:
+        """m (d,) of coordinates x = m + Ly."""
+        return self._linear().centre
+
+    @property
+    def scale(self) -> Tensor:
+        """L (d,d) of coordinates x = m + Ly."""
+        return self._linear().scale
 
     def mean(self) -> Tensor:
         """E_π x by the weights, (d,); unweighted after a polish."""
@@ -74,6 +82,14 @@ class Sampled:
         """cov_π x by the weights, (d,d); unweighted after a polish."""
         centred = self.x - self.mean()
         return centred.T @ (self._weights()[:, None] * centred)
+
+    def _linear(self) -> Linear:
+        if not isinstance(self.coordinates, Linear):
+            raise ConfigError(
+                "Sampled.centre and Sampled.scale belong to linear coordinates; `whiten` was a function. Use "
+                "Sampled.coordinates(y)."
+            )
+        return self.coordinates
 
     def _weights(self) -> Tensor:
         if bool(self.log_weights.isnan().any()):
@@ -88,7 +104,7 @@ def sample(
     *,
     map: PushForward | None = None,
     reference: Reference | None = None,
-    whiten: str | tuple[Tensor, Tensor] | None = None,
+    whiten: Whiten = None,
     tolerance: float = 1e-2,
     max_time: float = 64.0,
     polish: int = 0,
@@ -114,10 +130,12 @@ def sample(
         reference: λ, in the coordinates of the flow; None means N(0, I).
         whiten: "laplace" moves in y with x = m + Ly, m the mode that L-BFGS finds from 0 and LLᵀ the inverse Hessian of
             −log p there: for posteriors whose scales differ much. A pair (m, L), (d,) and (d,d), from elsewhere, such
-            as moments of an earlier run, does the same. None moves in x itself.
+            as moments of an earlier run, does the same. A function y → x(y), log|det ∂x/∂y|, (n,d) → (n,d), (n,),
+            one to one, twice differentiable and finite everywhere, moves in any y: for funnels, such as
+            `LogisticRegression.coordinates()`. None moves in x itself.
         tolerance: on the estimated KL(ρ|π), nats.
         max_time: t at which the flow ends in any case, with a warning.
-        polish: steps of Metropolis-adjusted Langevin that the samples then make. They keep π but have no density:
+        polish: steps of Metropolis-adjusted Langevin that the samples then make, in y. They keep π but have no density:
             log_density, log_weights, ess and both values of log Z are NaN then.
         out, overwrite, progress: as in `solve`.
         seed: of the flow and of the samples.
@@ -143,12 +161,7 @@ def sample(
     """
     _check(log_density, dim, n, whiten, tolerance, max_time, polish)
     reference = Gaussian(dim) if reference is None else reference
-    centre, scale = torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64)
-    if isinstance(whiten, tuple):
-        centre, scale = whiten
-    elif whiten == "laplace":
-        centre, scale = laplace(log_density, dim)
-    target = _Target(log_density, centre, scale)
+    target = Target(log_density, coordinates(log_density, dim, whiten))
     target.check_start(reference.sample(1000, torch.Generator().manual_seed(seed)))
     map = ResidualMLP(dim) if map is None else map
     scheme = PWGF(KL(target), map, reference, **settings)
@@ -160,51 +173,22 @@ def sample(
         watch.warn(float(run.t[-1]))
     z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
     y, log_rho = _pushed(map, reference, run.state().theta, z)
-    x = centre + y @ scale.T
-    log_rho = log_rho - torch.linalg.slogdet(scale)[1]
-    log_w = target(y) - torch.linalg.slogdet(scale)[1] - log_rho
     if polish:
-        x = langevin(log_density, x, polish, seed=seed)
-        log_rho, log_w = torch.full_like(log_rho, math.nan), torch.full_like(log_w, math.nan)
-    return Sampled(x, log_rho, log_w, *_constants(log_w), watch.converged, float(run.t[-1]), run, centre, scale)
-
-
-class _Target:
-    """log p in the coordinates y of x = centre + scale·y, with the volume: log p(x) + log|det scale|."""
-
-    def __init__(self, log_density: LogDensity, centre: Tensor, scale: Tensor) -> None:
-        self.log_density, self.centre, self.scale = log_density, centre, scale
-        self.log_volume = torch.linalg.slogdet(scale)[1]
-
-    def __call__(self, y: Tensor) -> Tensor:
-        value = self.log_density(self.centre.to(y) + y @ self.scale.to(y).T)
-        return value + self.log_volume.to(value) if isinstance(value, Tensor) else value
-
-    def check_start(self, y: Tensor) -> None:
-        """Refuses a log p of the wrong shape, or that is not finite where the flow begins."""
-        with torch.no_grad():
-            value = self(y)
-        if not isinstance(value, Tensor) or value.shape != (len(y),):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ShapeError(
-                f"sample(log_density=…): log p(x) must have shape ({len(y)},) for x of shape {tuple(y.shape)}; got "
-                f"{got}. Sum over coordinates: ….sum(-1)."
-            )
-        bad = ~torch.isfinite(value)
-        if bool(bad.any()):
-            k = int(bad.int().argmax())
-            raise ConfigError(
-                f"sample(log_density=…): log p is {float(value[k]):g} at {int(bad.sum())} of {len(y)} samples of the "
-                f"reference, first at x = {[round(v, 3) for v in (self.centre + self.scale @ y[k]).tolist()]:}. The "
-                "flow needs p > 0 where it begins and goes. Cure: change variables so that the support is the whole "
-                "space (x = exp(u) for x > 0, with + u in log p), or give a reference inside the support."
-            )
+        y = langevin(target, y, polish, seed=seed)
+        log_rho = torch.full_like(log_rho, math.nan)
+    with torch.no_grad():
+        x, log_volume = target.coordinates(y)
+        log_w = target(y) - log_rho
+    constants = _constants(log_w)
+    return Sampled(
+        x, log_rho - log_volume, log_w, *constants, watch.converged, float(run.t[-1]), run, target.coordinates
+    )
 
 
 class _Watch:
     """Judges the law at each look; as a callback of `solve` it returns True when the flow has come to rest."""
 
-    def __init__(self, scheme: PWGF, target: _Target, reference: Reference, tolerance: float, seed: int) -> None:
+    def __init__(self, scheme: PWGF, target: Target, reference: Reference, tolerance: float, seed: int) -> None:
         self.scheme, self.target, self.reference, self.tolerance = scheme, target, reference, tolerance
         self.z = reference.sample(2 * _CHUNK, torch.Generator().manual_seed(seed + 2))
         self.times: set[float] = set()
@@ -294,11 +278,4 @@ def _check(
     check_integer(polish, "polish", "sample", least=0)
     check_number(tolerance, "tolerance", "sample", low=0.0, high=math.inf, open_low=True)
     check_number(max_time, "max_time", "sample", low=0.0, high=1e9, open_low=True)
-    if isinstance(whiten, tuple):
-        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in whiten]
-        if shapes != [(dim,), (dim, dim)]:
-            raise ShapeError(f"sample(whiten=(m, L)) needs shapes ({dim},) and ({dim}, {dim}); got {shapes}.")
-        if not bool(torch.isfinite(torch.linalg.slogdet(whiten[1].double())[1])):
-            raise ConfigError("sample(whiten=(m, L)): L is singular or not finite. Give an invertible matrix.")
-    elif whiten not in (None, "laplace"):
-        raise ConfigError(f"sample(whiten=…) must be None, 'laplace' or (m, L); got {whiten!r}.")
+    check_whiten(whiten, dim)  # type: ignore[arg-type]

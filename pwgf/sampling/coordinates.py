@@ -1,0 +1,106 @@
+"""Coordinates in which a density is sampled, and the density in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, ShapeError
+from .laplace import laplace
+
+LogDensity = Callable[[Tensor], Tensor]
+Coordinates = Callable[[Tensor], tuple[Tensor, Tensor]]  # y (n,d) → x(y) (n,d) and log|det ∂x/∂y| (n,)
+Whiten = str | tuple[Tensor, Tensor] | Coordinates | None
+
+
+class Linear:
+    """x = centre + scale·y.
+
+    Args:
+        centre: (d,).
+        scale: (d,d), invertible.
+    """
+
+    def __init__(self, centre: Tensor, scale: Tensor) -> None:
+        self.centre, self.scale = centre.double(), scale.double()
+        self.log_volume = torch.linalg.slogdet(self.scale)[1]
+
+    def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.centre.to(y) + y @ self.scale.to(y).T, self.log_volume.to(y).expand(len(y))
+
+
+def coordinates(log_density: LogDensity, dim: int, whiten: Whiten) -> Coordinates:
+    """What `sample(whiten=…)` names."""
+    if whiten is None:
+        return Linear(torch.zeros(dim), torch.eye(dim))
+    if isinstance(whiten, str):
+        return Linear(*laplace(log_density, dim))
+    return Linear(*whiten) if isinstance(whiten, tuple) else whiten
+
+
+class Target:
+    """log p in the coordinates y: log p(x(y)) + log|det ∂x/∂y|, (n,d) → (n,)."""
+
+    def __init__(self, log_density: LogDensity, coordinates: Coordinates) -> None:
+        self.log_density, self.coordinates = log_density, coordinates
+
+    def __call__(self, y: Tensor) -> Tensor:
+        x, log_volume = self.coordinates(y)
+        value = self.log_density(x)
+        return value + log_volume if isinstance(value, Tensor) else value
+
+    def check_start(self, y: Tensor) -> None:
+        """Refuses coordinates or a log p of the wrong shape, or that are not finite where the flow begins."""
+        with torch.no_grad():
+            x = self._checked(y)
+            value = self.log_density(x)
+        if not isinstance(value, Tensor) or value.shape != (len(y),):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ShapeError(
+                f"sample(log_density=…): log p(x) must have shape ({len(y)},) for x of shape {tuple(y.shape)}; got "
+                f"{got}. Sum over coordinates: ….sum(-1)."
+            )
+        bad = ~torch.isfinite(value)
+        if bool(bad.any()):
+            k = int(bad.int().argmax())
+            raise ConfigError(
+                f"sample(log_density=…): log p is {float(value[k]):g} at {int(bad.sum())} of {len(y)} samples of the "
+                f"reference, first at x = {[round(v, 3) for v in x[k].tolist()]:}. The flow needs p > 0 where it "
+                "begins and goes. Cure: change variables so that the support is the whole space (x = exp(u) for "
+                "x > 0, with + u in log p), or give a reference inside the support."
+            )
+
+    def _checked(self, y: Tensor) -> Tensor:
+        """x(y), once the coordinates have shown that they return what they must."""
+        found = self.coordinates(y)
+        pair = isinstance(found, tuple) and len(found) == 2
+        shapes = (
+            [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in found] if pair else []
+        )
+        if shapes != [tuple(y.shape), (len(y),)]:
+            raise ShapeError(
+                f"sample(whiten=f): f(y) must return x and log|det ∂x/∂y| of shapes {tuple(y.shape)} and ({len(y)},) "
+                f"for y of shape {tuple(y.shape)}; got {shapes or type(found).__name__}."
+            )
+        x, log_volume = found
+        if not bool(torch.isfinite(x).all() and torch.isfinite(log_volume).all()):
+            raise ConfigError(
+                "sample(whiten=f): f(y) is NaN or infinite at samples of the reference. f must map the whole space."
+            )
+        return x
+
+
+def check_whiten(whiten: object, dim: int) -> None:
+    """Refuses what `coordinates` cannot use."""
+    if isinstance(whiten, tuple):
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in whiten]
+        if shapes != [(dim,), (dim, dim)]:
+            raise ShapeError(f"sample(whiten=(m, L)) needs shapes ({dim},) and ({dim}, {dim}); got {shapes}.")
+        if not bool(torch.isfinite(torch.linalg.slogdet(whiten[1].double())[1])):
+            raise ConfigError("sample(whiten=(m, L)): L is singular or not finite. Give an invertible matrix.")
+    elif not (whiten in (None, "laplace") or callable(whiten)):
+        raise ConfigError(
+            f"sample(whiten=…) must be None, 'laplace', (m, L) or a function y → x, log|det|; got {whiten!r}."
+        )

@@ -1,0 +1,161 @@
+"""Expectation propagation and the coordinates made of it, against quadrature, autograd and Hamiltonian chains."""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+
+from pwgf import sampling
+from pwgf.errors import ConfigError, SolverError
+from pwgf.problems import LogisticRegression
+from pwgf.problems.expectation_propagation import expectation_propagation
+
+
+def data(n=120, k=3, seed=0, slope=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, k, generator=generator, dtype=torch.float64)
+    y = torch.rand(n, generator=generator) < torch.sigmoid(slope * X.sum(1) + 0.3)
+    return X, y.long()
+
+
+def normal(n, d, seed=1):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def log_target(problem, coordinates, y):
+    x, log_volume = coordinates(y)
+    return problem.log_target(x) + log_volume
+
+
+def by_quadrature(rows, precision, shift):
+    """Mean, variance and log constant of one weight."""
+    w = torch.linspace(-60, 60, 200_001, dtype=torch.float64)
+    logs = shift * w - precision * w * w / 2 + logsigmoid(w[:, None] * rows.T).sum(1)
+    share = torch.softmax(logs, 0)
+    mean = float(share @ w)
+    return mean, float(share @ (w - mean) ** 2), float(torch.logsumexp(logs, 0)) + math.log(float(w[1] - w[0]))
+
+
+@pytest.mark.parametrize(("a", "precision", "shift"), [(2.0, 0.05, -1.0), (-0.7, 0.4, 0.3)])
+def test_one_row_and_one_weight_are_exact(a, precision, shift):
+    rows = torch.tensor([[a]], dtype=torch.float64)
+    found = expectation_propagation(
+        rows, torch.tensor([[precision]]).double(), torch.tensor([shift]).double(), tolerance=1e-10
+    )
+    mean, variance, log_z = by_quadrature(rows, precision, shift)
+    assert float(found.mean) == pytest.approx(mean, abs=1e-4)
+    assert float(found.cov) == pytest.approx(variance, rel=1e-3)
+    assert found.log_z == pytest.approx(log_z, abs=1e-3)
+
+
+def test_many_rows_are_nearly_exact():
+    rows = 0.5 * normal(30, 1)
+    mean, variance, log_z = by_quadrature(rows, 0.01, 0.0)
+    found = expectation_propagation(rows, torch.tensor([[0.01]]).double(), torch.zeros(1).double())
+    assert float(found.mean) == pytest.approx(mean, abs=0.01 * math.sqrt(variance))
+    assert float(found.cov) == pytest.approx(variance, rel=0.02)
+    assert found.log_z == pytest.approx(log_z, abs=0.01)
+
+
+def test_where_the_classes_separate_it_is_far_nearer_than_the_mode():
+    rows = 3 * normal(30, 1).abs()  # half a Gaussian of deviation 10
+    mean, variance, _ = by_quadrature(rows, 0.01, 0.0)
+    found = expectation_propagation(rows, torch.tensor([[0.01]]).double(), torch.zeros(1).double())
+    assert float(found.mean) == pytest.approx(mean, abs=0.15 * math.sqrt(variance))
+    assert float(found.cov) == pytest.approx(variance, rel=0.25)
+    mode, _ = sampling.laplace(lambda w: logsigmoid(w @ rows.T).sum(1) - 0.005 * w.square().sum(1), 1)
+    assert abs(float(mode) - mean) > 0.5 * math.sqrt(variance)
+
+
+def test_it_starts_from_the_sites_of_a_neighbour():
+    rows, zero = normal(40, 3), torch.zeros(3).double()
+    first = expectation_propagation(rows, torch.eye(3).double(), zero, tolerance=1e-8)
+    again = expectation_propagation(rows, torch.eye(3).double(), zero, start=first.sites, max_sweeps=1)
+    torch.testing.assert_close(again.cov, first.cov, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_out_of_range_are_told():
+    with pytest.raises(SolverError, match=r"expectation_propagation: .*not finite.*scale the features"):
+        rows = torch.full((2, 1), 1e200, dtype=torch.float64)
+        expectation_propagation(rows, torch.eye(1).double(), torch.zeros(1).double())
+
+
+@pytest.mark.parametrize("batch_size", [None, 40])
+def test_the_volume_is_that_of_the_map(batch_size):
+    X, y = data()
+    coordinates = LogisticRegression(X, y, batch_size=batch_size).coordinates()
+    points = torch.cat([normal(20, 4), 3 * normal(20, 4, seed=2), torch.tensor([[0, 1, 0, 7.0], [1, 0, 0, -7.0]])])
+    x, log_volume = coordinates(points)
+    jacobians = torch.stack(
+        [torch.autograd.functional.jacobian(lambda q: coordinates(q[None])[0][0], p) for p in points]
+    )
+    torch.testing.assert_close(log_volume, torch.linalg.slogdet(jacobians)[1], rtol=1e-8, atol=1e-8)
+    assert x.shape == points.shape and bool((torch.linalg.slogdet(jacobians)[0] > 0).all())
+    assert torch.autograd.gradcheck(lambda q: coordinates(q), normal(3, 4).requires_grad_())
+
+
+def test_what_is_not_finite_stays_so_and_touches_no_other():
+    coordinates = LogisticRegression(*data()).coordinates()
+    y = normal(3, 4)
+    y[1, 3] = math.nan
+    x, log_volume = coordinates(y)
+    assert bool(x[1].isnan().all()) and bool(log_volume[1].isnan())
+    torch.testing.assert_close(x[::2], coordinates(y[::2])[0])
+
+
+@pytest.mark.parametrize("batch_size", [None, 60])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_a_posterior_is_nearly_standard_normal_in_them(batch_size, intercept):
+    X, y = data(400)
+    problem = LogisticRegression(X, y, batch_size=batch_size, intercept=intercept)
+    y = normal(4000, problem.dim)
+    log_w = log_target(problem, problem.coordinates(), y) + y.square().sum(1) / 2
+    w = torch.exp(log_w - log_w.max())
+    assert float(w.sum() ** 2 / w.square().sum()) > (0.97 if batch_size is None else 0.9) * len(w)
+    moments = torch.softmax(log_w, 0) @ torch.cat([y, y * y - 1], 1)
+    assert float(moments.abs().max()) < (0.08 if batch_size is None else 0.25)
+
+
+def test_the_evidence_of_one_weight_without_a_flow():
+    X, y = data(40, 1)
+    problem = LogisticRegression(X, y, prior_rate=1.0)
+    w, u = torch.linspace(-6, 8, 400).double(), torch.linspace(-12, 4, 400).double()
+    grid = problem.log_target(torch.cartesian_prod(w, u))
+    exact = float(torch.logsumexp(grid, 0) + math.log((w[1] - w[0]) * (u[1] - u[0])))
+    z = normal(20_000, 2)
+    log_w = log_target(problem, problem.coordinates(), z) + z.square().sum(1) / 2 + math.log(2 * math.pi)
+    assert float(torch.logsumexp(log_w, 0) - math.log(len(z))) == pytest.approx(exact, abs=0.01)
+
+
+def test_chains_mix_in_them_where_the_classes_can_be_separated(caplog):
+    X, y = data(60, 6, slope=8.0)
+    problem = LogisticRegression(X, y)
+    assert problem.separating_weights() is not None
+    coordinates = problem.coordinates()
+    assert any("a plane through 0 separates the classes" in m and "quantiles" in m for m in caplog.messages)
+    chains = sampling.hmc(lambda q: log_target(problem, coordinates, q), normal(64, 7), 300, warmup=100)
+    assert float(chains.rhat.max()) < 1.02
+    y = chains.samples
+    assert float(y.mean(0).abs().max()) < 0.15 and 0.7 < float(torch.linalg.eigvalsh(torch.cov(y.T))[-1]) < 1.6
+    w = coordinates(y)[0][:, :-1].norm(dim=1)
+    assert float(w.max()) > 8 * float(w.median())  # no variance: p(|w|) falls as |w|⁻³
+
+
+def test_weights_that_separate_are_a_proof_and_none_are_found_where_there_are_none():
+    X, y = data(50, 4, slope=50.0)
+    w = LogisticRegression(X, y).separating_weights()
+    assert w is not None and bool((torch.where(y > 0, 1.0, -1.0) * (X @ w) > 0).all())
+    assert LogisticRegression(*data(200, 4)).separating_weights() is None
+
+
+def test_directions_are_those_of_the_rows_that_tell():
+    X, y = data(30, 2)
+    X[:10] *= 1e-3  # rows that tell nothing
+    coordinates = LogisticRegression(X, y).coordinates()
+    rows = coordinates.directions(8)
+    assert rows.shape == (8, 3) and float(rows[:, 2].abs().max()) == 0
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(8).double())
+    assert coordinates.directions(100).shape == (30, 3)
+    with pytest.raises(ConfigError, match="count"):
+        coordinates.directions(0)
