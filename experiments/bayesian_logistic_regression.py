@@ -126,7 +126,7 @@ def _one(
         out=RESULTS / FOLDER / f"{label}.h5", overwrite=True,
     )  # fmt: skip
     seconds = time.process_time() - start
-    chains, its_seconds = _reference(problem, label, steps)
+    chains, its_seconds = _reference(problem, f"{label}-split{seed}", steps)
     z = torch.randn(SAMPLES, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     at_start, _ = found.coordinates(z)
     even = torch.full((SAMPLES,), 1 / SAMPLES, dtype=torch.float64)

@@ -39,7 +39,7 @@ def expectation_propagation(
     shift: Tensor,
     *,
     start: Tensor | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
     max_sweeps: int = 200,
 ) -> Approximation:
     r"""Mean, covariance and constant of exp(shift·w − w·precision·w/2) Π_i σ(a_i·w), σ(f) = 1/(1 + e^{−f}).
@@ -52,7 +52,7 @@ def expectation_propagation(
         precision: (k,k), positive definite.
         shift: (k,).
         start: sites of a similar problem, (2,N); zeros if None.
-        tolerance: on the mean change of a site's precision in a sweep, in units of the margin's own precision.
+        tolerance: on the change of all sites' precisions in a sweep, each in units of its margin's own, in sum.
         max_sweeps: where that is not reached in so many, the last sweep is returned: it is an approximation anyway.
 
     Raises:
@@ -78,7 +78,7 @@ def expectation_propagation(
                 "expectation_propagation: the Gaussian of a row's cavity is not finite. Cause: rows that differ in "
                 "size by many orders, or a precision near 0. Cure: scale the features to unit variance."
             )
-        if float((change[0] * spread).abs().sum()) <= tolerance * len(rows):
+        if float((change[0] * spread).abs().sum()) <= tolerance:
             break
         tau, nu = (tau + _DAMPING * change[0]).clamp(min=0), nu + _DAMPING * change[1]
     site_mass = -0.5 * torch.log1p(tau / cavity) + (centre * nu + (nu * nu / cavity - tau * centre**2) / 2) / (

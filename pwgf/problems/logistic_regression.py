@@ -116,9 +116,9 @@ class LogisticRegression:
             curvature = curvature + self._scale * part_curvature
             slope, rows = slope + self._scale * part_slope + curvature @ mode, rows[:0]
         shape = 0.5 * k + 1  # given w, α is gamma with this shape and the rate prior_rate + |w|²/2
-        highest = math.log((shape + 6 * math.sqrt(shape) + 12) / self.prior_rate)
+        highest = math.log((shape + 6 * math.sqrt(shape) + 12) / self.prior_rate) + 1
         return WeightsGivenPrecision(
-            rows, lambda u: u - self.prior_rate * math.exp(u), highest, slope=slope, curvature=curvature
+            rows, lambda u: u - self.prior_rate * u.exp(), highest, slope=slope, curvature=curvature
         )
 
     def separating_weights(self) -> Tensor | None:

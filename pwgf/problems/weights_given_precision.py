@@ -33,17 +33,18 @@ class WeightsGivenPrecision:
 
     Args:
         rows: y_i x_i, (N,k); N may be 0.
-        log_prior: log p(u) up to a constant.
+        log_prior: log p(u) up to a constant, (G,) → (G,).
         highest: u above which p(u) is nothing.
         slope, curvature: (k,) and (k,k): a factor exp(slope·w − w·curvature·w/2) beside prior and rows.
     """
 
     def __init__(
-        self, rows: Tensor, log_prior: Callable[[float], float], highest: float, *, slope: Tensor, curvature: Tensor
+        self, rows: Tensor, log_prior: Callable[[Tensor], Tensor], highest: float, *, slope: Tensor, curvature: Tensor
     ) -> None:
         k, sites = rows.shape[1], None
         self._step = min(0.5, _STEP / math.sqrt(0.5 * k + 1))
         logs: list[float] = []
+        evidence: list[float] = []
         found: list[Approximation] = []
         tables: list[Tensor] = []  # e^{u/2} (m(u), L(u)): what tends to a constant for large and for small u
         while len(logs) < 4 or (logs[-1] > max(logs) - _FAR and len(logs) < _MOST):
@@ -51,11 +52,12 @@ class WeightsGivenPrecision:
             precision = math.exp(u) * torch.eye(k, dtype=torch.float64) + curvature
             found.append(expectation_propagation(rows, precision, slope, start=sites, max_sweeps=_SWEEPS))
             sites = found[-1].sites
-            logs.append(found[-1].log_z + 0.5 * k * u + log_prior(u))
+            evidence.append(found[-1].log_z + 0.5 * k * u)
+            logs.append(evidence[-1] + float(log_prior(torch.tensor(u, dtype=torch.float64))))
             factor = torch.linalg.cholesky(found[-1].cov)
             tables.append(math.exp(u / 2) * torch.cat([found[-1].mean[:, None], factor], 1))
         self._lowest, self._tables = u, torch.stack(tables[::-1])  # (G, k, 1+k)
-        self._quantiles = _quantiles(torch.tensor(logs[::-1], dtype=torch.float64), u, self._step)
+        self._quantiles = _quantiles(torch.tensor(evidence[::-1], dtype=torch.float64), log_prior, u, self._step)
         self._directions = _directions(rows, found[logs.index(max(logs))])
 
     def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,24 +82,25 @@ class WeightsGivenPrecision:
 
     def _log_precision(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """u and du/dz, (n,) each; linear beyond the table."""
-        table, place = self._quantiles.to(z), (z + _REACH) / _NORMAL_STEP
-        inside = place.clamp(1, len(table) - 2)
-        slope = _cubic_slopes(inside, len(table)) @ table / _NORMAL_STEP
-        return _cubic(inside, len(table)) @ table + slope * (place - inside) * _NORMAL_STEP, slope
+        place = (z + _REACH) / _NORMAL_STEP
+        inside, node = _between(place, len(self._quantiles))
+        four = self._quantiles.to(z)[node[:, None] + torch.arange(-1, 3, device=node.device)]
+        slope = (_cubic_slopes(inside - node) * four).sum(1)
+        return (_cubic(inside - node) * four).sum(1) + slope * (place - inside), slope / _NORMAL_STEP
 
     def _standardised(self, place: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """e^{u/2} w and log|det e^{u/2} L|, (n,k) and (n,), for u at `place` of the grid; constant beyond it.
 
         Samples go by the four nodes that they lie between, so that each meets 4 and not all tables.
         """
-        tables, place = self._tables.to(y), place.clamp(1, len(self._tables) - 2)
+        tables = self._tables.to(y)
         padded = torch.cat([torch.ones_like(y[:, :1]), y], 1)
-        node = place.detach().nan_to_num(1.0).long().clamp(max=len(tables) - 3)
+        place, node = _between(place, len(tables))
         order, sizes = node.argsort(), torch.bincount(node, minlength=len(tables)).tolist()
         found = []
         for k, (at, rows) in enumerate(zip(place[order].split(sizes), padded[order].split(sizes), strict=True)):
             if len(at):
-                four, shares = tables[k - 1 : k + 3], _cubic(at - (k - 1), 4)
+                four, shares = tables[k - 1 : k + 3], _cubic(at - k)
                 by_node = (rows @ four.flatten(0, 1).T).view(len(at), 4, -1)
                 diagonal = shares @ four[:, :, 1:].diagonal(dim1=1, dim2=2)
                 found.append(torch.cat([(by_node * shares[..., None]).sum(1), diagonal.log().sum(1, keepdim=True)], 1))
@@ -105,15 +108,17 @@ class WeightsGivenPrecision:
         return both[:, :-1], both[:, -1]
 
 
-def _quantiles(logs: Tensor, lowest: float, step: float) -> Tensor:
-    """u at which the distribution function is Φ(z), z from −_REACH to _REACH, from log densities on the grid of u."""
-    place = torch.linspace(0, len(logs) - 1, _FINE, dtype=torch.float64)
-    density = torch.exp(_cubic(place.clamp(1, len(logs) - 2), len(logs)) @ logs - logs.max())
-    below = torch.cumulative_trapezoid(density)
+def _quantiles(evidence: Tensor, log_prior: Callable[[Tensor], Tensor], lowest: float, step: float) -> Tensor:
+    """u at which the distribution function is Φ(z), z from −_REACH to _REACH; log p(data|u) is given on the grid."""
+    place = torch.linspace(1, len(evidence) - 2, _FINE, dtype=torch.float64)
+    u = lowest + step * place
+    inside, node = _between(place, len(evidence))
+    four = evidence[node[:, None] + torch.arange(-1, 3)]
+    logs = (_cubic(inside - node) * four).sum(1) + log_prior(u)
+    below = torch.cumulative_trapezoid(torch.exp(logs - logs.max()))
     below = torch.cat([below.new_zeros(1), below]) / below[-1]
     z = np.arange(-_REACH, _REACH + _NORMAL_STEP / 2, _NORMAL_STEP)
-    u = np.interp([NormalDist().cdf(v) for v in z], below.numpy(), (lowest + step * place).numpy())
-    return torch.from_numpy(u)
+    return torch.from_numpy(np.interp([NormalDist().cdf(v) for v in z], below.numpy(), u.numpy()))
 
 
 def _directions(rows: Tensor, found: Approximation) -> Tensor:
@@ -124,16 +129,19 @@ def _directions(rows: Tensor, found: Approximation) -> Tensor:
     return along / along.norm(dim=1, keepdim=True)
 
 
-def _cubic(place: Tensor, count: int) -> Tensor:
-    """Shares (n,count) of the values at 0, …, count − 1 in their cubic interpolant at `place` (n,) (Keys, 1981)."""
-    s = (place[:, None] - torch.arange(count, dtype=place.dtype, device=place.device)).abs()
-    near, far = (1.5 * s - 2.5) * s * s + 1, ((-0.5 * s + 2.5) * s - 4) * s + 2
-    return torch.where(s < 1, near, torch.where(s < 2, far, torch.zeros_like(s)))
+def _between(place: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`place` within [1, count − 2], and the node below it that has two more above; NaN goes to some node."""
+    place = place.clamp(1, count - 2)
+    return place, place.detach().nan_to_num(1.0).long().clamp(max=count - 3)
 
 
-def _cubic_slopes(place: Tensor, count: int) -> Tensor:
-    """Their derivatives by `place`."""
-    difference = place[:, None] - torch.arange(count, dtype=place.dtype, device=place.device)
-    s = difference.abs()
-    near, far = (4.5 * s - 5) * s, (-1.5 * s + 5) * s - 4
-    return difference.sign() * torch.where(s < 1, near, torch.where(s < 2, far, torch.zeros_like(s)))
+def _cubic(t: Tensor) -> Tensor:
+    """Shares (n,4) of the values at −1, 0, 1, 2 in their cubic interpolant at t in [0, 1], (n,) (Keys, 1981)."""
+    rows = [((2 - t) * t - 1) * t, (3 * t - 5) * t * t + 2, ((4 - 3 * t) * t + 1) * t, (t - 1) * t * t]
+    return torch.stack(rows, 1) / 2
+
+
+def _cubic_slopes(t: Tensor) -> Tensor:
+    """Their derivatives by t."""
+    rows = [(4 - 3 * t) * t - 1, (9 * t - 10) * t, (8 - 9 * t) * t + 1, (3 * t - 2) * t]
+    return torch.stack(rows, 1) / 2

@@ -95,6 +95,16 @@ def test_the_volume_is_that_of_the_map(batch_size):
     assert torch.autograd.gradcheck(lambda q: coordinates(q), normal(3, 4).requires_grad_())
 
 
+def test_the_slope_is_right_at_the_knots_too():
+    problem = LogisticRegression(*data())
+    coordinates = problem.coordinates()
+    at = torch.tensor([[0.1, 0.2, 0.3, 0.0], [0.1, 0.2, 0.3, 1.0]], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(coordinates(at)[1].sum(), at)
+    step = torch.tensor([0.0, 0.0, 0.0, 1e-3], dtype=torch.float64)
+    difference = (coordinates(at + step)[1] - coordinates(at - step)[1]) / 2e-3
+    torch.testing.assert_close(slope[:, 3], difference, rtol=0.1, atol=0.02)
+
+
 def test_what_is_not_finite_stays_so_and_touches_no_other():
     coordinates = LogisticRegression(*data()).coordinates()
     y = normal(3, 4)
@@ -102,6 +112,14 @@ def test_what_is_not_finite_stays_so_and_touches_no_other():
     x, log_volume = coordinates(y)
     assert bool(x[1].isnan().all()) and bool(log_volume[1].isnan())
     torch.testing.assert_close(x[::2], coordinates(y[::2])[0])
+
+
+def test_the_log_precision_is_normal_into_its_tails():
+    X, y = data(2000, 12)
+    problem = LogisticRegression(X, y)
+    points = torch.cat([normal(1, 12).expand(81, -1), torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None]], 1)
+    flat = log_target(problem, problem.coordinates(), points) + points[:, -1].square() / 2
+    assert float(flat.max() - flat.min()) < 0.15
 
 
 @pytest.mark.parametrize("batch_size", [None, 60])
