@@ -23,6 +23,7 @@ from .state import Info, State
 from .trajectory import Memory, state_to_restart
 
 _log = logging.getLogger("pwgf")
+_ROUNDING = 1e-12  # a velocity, in units of x over t, below which there is nothing to be missed
 Callback = Callable[[State, Info], Any]
 
 
@@ -186,7 +187,9 @@ class Loop:
         residual, speed = (float(row.get(name, 0.0)) for name in ("projection_residual", "velocity_rms"))
         missed = math.sqrt(max(residual, 0.0)) * speed
         self.fastest = max(self.fastest, speed)
-        if residual > 0.25 and missed > 0.05 * self.fastest:  # near equilibrium a large share of nothing is missed
+        if residual > 0.25 and missed > max(
+            0.05 * self.fastest, _ROUNDING
+        ):  # near equilibrium a large share of nothing is missed
             self._warn(
                 "residual",
                 "the map misses a velocity of %.2g (rms; %.0f %% of E|v|², projection_residual) at t = %.4g. Cure: a "
