@@ -152,14 +152,6 @@ def test_the_loop_does_not_warn_of_a_velocity_that_is_all_but_gone(caplog):
     assert not [m for m in caplog.messages if "the map misses" in m]
 
 
-def test_the_loop_does_not_warn_at_equilibrium(caplog):
-    energy = energies.KL(lambda x: -x.square().sum(-1) / 2)
-    resting = pwgf.PWGF(energy, maps.ResidualMLP(2, width=8), pwgf.Gaussian(2), num_samples=300, num_eval=500)
-    with caplog.at_level(logging.WARNING, "pwgf"):
-        pwgf.solve(resting, [0.0, 0.1], progress=False)
-    assert not caplog.messages
-
-
 def test_the_loop_warns_when_the_energy_rises(caplog):
     energy = energies.Potential(lambda x: 50 * x.square().sum(-1))  # rate 100: a step of .05 overshoots fourfold
     moving = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=50, num_eval=50, method="euler", dt=0.05)

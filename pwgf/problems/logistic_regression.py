@@ -122,12 +122,14 @@ class LogisticRegression:
         )
 
     def separating_weights(self) -> Tensor | None:
-        """w (k,) with y_i w·x_i > 0 for every row, or None where none was found.
+        """w (k,) with y_i w·x_i > 0 for every row, or None where none was found; not looked for in a batch.
 
         Where there is one, weights far along it have likelihood 1, only the prior bounds them, and w has no posterior
         variance: p(|w|) falls as |w|⁻³, as the prior's marginal (Student's t of two degrees of freedom) does. Sample
         covariances, of chains as of flows, then converge to nothing; compare quantiles.
         """
+        if self._correction is not None:
+            return None
         w = _mode(self._signed, 1e-8)
         return w if bool((self._signed @ w > 0).all()) else None
 

@@ -41,6 +41,7 @@ class WeightsGivenPrecision:
     def __init__(
         self, rows: Tensor, log_prior: Callable[[Tensor], Tensor], highest: float, *, slope: Tensor, curvature: Tensor
     ) -> None:
+        rows = rows[rows.norm(dim=1) > 0]  # the others say nothing
         k, sites = rows.shape[1], None
         self._step = min(0.5, _STEP / math.sqrt(0.5 * k + 1))
         logs: list[float] = []

@@ -131,7 +131,7 @@ def sample(
         whiten: "laplace" moves in y with x = m + Ly, m the mode that L-BFGS finds from 0 and LLᵀ the inverse Hessian of
             −log p there: for posteriors whose scales differ much. A pair (m, L), (d,) and (d,d), from elsewhere, such
             as moments of an earlier run, does the same. A function y → x(y), log|det ∂x/∂y|, (n,d) → (n,d), (n,),
-            one to one, twice differentiable and finite everywhere, moves in any y: for funnels, such as
+            one to one, both parts differentiable and finite everywhere, moves in any y: for funnels, such as
             `LogisticRegression.coordinates()`. None moves in x itself.
         tolerance: on the estimated KL(ρ|π), nats.
         max_time: t at which the flow ends in any case, with a warning.

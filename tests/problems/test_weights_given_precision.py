@@ -165,6 +165,18 @@ def test_weights_that_separate_are_a_proof_and_none_are_found_where_there_are_no
     w = LogisticRegression(X, y).separating_weights()
     assert w is not None and bool((torch.where(y > 0, 1.0, -1.0) * (X @ w) > 0).all())
     assert LogisticRegression(*data(200, 4)).separating_weights() is None
+    assert LogisticRegression(X, y, batch_size=20).separating_weights() is None  # a batch proves nothing
+
+
+def test_rows_of_zeros_say_nothing():
+    X, y = data(60, 2)
+    with_zeros = LogisticRegression(torch.cat([X, torch.zeros(3, 2)]), torch.cat([y, torch.tensor([0, 1, 1])]))
+    points = normal(5, 3)
+    for one, other in zip(
+        with_zeros.coordinates()(points), LogisticRegression(X, y).coordinates()(points), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    assert bool(with_zeros.coordinates().directions(63).isfinite().all())
 
 
 def test_directions_are_those_of_the_rows_that_tell():
