@@ -94,6 +94,12 @@ def test_hamiltonian_chains_keep_a_gaussian_and_tell_how_well():
     torch.testing.assert_close(torch.cov(x.T), cov, rtol=0, atol=0.05)
 
 
+def test_chains_that_start_on_a_cliff_come_down():
+    starts = torch.cat([torch.zeros(31, 1), torch.full((1, 1), 60.0)]).double()
+    chains = hmc(lambda x: -x.square().square().sum(-1), starts, 200, warmup=100)
+    assert float(chains.x[:, -1].abs().max()) < 3 and float(chains.rhat) < 1.05
+
+
 def test_chains_that_do_not_mix_are_told():
     def two_wells(x):  # 20 apart: no chain crosses over
         return torch.logsumexp(torch.cat([-(x - 10).square(), -(x + 10).square()], 1) / 2, 1)

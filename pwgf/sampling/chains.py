@@ -13,7 +13,7 @@ from ..errors import ConfigError, NonFiniteError, ShapeError
 from ..schemes.base import check_integer
 
 LogDensity = Callable[[Tensor], Tensor]
-_FINE = 8  # one in so many trajectories of the warm-up takes steps so many times shorter
+_FINE = 8  # one in so many trajectories takes as many steps, but 8, 64 and 512 times shorter in turn
 
 
 def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, step: float = 0.1) -> Tensor:
@@ -71,8 +71,9 @@ def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 
 
     A trajectory has a random length in [π/4, 3π/4], about a quarter of the period at unit variance, so that positions
     in succession are nearly uncorrelated there; its leapfrog steps are adapted during the warm-up to an acceptance of
-    .8. After each of its first three quarters the covariance of all chains gives the coordinates to move in. Scales
-    should not be far from one at the start: run it in the coordinates of `laplace`.
+    .8. One in eight is short, its steps 8, 64 or 512 times shorter: it moves chains that are where p is too steep for
+    the others. After each of the first three quarters of the warm-up the covariance of all chains gives the coordinates
+    to move in. Scales should not be far from one at the start: run it in the coordinates of `laplace`.
 
     Args:
         log_density: log p, (m,d) → (m,), differentiable.
@@ -103,9 +104,9 @@ def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 
     for k in range(warmup + steps):
         momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype)
         length = math.pi / 4 * (1 + 2 * float(torch.rand(1, generator=generator)))
-        short = k < warmup and k % _FINE == 0  # frees chains that start where p is too steep for the step
-        h = step / _FINE if short else step
-        count = max(1, round(length / h))
+        short = k % _FINE == 0  # frees chains that are where p is too steep for the step
+        h = step / _FINE ** (1 + k // _FINE % 3) if short else step
+        count = max(1, round(length / step))
         proposed, there, back, drop = _leapfrog(log_density, x, slope, momentum, scale, h, count)
         log_ratio = there - value + drop
         taken = torch.rand(len(x), generator=generator, dtype=x.dtype).log() < log_ratio  # NaN is refused
