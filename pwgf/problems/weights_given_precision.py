@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ShapeError
 from .base import check_count
 from .expectation_propagation import Approximation, expectation_propagation
 
@@ -62,7 +63,16 @@ class WeightsGivenPrecision:
         self._directions = _directions(rows, found[logs.index(max(logs))])
 
     def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(n,k+1) → (n,k+1) and (n,)."""
+        """(n,k+1) → (n,k+1) and (n,).
+
+        Raises:
+            ShapeError: y of another shape.
+        """
+        if y.ndim != 2 or y.shape[1] != self._tables.shape[2]:
+            raise ShapeError(
+                f"LogisticRegression.coordinates()(y) needs shape (n, {self._tables.shape[2]}), weights and log α in "
+                f"standard units; got {tuple(y.shape)}."
+            )
         u, slope = self._log_precision(y[:, -1])
         w, log_scale = self._standardised((u - self._lowest) / self._step, y[:, :-1])
         x = torch.cat([w * torch.exp(-u / 2)[:, None], u[:, None]], 1)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from pwgf import sampling
-from pwgf.errors import ConfigError, SolverError
+from pwgf.errors import ConfigError, ShapeError, SolverError
 from pwgf.problems import LogisticRegression
 from pwgf.problems.expectation_propagation import expectation_propagation
 
@@ -187,5 +187,12 @@ def test_directions_are_those_of_the_rows_that_tell():
     assert rows.shape == (8, 3) and float(rows[:, 2].abs().max()) == 0
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(8).double())
     assert coordinates.directions(100).shape == (30, 3)
-    with pytest.raises(ConfigError, match="count"):
+    with pytest.raises(ConfigError, match=r"directions\(count=…\) needs an integer ≥ 1; got 0"):
         coordinates.directions(0)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5,)])
+def test_points_of_another_dimension_are_refused(shape):
+    coordinates = LogisticRegression(*data(30, 4)).coordinates()
+    with pytest.raises(ShapeError, match=r"coordinates\(\)\(y\) needs shape \(n, 5\).*got \("):
+        coordinates(torch.zeros(shape).double())
