@@ -25,7 +25,7 @@ class LogisticRegression:
 
     `log_target` has all constants, so that its integral is the evidence p(y|X). Its gradient is known in closed form
     and takes blocks of bounded memory. There is no time-dependent law to compare with: this is no `Problem`; its
-    posterior is sampled by `sampling.sample(problem.log_target, problem.dim, whiten="laplace")` and checked by
+    posterior is sampled by `sampling.sample(problem.log_target, problem.dim, whiten=problem.coordinates())`, checked by
     `sampling.hmc`.
 
     Args:
