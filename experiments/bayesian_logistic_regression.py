@@ -33,6 +33,7 @@ from experiments.common import RESULTS, save, table
 from pwgf import maps, sampling
 from pwgf.errors import ConfigError
 from pwgf.problems import LogisticRegression, datasets
+from pwgf.sampling.coordinates import Target
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -154,14 +155,9 @@ def _reference(problem: LogisticRegression, label: str, steps: int, separable: b
     if not path.exists():
         start = time.process_time()
         coordinates = problem.coordinates()
-
-        def log_density(y: torch.Tensor) -> torch.Tensor:
-            x, log_volume = coordinates(y)
-            return problem.log_target(x) + log_volume
-
         starts = torch.randn(CHAINS, problem.dim, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
         spread, steps = (0.5, 2 * steps) if separable else (1.5, steps)
-        chains = sampling.hmc(log_density, spread * starts, steps, seed=8)
+        chains = sampling.hmc(Target(problem.log_target, coordinates), spread * starts, steps, seed=8)
         print(
             f"{label}: chains rhat {float(chains.rhat.max()):.4f}, least effective size {float(chains.ess.min()):.0f}"
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ConfigError, NonFiniteError, SolverError
+from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from .base import Pushed, PushForward, is_real
 
 SHARE = 0.5  # of the identity at the start that the units make, the linear part makes the rest
@@ -72,6 +72,20 @@ def cholesky(jacobian: Tensor, z: Tensor, call: str) -> Tensor:
         f"{float(spectrum[0]):.1e} to {float(spectrum[-1]):.1e}. It is positive definite but for rounding, so the "
         "map is too steep for this precision: use dtype=torch.float64, a larger floor, or more damping."
     )
+
+
+def checked_directions(call: str, directions: Tensor, dim: int) -> Tensor:
+    """`initial(directions=…)` (k,d) as float64 on the CPU.
+
+    Raises:
+        ShapeError: another shape, or not finite.
+    """
+    if directions.ndim != 2 or directions.shape[1] != dim or not bool(torch.isfinite(directions).all()):
+        raise ShapeError(
+            f"{call}.initial(directions=…) needs finite rows of shape (k, {dim}); got {tuple(directions.shape)}. "
+            "`fitting.active_directions` gives them."
+        )
+    return directions.detach().double().cpu()
 
 
 def check_bends(call: str, floor: float, axis_share: float = 0.0, **positive: float) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError
 from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, samples_per_block
 from .convex import (
     SHARE,
     ConvexGradient,
     check_bends,
+    checked_directions,
     cholesky,
     linear_start,
     log_det,
@@ -191,13 +192,8 @@ class ConvexMax(ConvexGradient):
 
 def _look_along(v: Tensor, directions: Tensor, generator: torch.Generator) -> None:
     """Fills v with unit vectors along normal combinations of the rows."""
-    if directions.ndim != 2 or directions.shape[1] != v.shape[1] or not bool(torch.isfinite(directions).all()):
-        raise ShapeError(
-            f"ConvexMax.initial(directions=…) needs finite rows of shape (k, {v.shape[1]}); got "
-            f"{tuple(directions.shape)}. `fitting.active_directions` gives them."
-        )
-    draws = torch.randn(len(v), len(directions), generator=generator, dtype=torch.float64)
-    along = draws @ directions.detach().double().cpu()
+    rows = checked_directions("ConvexMax", directions, v.shape[1])
+    along = torch.randn(len(v), len(rows), generator=generator, dtype=torch.float64) @ rows
     if float(along.norm()) > 0:
         v[:] = along / along.norm(dim=1, keepdim=True)
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError
 from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, samples_per_block
 from .convex import (
     SHARE,
     ConvexGradient,
     check_bends,
+    checked_directions,
     cholesky,
     linear_start,
     log_det,
@@ -283,12 +284,7 @@ class _Activations:
 
 def _look_along(v: Tensor, centres: Tensor, directions: Tensor, spread: float) -> None:
     """Turns the first units, rows of v (m,d) with centres (m,1), along the directions (k,d), three along each."""
-    if directions.ndim != 2 or directions.shape[1] != v.shape[1] or not bool(torch.isfinite(directions).all()):
-        raise ShapeError(
-            f"ConvexRidge.initial(directions=…) needs finite rows of shape (k, {v.shape[1]}); got "
-            f"{tuple(directions.shape)}. `fitting.active_directions` gives such."
-        )
-    rows = directions.detach().double().cpu()
+    rows = checked_directions("ConvexRidge", directions, v.shape[1])
     rows = rows[rows.norm(dim=1) > 0]
     count = min(3 * len(rows), len(v))
     v[:count] = (rows / rows.norm(dim=1, keepdim=True)).repeat_interleave(3, 0)[:count]

@@ -81,11 +81,15 @@ def expectation_propagation(
         if float((change[0] * spread).abs().sum()) <= tolerance:
             break
         tau, nu = (tau + _DAMPING * change[0]).clamp(min=0), nu + _DAMPING * change[1]
-    site_mass = -0.5 * torch.log1p(tau / cavity) + (centre * nu + (nu * nu / cavity - tau * centre**2) / 2) / (
-        1 + tau / cavity
-    )
-    log_z = -factor.diagonal().log().sum() + 0.5 * (total @ mean) + (log_mass - site_mass).sum()
-    return Approximation(mean, cov, float(log_z) + 0.5 * len(mean) * math.log(2 * math.pi), torch.stack([tau, nu]))
+    log_scale = 0.5 * len(mean) * math.log(2 * math.pi) - factor.diagonal().log().sum() + 0.5 * (total @ mean)
+    log_z = log_scale + (log_mass - _site_mass(centre, cavity, tau, nu)).sum()
+    return Approximation(mean, cov, float(log_z), torch.stack([tau, nu]))
+
+
+def _site_mass(centre: Tensor, cavity: Tensor, tau: Tensor, nu: Tensor) -> Tensor:
+    """log ∫ N(f; centre, 1/cavity) exp(ν f − τ f²/2) df, (N,)."""
+    share = 1 + tau / cavity
+    return (centre * nu + (nu * nu / cavity - tau * centre**2) / 2) / share - 0.5 * share.log()
 
 
 def _tilted(centre: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:

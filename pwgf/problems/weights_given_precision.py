@@ -95,7 +95,7 @@ class WeightsGivenPrecision:
         """u and du/dz, (n,) each; linear beyond the table."""
         place = (z + _REACH) / _NORMAL_STEP
         inside, node = _between(place, len(self._quantiles))
-        four = self._quantiles.to(z)[node[:, None] + torch.arange(-1, 3, device=node.device)]
+        four = _neighbours(self._quantiles.to(z), node)
         slope = (_cubic_slopes(inside - node) * four).sum(1)
         return (_cubic(inside - node) * four).sum(1) + slope * (place - inside), slope / _NORMAL_STEP
 
@@ -124,8 +124,7 @@ def _quantiles(evidence: Tensor, log_prior: Callable[[Tensor], Tensor], lowest: 
     place = torch.linspace(1, len(evidence) - 2, _FINE, dtype=torch.float64)
     u = lowest + step * place
     inside, node = _between(place, len(evidence))
-    four = evidence[node[:, None] + torch.arange(-1, 3)]
-    logs = (_cubic(inside - node) * four).sum(1) + log_prior(u)
+    logs = (_cubic(inside - node) * _neighbours(evidence, node)).sum(1) + log_prior(u)
     below = torch.cumulative_trapezoid(torch.exp(logs - logs.max()))
     below = torch.cat([below.new_zeros(1), below]) / below[-1]
     z = np.arange(-_REACH, _REACH + _NORMAL_STEP / 2, _NORMAL_STEP)
@@ -144,6 +143,11 @@ def _between(place: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """`place` within [1, count − 2], and the node below it that has two more above; NaN goes to some node."""
     place = place.clamp(1, count - 2)
     return place, place.detach().nan_to_num(1.0).long().clamp(max=count - 3)
+
+
+def _neighbours(table: Tensor, node: Tensor) -> Tensor:
+    """Values (n,4) of the table (G,) about each node (n,)."""
+    return table[node[:, None] + torch.arange(-1, 3, device=node.device)]
 
 
 def _cubic(t: Tensor) -> Tensor:

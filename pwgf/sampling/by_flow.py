@@ -22,8 +22,8 @@ from ..schemes import PWGF
 from ..schemes.base import check_integer, check_number
 from ..state import Info, State
 from ..trajectory import Trajectory
-from .chains import langevin
-from .coordinates import Coordinates, Linear, LogDensity, Target, Whiten, check_whiten, coordinates
+from .chains import LogDensity, langevin
+from .coordinates import Coordinates, Linear, Target, Whiten, check_whiten, coordinates
 
 _log = logging.getLogger("pwgf")
 _FIRST = 0.125  # the first look at the law, in units of t; each later one at twice the time

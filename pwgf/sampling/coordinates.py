@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from .chains import LogDensity
 from .laplace import laplace
 
-LogDensity = Callable[[Tensor], Tensor]
 Coordinates = Callable[[Tensor], tuple[Tensor, Tensor]]  # y (n,d) → x(y) (n,d) and log|det ∂x/∂y| (n,)
 Whiten = str | tuple[Tensor, Tensor] | Coordinates | None
 

@@ -11,6 +11,7 @@ from torch.distributions import Bernoulli, Exponential, Normal
 from pwgf import sampling
 from pwgf.errors import ConfigError, ShapeError
 from pwgf.problems import LogisticRegression, datasets
+from pwgf.sampling.coordinates import Target
 
 
 def data(n=300, k=3, seed=0):
@@ -48,6 +49,9 @@ def test_the_evidence_of_one_weight_by_quadrature():
     found = sampling.sample(problem.log_target, 2, n=4000, whiten="laplace", progress=False, num_eval=500)
     assert found.converged and found.ess > 0.9
     assert abs(found.log_z - exact) < 4 * found.log_z_stderr + 1e-3
+    z = thetas(20_000, 2)  # no flow, but coordinates in which the posterior is nearly normal
+    log_w = Target(problem.log_target, problem.coordinates())(z) + z.square().sum(1) / 2 + math.log(2 * math.pi)
+    assert float(torch.logsumexp(log_w, 0) - math.log(len(z))) == pytest.approx(exact, abs=0.01)
     weights = torch.softmax(grid, 0)
     mean = weights @ torch.cartesian_prod(w, u)
     torch.testing.assert_close(found.mean(), mean, rtol=0, atol=0.06)

@@ -10,6 +10,7 @@ from pwgf import sampling
 from pwgf.errors import ConfigError, ShapeError, SolverError
 from pwgf.problems import LogisticRegression
 from pwgf.problems.expectation_propagation import expectation_propagation
+from pwgf.sampling.coordinates import Target
 
 
 def data(n=120, k=3, seed=0, slope=1.0):
@@ -21,11 +22,6 @@ def data(n=120, k=3, seed=0, slope=1.0):
 
 def normal(n, d, seed=1):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def log_target(problem, coordinates, y):
-    x, log_volume = coordinates(y)
-    return problem.log_target(x) + log_volume
 
 
 def by_quadrature(rows, precision, shift):
@@ -118,7 +114,7 @@ def test_the_log_precision_is_normal_into_its_tails():
     X, y = data(2000, 12)
     problem = LogisticRegression(X, y)
     points = torch.cat([normal(1, 12).expand(81, -1), torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None]], 1)
-    flat = log_target(problem, problem.coordinates(), points) + points[:, -1].square() / 2
+    flat = Target(problem.log_target, problem.coordinates())(points) + points[:, -1].square() / 2
     assert float(flat.max() - flat.min()) < 0.15
 
 
@@ -128,22 +124,11 @@ def test_a_posterior_is_nearly_standard_normal_in_them(batch_size, intercept):
     X, y = data(400)
     problem = LogisticRegression(X, y, batch_size=batch_size, intercept=intercept)
     y = normal(4000, problem.dim)
-    log_w = log_target(problem, problem.coordinates(), y) + y.square().sum(1) / 2
+    log_w = Target(problem.log_target, problem.coordinates())(y) + y.square().sum(1) / 2
     w = torch.exp(log_w - log_w.max())
     assert float(w.sum() ** 2 / w.square().sum()) > (0.97 if batch_size is None else 0.9) * len(w)
     moments = torch.softmax(log_w, 0) @ torch.cat([y, y * y - 1], 1)
     assert float(moments.abs().max()) < (0.08 if batch_size is None else 0.25)
-
-
-def test_the_evidence_of_one_weight_without_a_flow():
-    X, y = data(40, 1)
-    problem = LogisticRegression(X, y, prior_rate=1.0)
-    w, u = torch.linspace(-6, 8, 400).double(), torch.linspace(-12, 4, 400).double()
-    grid = problem.log_target(torch.cartesian_prod(w, u))
-    exact = float(torch.logsumexp(grid, 0) + math.log((w[1] - w[0]) * (u[1] - u[0])))
-    z = normal(20_000, 2)
-    log_w = log_target(problem, problem.coordinates(), z) + z.square().sum(1) / 2 + math.log(2 * math.pi)
-    assert float(torch.logsumexp(log_w, 0) - math.log(len(z))) == pytest.approx(exact, abs=0.01)
 
 
 def test_chains_mix_in_them_where_the_classes_can_be_separated(caplog):
@@ -152,7 +137,7 @@ def test_chains_mix_in_them_where_the_classes_can_be_separated(caplog):
     assert problem.separating_weights() is not None
     coordinates = problem.coordinates()
     assert any("a plane through 0 separates the classes" in m and "quantiles" in m for m in caplog.messages)
-    chains = sampling.hmc(lambda q: log_target(problem, coordinates, q), normal(64, 7), 300, warmup=100)
+    chains = sampling.hmc(Target(problem.log_target, coordinates), normal(64, 7), 300, warmup=100)
     assert float(chains.rhat.max()) < 1.02
     y = chains.samples
     assert float(y.mean(0).abs().max()) < 0.15 and 0.7 < float(torch.linalg.eigvalsh(torch.cov(y.T))[-1]) < 1.6
