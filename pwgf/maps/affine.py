@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,12 @@ class Affine(PushForward):
         check_points(self, x)
         (w,) = self.unpack(theta.detach())
         return solve_affine(w, x, "Affine")
+
+    has_factors: ClassVar[bool] = True
+
+    def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:
+        """One layer, fed [z, 1]."""
+        return [Layer(0, (self.dim, self.dim + 1), with_ones(z), None)]
 
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J is linear in [z, 1] alone."""

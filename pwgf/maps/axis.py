@@ -50,6 +50,16 @@ def axis_features(block: Tensor, z: Tensor, weight: float = 1.0) -> Tensor:
     return torch.cat([slope * points, slope, weight * h], 1)
 
 
+def axis_slope_features(block: Tensor, z: Tensor, xi: Tensor, weight: float = 1.0) -> Tensor:
+    """∂(φ′_k(z_k)ξ_k)/∂(w, c, o)_k, (d, 3m, n), times weight."""
+    w, c, o = (part.unsqueeze(2) for part in block.unbind(1))
+    points, along = z.T.unsqueeze(1), weight * xi.T.unsqueeze(1)
+    h = torch.tanh(torch.addcmul(c, points, w))
+    slope = (1 - h.square()).mul_(along)
+    bend = (o * w) * (-2 * h * slope)
+    return torch.cat([(o * slope).addcmul_(bend, points), bend, w * slope], 1)
+
+
 def axis_layers(offset: int, features: Tensor) -> list[Layer]:
     """The factors of the tangent, a layer for each coordinate."""
     d, width, n = features.shape

@@ -6,11 +6,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import jacrev, jvp, vmap
 
 from ..errors import ConfigError, ShapeError, SolverError
 
@@ -37,6 +37,11 @@ class Layer(NamedTuple):
         weight = eta[self.offset : self.offset + math.prod(self.shape)].view(self.shape)
         moved = self.a @ (weight if self.transposed else weight.T)
         return moved if self.g is None else (self.g @ moved.unsqueeze(2)).squeeze(2)
+
+    def pull(self, u: Tensor) -> Tensor:
+        """The part of Jᵀu that belongs to W, in its shape, from u (n,d)."""
+        back = u if self.g is None else (u.unsqueeze(1) @ self.g).squeeze(1)
+        return self.a.T @ back if self.transposed else back.T @ self.a
 
     def outputs(self, dim: int) -> Tensor:
         """g, also where None stands for it."""
@@ -172,12 +177,81 @@ class PushForward(ABC):
         """J itself, (n,d,p), entry [i,k,:] = ∂_θT_k at z_i. Cost: T and d backward passes, p numbers a row."""
         return vmap(jacrev(lambda theta, zi: self(theta, zi[None])[0]), (None, 0))(theta, z).detach()
 
+    def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:
+        """∂_θ(∂_zT·ξ) at (θ, z) and directions ξ (n,d): how the slope of T along ξ moves with θ.
+
+        From the map's factors where it has them, differentiated along ξ by forward mode: ∂_ξ(g ⊗ a) = ∂_ξg ⊗ a +
+        g ⊗ ∂_ξa. Otherwise by double backward on the graph of `jacobian`; a product costs about four of it.
+        """
+        if self.has_factors:
+            return from_layers(_slope_layers(self, theta.detach(), z.detach(), xi), self.num_params)
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_(True)
+            push, pull = products(_along(self.jacobian(leaf, z.detach()), xi), [leaf])
+        return Linearisation(jv=lambda eta: push([eta]), jtu=lambda u: pull(u)[0])
+
+    def slope_rows(self, theta: Tensor, z: Tensor, xi: Tensor) -> Tensor:
+        """∂_θ(∂_zT·ξ) itself, (n,d,p). Cost: d² backward passes, p numbers a row; sample by sample without vmap."""
+
+        def along(theta: Tensor, zi: Tensor, xi: Tensor) -> Tensor:
+            return _along(self.jacobian(theta, zi[None]), xi[None])[0]
+
+        try:
+            return vmap(jacrev(along), (None, 0, 0))(theta, z, xi).detach()
+        except RuntimeError:  # an operation in place, or one without a rule for vmap
+            each = [jacrev(lambda at, zi=zi, xii=xii: along(at, zi, xii))(theta) for zi, xii in zip(z, xi, strict=True)]
+            return torch.stack(each).detach()
+
+    has_factors: ClassVar[bool] = False
+
+    def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:
+        """The layers of J, differentiable in z by forward mode, for families that say so by `has_factors`."""
+        raise NotImplementedError
+
     def to_config(self) -> dict[str, Any]:
         """JSON from which `maps.from_config` rebuilds this map."""
         settings: dict[str, Any] = {}
         if is_dataclass(self):
             settings = {f.name: getattr(self, f.name) for f in fields(self)}
         return {"name": type(self).__name__, **settings}
+
+
+def _slope_layers(map: PushForward, theta: Tensor, z: Tensor, xi: Tensor) -> list[Layer]:
+    """The factors of ∂_θ(∂_zT·ξ): those of J, either their a or their g differentiated along ξ."""
+    layers: list[Layer] = []
+
+    def arrays(at: Tensor) -> list[Tensor]:
+        layers[:] = map.factors(theta, at)
+        return [array for layer in layers for array in (layer.a, layer.g) if array is not None]
+
+    pairs = iter(zip(*jvp(arrays, (z,), (xi,)), strict=True))
+    found = []
+    for layer in layers:
+        a, a_rate = next(pairs)
+        g, g_rate = (None, None) if layer.g is None else next(pairs)
+        found.append(layer._replace(a=a_rate, g=g))
+        if g_rate is not None:
+            found.append(layer._replace(a=a, g=g_rate))
+    return [layer for layer in found if bool(layer.a.any()) and (layer.g is None or bool(layer.g.any()))]
+
+
+def from_layers(layers: list[Layer], num_params: int) -> Linearisation:
+    """A linearisation known by its factors alone. Cost of a product: a few passes over all of them."""
+
+    def jv(eta: Tensor) -> Tensor:
+        return torch.stack([layer.push(eta) for layer in layers]).sum(0)
+
+    def jtu(u: Tensor) -> Tensor:
+        total = u.new_zeros(num_params)
+        for layer in layers:
+            total[layer.offset : layer.offset + math.prod(layer.shape)] += layer.pull(u).reshape(-1)
+        return total
+
+    return Linearisation(jv, jtu, lambda: layers, repeats=True)
+
+
+def _along(jacobian: Tensor, xi: Tensor) -> Tensor:
+    return (jacobian @ xi.unsqueeze(2)).squeeze(2)
 
 
 def products(

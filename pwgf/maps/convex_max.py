@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -184,6 +185,12 @@ class ConvexMax(ConvexGradient):
         log_abs_det = log_det(factor)
         return Pushed(score, torch.ones_like(log_abs_det), log_abs_det)
 
+    has_factors: ClassVar[bool] = True
+
+    def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:
+        """Those of `linearise`."""
+        return _Activations(self, theta, z).layers()
+
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J from cached activations: three matrix products for one Jη and three for one Jᵀu."""
         kept = _Activations(self, theta.detach(), z.detach())
@@ -217,12 +224,12 @@ class _Part:
         kappa, (p, self.q) = sharpness.exp().unsqueeze(2), map._weights(raw).view(2, -1, 1, 1)
         self.z = z.T.contiguous()
         self.values = units @ self.z  # Lz, and what the groups make of y
-        y = self.values[d:].add_(centres).view(shape)
+        y = (self.values[d:] + centres).view(shape)
         self.s = torch.softmax(kappa * y, 1)
         self.bend = kappa * p - 2 * self.q
         self.sharper = (self.bend * _covariance(self.s, y, 1)).addcmul_(2 * self.q / kappa, self.s)
         self.rest = torch.addcmul(y, self.s, 1 / kappa, value=-2)
-        torch.add(p * self.s, self.q * self.rest, out=y)
+        self.values[d:] = (p * self.s + self.q * self.rest).view(-1, len(z))
 
     def slopes(self, change: Tensor) -> Tensor:
         """What a change of y (groups, size, samples) makes of φ, in its place; the matrix is symmetric."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -178,6 +179,12 @@ class ConvexRidge(ConvexGradient):
         log_abs_det = log_det(factor)
         return Pushed(score, torch.ones_like(log_abs_det), log_abs_det)
 
+    has_factors: ClassVar[bool] = True
+
+    def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:
+        """Those of `linearise`."""
+        return _Activations(self, theta, z).layers()
+
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J from cached activations: three matrix products for one Jη and three for one Jᵀu."""
         kept = _Activations(self, theta.detach(), z.detach())
@@ -191,13 +198,13 @@ class _Part:
         d = z.shape[1]
         self.z = z.T.contiguous()
         self.values = units @ self.z  # Lz, and what the units make of y
-        y = self.values[d:].add_(centres)
+        y = self.values[d:] + centres
         self.h = torch.tanh(kappa * y)
         self.rest = torch.addcmul(y, self.h, 1 / kappa, value=-1)
         bend = (kappa * p - q) * (1 - self.h.square())
         self.slopes = q + bend
         self.sharper = torch.addcmul(y * bend, self.h, q / kappa)
-        torch.add(p * self.h, q * self.rest, out=self.values[d:])
+        self.values[d:] = p * self.h + q * self.rest
 
 
 class _Activations:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
 from .affine import with_ones
-from .axis import axis_features, axis_layers, axis_slopes, axis_slopes_and_bends, axis_start, axis_values
+from .axis import (
+    axis_features,
+    axis_layers,
+    axis_slope_features,
+    axis_slopes,
+    axis_slopes_and_bends,
+    axis_start,
+    axis_values,
+)
 from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks, check_dim, is_real, samples_per_block
 
 
@@ -201,9 +210,22 @@ class ResidualMLP(PushForward):
         score = (transposed @ slope.unsqueeze(-1)).squeeze(-1)
         return Pushed(score, sign, diagonal.abs().log().sum(1))
 
+    has_factors: ClassVar[bool] = True
+
+    def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:
+        """Those of `linearise`."""
+        return _Activations(self, theta, z).layers()
+
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J from cached activations: four matrix products a layer for one Jη and one Jᵀu."""
         return _Activations(self, theta.detach(), z.detach()).linearisation()
+
+    def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:
+        """The slope's tangent from cached activations with one hidden layer: five matrix products each way."""
+        if self.depth > 1:
+            return super().linearise_slope(theta, z, xi)
+        kept = _SlopeActivations(self, theta.detach(), z.detach(), xi)
+        return Linearisation(kept.jv, kept.jtu, kept.layers, repeats=True)
 
 
 def default_gain(dim: int) -> float:
@@ -329,6 +351,74 @@ class _Activations:
                 g = g @ self.hidden[k][:, :-1]
         found.append(Layer(0, spots[0].shape, inputs[0], None))  # type: ignore[arg-type]
         return found[::-1]
+
+
+class _SlopeActivations:
+    """The tangent of y = ∂_zT·ξ = Aξ + axis_gain·φ′∘ξ + gain·W_out(s∘ω), with s = 1 − h² and ω = W_1ξ, at (θ, z, ξ).
+
+    ẏ = Ȧξ + … + gain·[Ẇ_out(s∘ω) + W_out(s′ω∘Ẇ_1[z,1] + s∘Ẇ_1[ξ,0])] with s′ = −2hs. Arrays are transposed,
+    (units, samples), in blocks that stay in a core's cache.
+    """
+
+    def __init__(self, map: ResidualMLP, theta: Tensor, z: Tensor, xi: Tensor) -> None:
+        self.map, self.n = map, len(z)
+        _, (first,), out, single = map._split(theta)
+        self.out = map._weight * out
+        self.block = samples_per_block(2 * map.units, z)
+        self.parts: list[tuple[Tensor, ...]] = []
+        self.features: list[Tensor] = []
+        for at, along in zip(z.split(self.block), xi.split(self.block), strict=True):
+            points, directions = with_ones(at).T.contiguous(), along.T.contiguous()
+            h = torch.tanh(first @ points)
+            slopes = 1 - h.square()
+            change = first[:, :-1] @ directions
+            bends = (slopes * h).mul_(change).mul_(-2)
+            self.parts.append((points, directions, slopes, bends, slopes * change))
+            if single is not None:
+                self.features.append(axis_slope_features(single, at, along, map._axis_weight))
+
+    def jv(self, eta: Tensor) -> Tensor:
+        """ẏ, (n,d)."""
+        e_affine, (e_first,), e_out, e_single = self.map._split(eta)
+        e_out, moved = self.map._weight * e_out, []
+        for i, (points, directions, slopes, bends, outputs) in enumerate(self.parts):
+            hidden = (e_first @ points).mul_(bends).addcmul_(e_first[:, :-1] @ directions, slopes)
+            step = (e_affine[:, :-1] @ directions).addmm_(e_out, outputs).addmm_(self.out, hidden)
+            if e_single is not None:
+                step += torch.bmm(e_single.reshape(len(step), 1, -1), self.features[i]).squeeze(1)
+            moved.append(step)
+        return torch.cat(moved, 1).T.contiguous()
+
+    def jtu(self, u: Tensor) -> Tensor:
+        """The adjoint, (n,d) → (p,)."""
+        g = torch.zeros(self.map.num_params, dtype=u.dtype, device=u.device)
+        g_affine, (g_first,), g_out, g_single = self.map._split(g)
+        for i, ((points, directions, slopes, bends, outputs), part) in enumerate(
+            zip(self.parts, u.split(self.block), strict=True)
+        ):
+            if g_single is not None:
+                g_single += torch.bmm(self.features[i], part.T.unsqueeze(2)).view_as(g_single)
+            back = self.out.T @ part.T
+            g_first.addmm_(back * bends, points.T)
+            g_first[:, :-1].addmm_(back.mul_(slopes), directions.T)
+            g_out.addmm_(part.T, outputs.T, alpha=self.map._weight)
+            g_affine[:, :-1].addmm_(part.T, directions.T)
+        return g
+
+    def layers(self) -> list[Layer]:
+        """The factors (a, g): the first layer is fed z with slope s′ω and ξ with slope s."""
+        spots = self.map.layout()
+        points, directions, slopes, bends, outputs = (torch.cat(group, 1).T for group in zip(*self.parts, strict=True))
+        still = torch.cat([directions, torch.zeros_like(directions[:, :1])], 1)
+        last = -2 if self.features else -1
+        single = axis_layers(spots[-1].offset, torch.cat(self.features, 2)) if self.features else []
+        return [
+            Layer(0, spots[0].shape, still, None),  # type: ignore[arg-type]
+            Layer(spots[1].offset, spots[1].shape, points, self.out * bends.unsqueeze(1)),  # type: ignore[arg-type]
+            Layer(spots[1].offset, spots[1].shape, still, self.out * slopes.unsqueeze(1)),  # type: ignore[arg-type]
+            Layer(spots[last].offset, spots[last].shape, self.map._weight * outputs, None),  # type: ignore[arg-type]
+            *single,
+        ]
 
 
 def _times_slope(x: Tensor, inputs: Tensor) -> Tensor:
