@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.func import jacrev, vmap
 
-from pwgf import maps, tangent
+from pwgf import maps
+from pwgf.tangent import base as tangent
 from pwgf.tangent import Tangent
 
 

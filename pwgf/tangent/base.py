@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .maps.base import Layer, Linearisation, PushForward
-from .parallel import ALONE, Group
+from ..maps.base import Layer, Linearisation, PushForward
+from ..parallel import ALONE, Group
 
 _ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
 _CACHED = 2**20  # the same where they should stay in a core's cache
@@ -41,9 +41,12 @@ class Tangent:
         self.z = group.slice_rows(self._every_z)
         self.dtype, self.device = theta.dtype, theta.device
         self.chunk_size = chunk_size or max(len(self.z), 1)
-        self._parts: list[Linearisation] = [map.linearise(self.theta, part) for part in self.z.split(self.chunk_size)]
+        self._parts = self._linearised()
         self.layered = all(part.layers is not None for part in self._parts)
         self._once = self.layered and not any(part.repeats for part in self._parts)  # no cross terms within a matrix
+
+    def _linearised(self) -> list[Linearisation]:
+        return [self.map.linearise(self.theta, part) for part in self.z.split(self.chunk_size)]
 
     def jv(self, eta: Tensor) -> Tensor:
         """Jη: (p,) → (n,d), the velocities that θ̇ = η gives the samples."""
@@ -85,21 +88,11 @@ class Tangent:
         """JJᵀ, (n·d, n·d), rows ordered (sample, coordinate): Σ_layers (a_i·a_j)(g_ik·g_jl)."""
         if self.group.size > 1:  # few samples: every process forms the whole
             return self.subset(torch.arange(self.n)).gram_dual()
-        if not self._once:
-            rows = torch.cat(list(self._layered_rows() if self.layered else self._rows()))
+        if not self.layered:
+            rows = torch.cat(list(self._rows()))
             return rows @ rows.T
-        identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
-        gram = torch.zeros(self.n, self.d, self.n, self.d, dtype=self.dtype, device=self.device)
-        for g, inputs in self._input_grams():
-            if g is None:
-                gram += inputs[:, None, :, None] * identity[None, :, None, :]
-            else:
-                flat = g.reshape(self.n * self.d, -1)
-                gram += (flat @ flat.T).view(gram.shape) * inputs[:, None, :, None]
-        flat = gram.view(self.n * self.d, self.n * self.d)
-        for cross in self._cross_grams():
-            flat += cross.add_(cross.T.clone())
-        return flat
+        layers = self.all_layers()
+        return row_gram(layers, layers, self.d)
 
     @property
     def _transposed(self) -> bool:
@@ -110,7 +103,7 @@ class Tangent:
         """Ĝ = JᵀJ/n, (p,p): blocks Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ) for each pair of layers."""
         gram = torch.zeros(self.p, self.p, dtype=self.dtype, device=self.device)
         if not self._once or self.d <= _FEW_OUTPUTS or self._transposed:
-            for rows in self._layered_rows() if self.layered else self._rows():
+            for rows in self.rows():
                 gram.addmm_(rows.T, rows)
             return self.group.sum(gram) / self.n
         for layers in self._layers():
@@ -127,6 +120,15 @@ class Tangent:
     def dense(self) -> Tensor:
         """J itself, (n·d, p): for tests and small problems."""
         return torch.cat(list(self._rows()))
+
+    def rows(self) -> Iterator[Tensor]:
+        """Rows of J in blocks of whole samples, (b·d, p), from the factors where there are any."""
+        return self._layered_rows() if self.layered else self._rows()
+
+    def all_layers(self) -> list[Layer]:
+        """The factors of all own samples; of a layered tangent."""
+        groups = zip(*self._layers(), strict=True)
+        return [_joined(group) for group in groups]
 
     def _rows(self) -> Iterator[Tensor]:
         """Rows of J in blocks of whole samples, (b·d, p), by differentiating T."""
@@ -159,31 +161,96 @@ class Tangent:
         for part in self._parts:
             yield part.layers()  # type: ignore[misc]
 
-    def _input_grams(self) -> list[tuple[Tensor | None, Tensor]]:
-        """Every g with Σ aaᵀ (n,n) over the layers that share it, as a weight and its bias do."""
-        found: dict[tuple[int, ...], tuple[Tensor | None, Tensor]] = {}
-        groups = list(zip(*self._layers(), strict=True))  # a list, so that every g lives on and its id is its own
-        for group in groups:
-            a, outputs = torch.cat([layer.a for layer in group]), [layer.g for layer in group if layer.g is not None]
-            shared = tuple(id(layer.g) for layer in group)
-            if shared in found:
-                found[shared][1].addmm_(a, a.T)
-            else:
-                found[shared] = torch.cat(outputs) if outputs else None, a @ a.T
-        return list(found.values())
 
-    def _cross_grams(self) -> Iterator[Tensor]:
-        """What a matrix that acts both ways adds to JJᵀ beside its two layers: half of it, without the transpose.
+class SlopeTangent(Tangent):
+    """D = ∂_θ(∂_zT·ξ), how the map's slopes along directions ξ move with θ, as an (n·q·d, p) matrix.
 
-        Its parts of row (i,k) are g_ik ⊗ a_i and ā_i ⊗ ḡ_ik, whence the entry (g_ik·ā_j)(a_i·ḡ_jl).
-        """
-        parts = [_both_ways(layers) for layers in self._layers()]
-        for group in zip(*parts, strict=True):
-            a, back_a = (torch.cat([pair[side].a for pair in group]) for side in (0, 1))
-            g, back_g = (torch.cat([pair[side].outputs(self.d) for pair in group]) for side in (0, 1))
-            left = (g.reshape(self.n * self.d, -1) @ back_a.T).view(self.n, self.d, self.n, 1)
-            right = (a @ back_g.reshape(self.n * self.d, -1).T).view(self.n, 1, self.n, self.d)
-            yield (left * right).view(self.n * self.d, self.n * self.d)
+    `jv` gives and `jtu` takes (n, q·d): for each sample its q directions, d numbers each.
+
+    Args:
+        map, theta, z, chunk_size, group: as for `Tangent`.
+        xi: (n,q,d) directions at every sample, the same in every process.
+    """
+
+    def __init__(
+        self,
+        map: PushForward,
+        theta: Tensor,
+        z: Tensor,
+        xi: Tensor,
+        chunk_size: int | None = None,
+        group: Group = ALONE,
+    ) -> None:
+        self._every_xi, self.num_directions = xi.detach(), xi.shape[1]
+        self.xi = group.slice_rows(self._every_xi)
+        super().__init__(map, theta, z, chunk_size, group)
+
+    def _linearised(self) -> list[Linearisation]:
+        return [self.map.linearise_slope(self.theta, at, along) for at, along in self._pairs(self.chunk_size)]
+
+    def _pairs(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """z and ξ, (b·q, d) each, in blocks of so many samples."""
+        for z, xi in zip(self.z.split(size), self.xi.split(size), strict=True):
+            yield z.repeat_interleave(self.num_directions, 0), xi.flatten(0, 1)
+
+    def jv(self, eta: Tensor) -> Tensor:
+        """Dη: (p,) → (n, q·d)."""
+        return super().jv(eta).view(len(self.z), -1)
+
+    def jtu(self, u: Tensor) -> Tensor:
+        """Dᵀu: (n, q·d) → (p,), summed over the samples."""
+        pieces = u.reshape(-1, self.d).split(self.chunk_size * self.num_directions)
+        own = torch.stack([part.jtu(piece) for part, piece in zip(self._parts, pieces, strict=True)]).sum(0)
+        return self.group.sum(own)
+
+    def subset(self, index: Tensor) -> SlopeTangent:
+        """D at some of the samples, index (m,); whole on every process."""
+        return SlopeTangent(self.map, self.theta, self._every_z[index], self._every_xi[index], self.chunk_size)
+
+    def to(self, dtype: torch.dtype) -> SlopeTangent:
+        """D at the same (θ, z, ξ) in another precision."""
+        z, xi = self._every_z.to(dtype), self._every_xi.to(dtype)
+        return SlopeTangent(self.map, self.theta.to(dtype), z, xi, self.chunk_size, self.group)
+
+    def _rows(self) -> Iterator[Tensor]:
+        per_block = max(1, _ENTRIES // max(self.num_directions * self.d * self.p, 1))
+        for z, xi in self._pairs(per_block):
+            yield self.map.slope_rows(self.theta, z, xi).reshape(-1, self.p)
+
+
+def row_gram(left: list[Layer], right: list[Layer], dim: int) -> Tensor:
+    """A Bᵀ, (n·d, m·d), of the rows A and B that two lists of factors stand for.
+
+    Two layers of one matrix W add (a_i·ā_j)(g_ik·ḡ_jl); where one of them acts by Wᵀ they add (g_ik·ā_j)(a_i·ḡ_jl).
+    """
+    n, m = len(left[0].a), len(right[0].a)
+    total = left[0].a.new_zeros(n, dim, m, dim)
+    identity = torch.eye(dim, dtype=total.dtype, device=total.device)
+    shared: dict[tuple[int, int], tuple[Layer, Layer, Tensor]] = {}  # a weight and its bias share g
+    for one in left:
+        for other in (layer for layer in right if layer.offset == one.offset):
+            if one.transposed == other.transposed:
+                key, inputs = (id(one.g), id(other.g)), one.a @ other.a.T
+                shared[key] = (one, other, inputs + shared[key][2] if key in shared else inputs)
+                continue
+            g, back_g = one.outputs(dim).reshape(n * dim, -1), other.outputs(dim).reshape(m * dim, -1)
+            total += (g @ other.a.T).view(n, dim, m, 1) * (one.a @ back_g.T).view(n, 1, m, dim)
+    for one, other, inputs in shared.values():
+        if one.g is None and other.g is None:
+            outputs = identity[None, :, None, :]
+        else:
+            g, other_g = one.outputs(dim).reshape(n * dim, -1), other.outputs(dim).reshape(m * dim, -1)
+            outputs = (g @ other_g.T).view(n, dim, m, dim)
+        total += outputs * inputs[:, None, :, None]
+    return total.view(n * dim, m * dim)
+
+
+def _joined(group: tuple[Layer, ...]) -> Layer:
+    """One layer from its blocks of samples."""
+    if len(group) == 1:
+        return group[0]
+    g = None if group[0].g is None else torch.cat([layer.g for layer in group if layer.g is not None])
+    return group[0]._replace(a=torch.cat([layer.a for layer in group]), g=g)
 
 
 def _both_ways(layers: list[Layer]) -> list[tuple[Layer, Layer]]:

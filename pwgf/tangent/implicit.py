@@ -1,0 +1,265 @@
+"""The system of an implicit step, Ĝ + h·H, as rows of one least-squares problem for the same linear solvers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .base import SlopeTangent, Tangent, row_gram
+
+_FEW_SAMPLES = 64  # enough for the size of H beside that of Ĝ
+
+
+class Form(Protocol):
+    """E[u·K u + (u−ū)·C(u−ū) + a|∇u|² + b(div u)²] ≥ 0 at n samples; what is None is absent."""
+
+    point: Tensor | None  # K (n,d,d)
+    centred: Tensor | None  # C (n,d,d)
+    slope: Tensor | None  # a (n,)
+    divergence: Tensor | None  # b (n,)
+
+
+class Curvature:
+    r"""H, the second variation of an energy in the parameters: ηᵀHη = Hess F(u,u) with u = Jη, a sum of squares.
+
+    ∇u = ∂_z(Jη)(∂_zT)⁻¹ enters through q probes w a sample, y_k = ∇u·w_k: |∇u|² = c Σ|y_k|² and div u = c Σ w_k·y_k,
+    exactly with the d unit vectors and c = 1, on average with random signs and c = 1/q.
+
+    Args:
+        tangent: J at n samples.
+        form: the energy's quadratic form at the own samples.
+        jacobian: ∂_zT at the own samples, (n,d,d).
+        probes: w, (n,q,d) at every sample; not looked at where the form has no slopes.
+        exact: whether the probes are the unit vectors.
+    """
+
+    def __init__(self, tangent: Tangent, form: Form, jacobian: Tensor, probes: Tensor, exact: bool) -> None:
+        self.tangent, self.point, self.centred = tangent, form.point, form.centred
+        self.slopes: SlopeTangent | None = None
+        if form.slope is None and form.divergence is None:
+            return
+        group = tangent.group
+        own = group.slice_rows(probes)
+        xi, info = torch.linalg.solve_ex(jacobian, own.transpose(1, 2))
+        usable = (info == 0) & torch.isfinite(xi).all(2).all(1)
+        xi = torch.where(usable.view(-1, 1, 1), xi, 0.0).transpose(1, 2).contiguous()
+        self.slopes = SlopeTangent(
+            tangent.map, tangent.theta, tangent._every_z, group.gather_rows(xi), tangent.chunk_size, group
+        )
+        c = 1.0 if exact else 1.0 / own.shape[1]
+        w = own.flatten(1)
+        size = w.norm(dim=1, keepdim=True)
+        self.axis = w / size  # ŵ, (n, q·d)
+        zero = torch.zeros_like(size[:, 0])
+        a = zero if form.slope is None else form.slope
+        b = zero if form.divergence is None else form.divergence
+        self.across2 = (c * a).unsqueeze(1)  # weight of |y|² across ŵ, and of (ŵ·y)² along it
+        self.along2 = (c * a + b * (c * size[:, 0]).square()).unsqueeze(1)
+
+    def subset(self, index: Tensor) -> Curvature:
+        """The same at some of the samples, index (m,); whole on every process."""
+        gather = self.tangent.group.gather_rows
+        found = copy.copy(self)
+        found.__dict__.pop("gram", None)
+        found.tangent = self.tangent.subset(index)
+        found.point = None if self.point is None else gather(self.point)[index]
+        found.centred = None if self.centred is None else gather(self.centred)[index]
+        if self.slopes is not None:
+            found.slopes = self.slopes.subset(index)
+            found.axis, found.across2, found.along2 = (
+                gather(values)[index] for values in (self.axis, self.across2, self.along2)
+            )
+        return found
+
+    def to(self, dtype: torch.dtype) -> Curvature:
+        """The same in another precision."""
+        found = copy.copy(self)
+        found.__dict__.pop("gram", None)
+        found.tangent = self.tangent.to(dtype)
+        found.point = None if self.point is None else self.point.to(dtype)
+        found.centred = None if self.centred is None else self.centred.to(dtype)
+        if self.slopes is not None:
+            found.slopes = self.slopes.to(dtype)
+            found.axis, found.across2, found.along2 = (
+                values.to(dtype) for values in (self.axis, self.across2, self.along2)
+            )
+        return found
+
+    def quadratic(self, eta: Tensor) -> Tensor:
+        """ηᵀHη, a scalar."""
+        rows = ImplicitTangent(self, 1.0).jv(eta)
+        plain = self.tangent.jv(eta)
+        return self.tangent.group.sum(rows.square().sum() - plain.square().sum()) / self.tangent.n
+
+    @cached_property
+    def gram(self) -> tuple[Tensor, Tensor]:
+        """Ĝ and H, (p,p) each: formed once for all step lengths."""
+        n, d, p = self.tangent.n, self.tangent.d, self.tangent.p
+        metric = self.tangent.gram_primal()
+        hessian = torch.zeros_like(metric)
+        if self.point is not None or self.centred is not None:
+            mean = self._mean_rows() if self.centred is not None else None
+            start = 0
+            for rows in self.tangent.rows():
+                block = rows.view(-1, d, p)
+                part = slice(start, start + len(block))
+                start += len(block)
+                if self.point is not None:
+                    hessian.addmm_(rows.T, (self.point[part] @ block).view(-1, p))
+                if self.centred is not None:
+                    block = block - mean
+                    hessian.addmm_(block.view(-1, p).T, (self.centred[part] @ block).view(-1, p))
+        if self.slopes is not None:
+            start, wide = 0, self.axis.shape[1]
+            for rows in self.slopes.rows():
+                block = rows.view(-1, wide, p)
+                part = slice(start, start + len(block))
+                start += len(block)
+                hessian.addmm_(rows.T, self._weighted(block, part).reshape(-1, p))
+        return metric, (self.tangent.group.sum(hessian) / n)
+
+    def _weighted(self, y: Tensor, part: slice) -> Tensor:
+        """S²y for columns y (b, q·d, ·): `across2` across ŵ, `along2` along it."""
+        axis = self.axis[part].unsqueeze(1)
+        across, along = self.across2[part].unsqueeze(2), self.along2[part].unsqueeze(2)
+        return across * y + ((along - across) * (axis @ y)) * axis.transpose(1, 2)
+
+    def _mean_rows(self) -> Tensor:
+        """Mean of J over the samples, (d,p)."""
+        d, p = self.tangent.d, self.tangent.p
+        own = torch.stack([rows.view(-1, d, p).sum(0) for rows in self.tangent.rows()]).sum(0)
+        return self.tangent.group.sum(own) / self.tangent.n
+
+
+class ImplicitTangent:
+    """Rows R with RᵀR/n = Ĝ + h·H, so that min |Rη − r|²/n is the fit of v plus h times the second variation.
+
+    For each sample Lᵀu with LLᵀ = I + hK, then √h·C^½(u−ū) where the form has C, then √h·S y. It is a tangent as
+    `linalg` wants one, with `d` rows a sample; `trace` stays that of Ĝ, so that the damping means the same.
+
+    Args:
+        curvature: Ĝ and H.
+        h: step length, ≥ 0.
+    """
+
+    def __init__(self, curvature: Curvature, h: float) -> None:
+        self.curvature, self.h, self.tangent = curvature, h, curvature.tangent
+        plain = self.tangent
+        self.n, self.p, self.dtype, self.device, self.group = plain.n, plain.p, plain.dtype, plain.device, plain.group
+        slopes = curvature.slopes
+        self.layered = plain.layered and (slopes is None or slopes.layered)
+        self._root = self._center_root = None
+        identity = torch.eye(plain.d, dtype=plain.dtype, device=plain.device)
+        if curvature.point is not None:
+            self._root = torch.linalg.cholesky(identity + h * curvature.point)
+        if curvature.centred is not None:  # rank may be lower: the root of a matrix just above it
+            lift = 1e-12 * curvature.centred.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-300)
+            self._center_root = torch.linalg.cholesky(h * (curvature.centred + lift.view(-1, 1, 1) * identity))
+        if slopes is not None:
+            self._across, self._along = (h * curvature.across2).sqrt(), (h * curvature.along2).sqrt()
+        wide = 0 if slopes is None else curvature.axis.shape[1]
+        self.d = plain.d + (plain.d if self._center_root is not None else 0) + wide
+
+    def right_side(self, v: Tensor) -> Tensor:
+        """r = [L⁻¹v, 0, 0] (n, rows) for a velocity v (n,d)."""
+        if self._root is not None:
+            v = torch.linalg.solve_triangular(self._root, v.unsqueeze(2), upper=False).squeeze(2)
+        return torch.cat([v, v.new_zeros(len(v), self.d - v.shape[1])], 1)
+
+    def _weigh(self, u: Tensor, y: Tensor | None, mean: Tensor | None = None) -> Tensor:
+        """Rows from columns u = J· (n,d,c) and y = D· (n,q·d,c); `mean` of u over all samples."""
+        parts = [u if self._root is None else self._root.transpose(1, 2) @ u]
+        if self._center_root is not None:
+            mean = self.group.sum(u.sum(0)) / self.n if mean is None else mean
+            parts.append(self._center_root.transpose(1, 2) @ (u - mean))
+        if y is not None:
+            parts.append(self._scaled(y))
+        return torch.cat(parts, 1)
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        """√h·S y for columns y (n, q·d, c); S is symmetric."""
+        axis, across, along = self.curvature.axis.unsqueeze(1), self._across.unsqueeze(2), self._along.unsqueeze(2)
+        return across * y + ((along - across) * (axis @ y)) * axis.transpose(1, 2)
+
+    def jv(self, eta: Tensor) -> Tensor:
+        """Rη: (p,) → (n, rows)."""
+        slopes = self.curvature.slopes
+        y = None if slopes is None else slopes.jv(eta).unsqueeze(2)
+        return self._weigh(self.tangent.jv(eta).unsqueeze(2), y).squeeze(2)
+
+    def jtu(self, rows: Tensor) -> Tensor:
+        """Rᵀr: (n, rows) → (p,), summed over the samples."""
+        d, slopes = self.tangent.d, self.curvature.slopes
+        head, rest = rows[:, :d].unsqueeze(2), rows[:, d:].unsqueeze(2)
+        u = head if self._root is None else self._root @ head
+        if self._center_root is not None:
+            pulled = self._center_root @ rest[:, :d]
+            u = u + pulled - self.group.sum(pulled.sum(0)) / self.n
+            rest = rest[:, d:]
+        total = self.tangent.jtu(u.squeeze(2))
+        return total if slopes is None else total + slopes.jtu(self._scaled(rest).squeeze(2))
+
+    def trace(self) -> Tensor:
+        """tr Ĝ, a scalar: the damping is relative to the metric alone."""
+        return self.tangent.trace()
+
+    @cached_property
+    def spread(self) -> float:
+        """tr(Ĝ + hH)/tr Ĝ ≥ 1 by random columns on a few samples: how much larger the rows are than those of J."""
+        few = self.subset(torch.arange(min(self.n, _FEW_SAMPLES)) * self.n // min(self.n, _FEW_SAMPLES))
+        generator = torch.Generator().manual_seed(0)
+        columns = torch.randint(0, 2, (4, self.p), generator=generator).to(self.dtype).to(self.device) * 2 - 1
+        rows = sum(float(few.jv(column).square().sum()) for column in columns)
+        plain = sum(float(few.tangent.jv(column).square().sum()) for column in columns)
+        return max(1.0, rows / plain) if plain > 0 and math.isfinite(rows) else 1.0
+
+    def subset(self, index: Tensor) -> ImplicitTangent:
+        """The system of some of the samples, index (m,); whole on every process."""
+        return ImplicitTangent(self.curvature.subset(index), self.h)
+
+    def to(self, dtype: torch.dtype) -> ImplicitTangent:
+        """The same in another precision."""
+        return ImplicitTangent(self.curvature.to(dtype), self.h)
+
+    def gram_primal(self) -> Tensor:
+        """Ĝ + hH, (p,p)."""
+        metric, hessian = self.curvature.gram
+        return torch.add(metric, hessian, alpha=self.h)
+
+    def gram_dual(self) -> Tensor:
+        """RRᵀ, (n·rows, n·rows): by pairs of layers, then weighted on both sides."""
+        if self.group.size > 1:
+            return self.subset(torch.arange(self.n)).gram_dual()
+        if not self.layered:
+            rows = self.dense()
+            return rows @ rows.T
+        n, d, slopes = self.n, self.tangent.d, self.curvature.slopes
+        own = self.tangent.all_layers()
+        kernel = row_gram(own, own, d).view(n, d, n * d)
+        if slopes is None:
+            return self._both_sides(kernel, None)
+        bent, wide = slopes.all_layers(), self.curvature.axis.shape[1]
+        cross = row_gram(own, bent, d)  # (n·d, n·q·d)
+        upper = torch.cat([kernel, cross.view(n, d, n * wide)], 2)
+        lower = torch.cat([cross.T.reshape(n, wide, n * d), row_gram(bent, bent, d).view(n, wide, n * wide)], 2)
+        return self._both_sides(upper, lower)
+
+    def _both_sides(self, upper: Tensor, lower: Tensor | None) -> Tensor:
+        """Weights the rows, then the columns, of the kernel of J and D given in its rows (n,d,·) and (n,q·d,·)."""
+        n, d = self.n, self.tangent.d
+        half = self._weigh(upper, lower).view(n * self.d, -1).T
+        u = half[: n * d].reshape(n, d, -1)
+        y = None if lower is None else half[n * d :].reshape(n, -1, half.shape[1])
+        return self._weigh(u, y).view(n * self.d, -1).T
+
+    def dense(self) -> Tensor:
+        """R itself, (n·rows, p): for tests and small problems."""
+        slopes, d, p = self.curvature.slopes, self.tangent.d, self.p
+        u = torch.cat(list(self.tangent.rows())).view(-1, d, p)
+        y = None if slopes is None else torch.cat(list(slopes.rows())).view(len(u), -1, p)
+        return self._weigh(u, y).view(-1, p)
