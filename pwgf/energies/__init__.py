@@ -1,7 +1,9 @@
 """Energies F(ρ) that drive a flow. A new one is a subclass of `Energy` in a file here, named in this list."""
 
+from ._posed import refuse_ill_posed
 from .base import Combination, Energy, Term
 from .functional import Functional
+from .hessian import Hessian
 from .interaction import Interaction, RadialPolynomial
 from .local import Entropy, InternalEnergy, Local, PorousMedium
 from .potential import KL, Potential
@@ -12,6 +14,7 @@ __all__ = [
     "Energy",
     "Entropy",
     "Functional",
+    "Hessian",
     "Interaction",
     "InternalEnergy",
     "KL",
@@ -23,4 +26,5 @@ __all__ = [
     "Sinkhorn",
     "SlicedW2",
     "Term",
+    "refuse_ill_posed",
 ]

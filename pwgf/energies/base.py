@@ -6,6 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import PushedMeasure
 from ..parallel import Shared
+from .hessian import Hessian
 
 _USER_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 
@@ -31,6 +33,10 @@ class Energy(ABC):
 
     `pairwise` marks energies whose sampled value couples the samples (interactions, functionals): they get antithetic,
     moment-matched samples and are never split into blocks.
+
+    A subclass gives `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
+    implicitly. For F = ½E|x − a|², say, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in the dtype
+    of `rho.x`. `hessian_of` in `energies.hessian` guards one that may fail or come out infinite.
     """
 
     pairwise: bool = False
@@ -42,6 +48,10 @@ class Energy(ABC):
     @abstractmethod
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """v = −∇ δF/δρ at ρ's samples x, (n,d), detached."""
+
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """The second variation of F along displacements of ρ's samples; here unknown, so the term is explicit."""
+        return Hessian(explicit=(self.label,))
 
     def terms(self) -> list[Term]:
         """The elementary energies this one is made of, each with its coefficient."""
@@ -111,6 +121,15 @@ class Combination(Energy):
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """Σ c·v."""
         return torch.stack([term.coefficient * term.energy.velocity(rho) for term in self._terms]).sum(0)
+
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """Σ c·Hess F, signed: what is concave in one term may be outweighed by another."""
+        total = Hessian()
+        for term in self._terms:
+            form = term.energy.hessian(rho)
+            names = tuple(text.replace(term.energy.label, term.name, 1) for text in form.explicit)
+            total = total + term.coefficient * replace(form, explicit=names)
+        return total
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Drifts and temperatures of the terms added up."""

@@ -14,8 +14,10 @@ from ..errors import ConfigError
 from ..maps.base import is_real
 from ..measures import PushedMeasure
 from .base import Energy, Once, check_callable, evaluate, shares, slope
+from .hessian import Hessian, hessian_of, second_derivatives
 
 _BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that what W makes of them stays in cache
+_PARTNERS = 64  # of a sample, over which ∇²W is averaged
 
 _ONCE = (
     "Interaction(W) can be differentiated once; got a second derivative of its value. Use a RadialPolynomial for W, or "
@@ -75,6 +77,15 @@ class RadialPolynomial:
         quartic = cubic + squared.mean() * u + 2 * u @ (u.T @ u / n) - cubic.mean(0)
         return n / max(n - 1, 1) * (2 * self.quadratic * u + 4 * self.quartic * quartic)
 
+    def curvature(self, x: Tensor, own: slice) -> Tensor:
+        """(n−1)⁻¹ Σ_{j≠i} ∇²W(x_i − x_j) for the rows `own` of x (n,d): (rows,d,d)."""
+        n, u = len(x), x - x.mean(0)
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        squared = u.square().sum(-1)
+        isotropic = (squared[own] + squared.mean()).reshape(-1, 1, 1) * eye
+        outer = u[own].unsqueeze(2) * u[own].unsqueeze(1) + u.T @ u / n
+        return 2 * self.quadratic * eye + n / max(n - 1, 1) * 4 * self.quartic * (isotropic + 2 * outer)
+
 
 class Interaction(Energy):
     r"""F(ρ) = ½∬W(x−y) ρ(x)ρ(y), velocity −(∇W ∗ ρ)(x), with W made even: (W(r)+W(−r))/2.
@@ -128,6 +139,27 @@ class Interaction(Energy):
         if isinstance(self.W, RadialPolynomial):
             return -self.W.pull(x)[share.own]
         return -sum_of_slopes(self.W, own, x, share.own.start) / max(len(x) - 1, 1)
+
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """C_i = the mean over partners j of ∇²W(x_i − x_j), times n/(n−1) as in the value.
+
+        The second variation is ½E_{x,y}(u−u′)·∇²W(x−y)(u−u′). For a quadratic W that is E(u−ū)·C(u−ū) exactly; for a
+        convex W the latter is at least half of it, for any other W its diagonal part. A `RadialPolynomial` takes all
+        pairs by moments. Any other W is differentiated at no more than 64 partners of each sample, whose distances in
+        the order of the samples are evenly spaced: O(64·n·d) numbers, d backward passes.
+        """
+        own, share = rho.x.detach(), shares(rho)
+        x = share.gather(own)
+        n, W = len(x), self.W
+        if n < 2:
+            return Hessian(centred=own.new_zeros(*own.shape, own.shape[1]))
+
+        def fields() -> dict[str, Tensor]:
+            if isinstance(W, RadialPolynomial):
+                return {"centred": n / (n - 1) * W.curvature(x, share.own)}
+            return {"centred": n / (n - 1) * mean_curvature(W, x, share.own)}
+
+        return hessian_of(self.label, share, fields)
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure drift."""
@@ -193,6 +225,32 @@ def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, 
             r = (samples - samples.roll(1, 0)).requires_grad_(True)
             slope(_kernel(W, r), r, "Interaction: W(r)")
     return total
+
+
+def mean_curvature(W: Callable[[Tensor], Tensor], samples: Tensor, own: slice) -> Tensor:
+    """Mean of ∇²W(x_i − x_j), W made even, over at most 64 partners j ≠ i of each row `own` of samples: (rows,d,d)."""
+    n, d = samples.shape
+    shifts = torch.linspace(1, n - 1, min(_PARTNERS, n - 1), dtype=torch.float64).round().long().to(samples.device)
+    rows = torch.arange(own.start, own.stop, device=samples.device)
+    parts = [samples.new_zeros(0, d, d)]
+    for i in rows.split(max(1, _BLOCK // (len(shifts) * d))):
+        r = samples[i].unsqueeze(1) - samples[(i.unsqueeze(1) + shifts) % n]
+        parts.append(_even_curvature(W, r))
+    return torch.cat(parts)
+
+
+def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+    """Mean over the partners of (∇²W(r) + ∇²W(−r))/2, (b,c,d) → (b,d,d); −r is spared where W is even."""
+    shift = torch.zeros_like(r[:, 0]).requires_grad_(True)  # the same for all partners of a sample: their sum at once
+
+    def value(sign: float) -> Tensor:
+        with torch.enable_grad():
+            return _kernel(W, sign * (r + shift.unsqueeze(1)))
+
+    forward, backward = value(1.0), value(-1.0)
+    total = forward if torch.equal(forward, backward) else (forward + backward) / 2
+    found = second_derivatives(total.mean(1), shift)
+    return r.new_zeros(len(r), r.shape[2], r.shape[2]) if found is None else found
 
 
 def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:

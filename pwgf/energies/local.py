@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..measures import PushedMeasure
 from .base import Energy, check_callable, evaluate, shares, slope
+from .hessian import Hessian, hessian_of, second_derivatives
 
 
 class Local(Energy):
@@ -62,6 +63,27 @@ class Local(Energy):
             v = v - by_ell.detach().unsqueeze(1) * rho.score
         return v.detach()
 
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """K = ∂²ₓg, a = ∂_ℓg, b = ∂²_ℓg, by automatic differentiation; the cross term ∂ₓ∂_ℓg is left out."""
+        with torch.enable_grad():
+            x = rho.x.detach().requires_grad_(True)
+            ell = rho.log_density.detach().requires_grad_(True)
+            g = self._g(x, ell)
+
+        def fields() -> dict[str, Tensor | None]:
+            a, b = None, None
+            if g.requires_grad:
+                a = torch.autograd.grad(g.sum(), ell, create_graph=True, allow_unused=True)[0]
+            if a is not None and a.requires_grad:
+                b = torch.autograd.grad(a.sum(), ell, retain_graph=True, allow_unused=True)[0]
+            return {
+                "point": second_derivatives(g, x),
+                "slope": None if a is None else a.detach(),
+                "divergence": None if b is None else b.detach(),
+            }
+
+        return hessian_of(self.label, shares(rho), fields)
+
 
 def _partial(total: Tensor, x: Tensor) -> Tensor:
     """∇ₓ at fixed ℓ; zeros when x does not enter."""
@@ -81,6 +103,10 @@ class Entropy(Local):
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """−score, (n,d)."""
         return -rho.score
+
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """a = 1: E|∇u|²."""
+        return Hessian(slope=torch.ones_like(rho.x[:, 0].detach()))
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure noise, temperature 1."""
@@ -133,3 +159,8 @@ class PorousMedium(Local):
         weight = self.m * torch.exp((self.m - 1) * rho.log_density.detach())
         v = -weight.unsqueeze(1) * rho.score
         return torch.where((weight == 0).unsqueeze(1), torch.zeros_like(v), v)
+
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """a = ρ^{m−1} and b = (m−1)ρ^{m−1}; zero where ρ vanishes."""
+        weight = torch.exp((self.m - 1) * rho.log_density.detach())
+        return hessian_of(self.label, shares(rho), lambda: {"slope": weight, "divergence": (self.m - 1) * weight})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..measures import PushedMeasure
 from .base import Energy, check_callable, evaluate, shares, slope
+from .hessian import Hessian, hessian_of, second_derivatives
 
 
 class Potential(Energy):
@@ -43,6 +45,10 @@ class Potential(Energy):
             value = evaluate(self.V, "Potential: V(x)", x.shape[:1], x, x)
             return -slope(value, x, "Potential: V(x)")
 
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """K = ∇²V(x), by d backward passes."""
+        return _curvature(self.label, self.V, "Potential: V(x)", rho)
+
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure drift."""
         return [(1.0, self)], 0.0
@@ -74,6 +80,24 @@ class KL(Energy):
             target = evaluate(self.log_target, "KL: log_target(x)", x.shape[:1], x, x)
             return slope(target, x, "KL: log_target(x)") - rho.score
 
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """K = −∇² log π(x), by d backward passes, and a = 1 from the entropy."""
+        target = _curvature(self.label, self.log_target, "KL: log_target(x)", rho)
+        return replace(-1.0 * target, slope=torch.ones_like(rho.x[:, 0].detach()))
+
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Langevin dynamics at temperature 1."""
         return [(1.0, Potential(lambda x: -self.log_target(x)))], 1.0
+
+
+def _curvature(label: str, f: Callable[[Tensor], Tensor], call: str, rho: PushedMeasure) -> Hessian:
+    """K = ∇²f at the samples; zero where f is linear."""
+    with torch.enable_grad():
+        x = rho.x.detach().requires_grad_(True)
+        value = evaluate(f, call, x.shape[:1], x, x)
+
+    def fields() -> dict[str, Tensor]:
+        found = second_derivatives(value, x)
+        return {"point": x.new_zeros(*x.shape, x.shape[1]) if found is None else found}
+
+    return hessian_of(label, shares(rho), fields)

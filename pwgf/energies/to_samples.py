@@ -14,14 +14,17 @@ from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import is_real
 from ..measures import PushedMeasure
 from .base import Energy, Once, shares
+from .hessian import Hessian, hessian_of
 
 _BLOCK = 2**20  # entries of a block of a distance matrix: 8 MB in float64
+_PARTNERS = 256  # samples y over which a second derivative of the kernel is averaged
 
 
 class ToSamples(Energy):
     """An energy of ρ's samples x (n,d) and of fixed samples y (m,d) of the law that ρ is drawn to.
 
-    A subclass gives `_value` and `_velocity` of all samples; value and derivative agree, and processes share rows out.
+    A subclass gives `_value` and `_velocity` of all samples, which agree, and the curvature of what draws ρ to y;
+    processes share rows out.
     """
 
     pairwise = True
@@ -44,6 +47,10 @@ class ToSamples(Energy):
     def _velocity(self, x: Tensor, y: Tensor, own: slice) -> Tensor:
         """−n ∂F/∂x_i for the rows `own` of all samples x."""
 
+    @abstractmethod
+    def _curvature(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """K (n,d,d) at the samples x, of the attraction to y; None where it is unknown."""
+
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """F on the samples, differentiable once."""
         share, own = shares(rho), rho.x.detach()
@@ -58,6 +65,14 @@ class ToSamples(Energy):
         """−n ∂F/∂x_i, (n,d)."""
         share, own = shares(rho), rho.x.detach()
         return self._velocity(share.gather(own), self._target(own), share.own)
+
+    def hessian(self, rho: PushedMeasure) -> Hessian:
+        """K of the attraction to y; what repels the samples from each other is left out."""
+        x = rho.x.detach()
+        K = self._curvature(x, self._target(x))
+        if K is None:
+            return Hessian(explicit=(self.label,))
+        return hessian_of(self.label, shares(rho), lambda: {"point": K})
 
     def _target(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.y.shape[1]:
@@ -143,6 +158,26 @@ class MMD(ToSamples):
             return (_signs(at, x[:, 0]) / max(len(x) - 1, 1) - _signs(at, y[:, 0]) / len(y)).unsqueeze(1)
         return self._pull(x[own], y) / len(y) - self._pull(x[own], x) / max(len(x) - 1, 1)
 
+    def _curvature(self, x: Tensor, y: Tensor) -> Tensor | None:
+        """−mean of ∇²k(x − y) over at most 256 of the y; unknown for |x − y| on a line, where it is made of deltas."""
+        d = x.shape[1]
+        if self.kernel == "energy" and d == 1:
+            return None
+        y = y[torch.linspace(0, len(y) - 1, min(_PARTNERS, len(y)), dtype=torch.float64).round().long().to(y.device)]
+        eye, parts = torch.eye(d, dtype=x.dtype, device=x.device), []
+        for rows in x.split(max(1, _BLOCK // (len(y) * d))):
+            r = rows.unsqueeze(1) - y
+            squared = r.square().sum(-1)
+            if self.kernel == "energy":
+                isotropic = torch.where(squared > 0, squared.rsqrt(), 0.0)
+                along = torch.where(squared > 0, isotropic / squared, 0.0)
+            else:
+                isotropic = self._kernel(squared.sqrt()) / self.bandwidth**2  # type: ignore[operator]
+                along = isotropic / self.bandwidth**2  # type: ignore[operator]
+            outer = torch.einsum("ija,ijb->iab", r * along.unsqueeze(-1), r)
+            parts.append((isotropic.sum(1).reshape(-1, 1, 1) * eye - outer) / len(y))
+        return torch.cat(parts)
+
     def _mean(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Mean of k over pairs (x_i, y_j), or over pairs i ≠ j of x."""
         pairs = len(x) * len(y) if y is not None else max(len(x) * (len(x) - 1), 1)
@@ -219,6 +254,11 @@ class SlicedW2(ToSamples):
         aims = torch.empty_like(projected).scatter_(1, order, self._quantiles(len(x), x))
         return ((aims - projected)[:, own].T @ directions) / len(directions)
 
+    def _curvature(self, x: Tensor, y: Tensor) -> Tensor:
+        """E[uuᵀ] over the directions, exact as long as no two projections change places."""
+        directions = self._directions.to(x)
+        return (directions.T @ directions / len(directions)).expand(len(x), -1, -1)
+
     def _quantiles(self, n: int, like: Tensor) -> Tensor:
         """Mean of π's quantile function over [i/n, (i+1)/n], (L,n)."""
         target, m = self._sorted.to(like), self._sorted.shape[1]
@@ -275,6 +315,10 @@ class Sinkhorn(ToSamples):
             leaf = x.detach().requires_grad_(True)
             (slope,) = torch.autograd.grad(self._loss(leaf, y), leaf)
         return -len(x) * slope[own]
+
+    def _curvature(self, x: Tensor, y: Tensor) -> Tensor:
+        """The identity: a transport cost ½|x − y|², optimal over plans, bends no more than |u|² along u."""
+        return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,46 @@
+"""Whether an energy has a flow forward in time."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from .base import Energy
+from .local import Entropy, InternalEnergy, Local, PorousMedium
+from .potential import KL
+
+_ROUNDING = 1e-12  # relative size of what is left of coefficients that cancel
+
+
+def refuse_ill_posed(energy: Energy) -> None:
+    """Refuses a sum in which a diffusion enters with the wrong sign.
+
+    The coefficients of `Entropy` and `KL` are added up, as are those of `PorousMedium` of the same exponent. A negative
+    multiple of a `PorousMedium` passes where another diffusion has a positive coefficient: the density decides there.
+
+    Raises:
+        ConfigError: the sum of a kind is negative.
+    """
+    heat, porous = list[float](), dict[float, list[float]]()
+    balanced = False
+    for term in energy.terms():
+        if isinstance(term.energy, (Entropy, KL)):
+            heat.append(term.coefficient)
+        elif isinstance(term.energy, PorousMedium):
+            porous.setdefault(term.energy.m, []).append(term.coefficient)
+        elif isinstance(term.energy, (InternalEnergy, Local)):
+            balanced = True
+    if _negative(heat):
+        raise ConfigError(
+            f"entropy enters with coefficient {sum(heat):g} < 0, which is the backward heat equation and has no "
+            "solution for t > 0; write temperature * Entropy() with temperature >= 0."
+        )
+    balanced = balanced or sum(heat) > 0 or any(sum(found) > 0 for found in porous.values())
+    for m, found in porous.items():
+        if _negative(found) and not balanced:
+            raise ConfigError(
+                f"PorousMedium({m:g}) enters with coefficient {sum(found):g} < 0, which is a backward diffusion and "
+                "has no solution for t > 0; write strength * PorousMedium(m) with strength >= 0."
+            )
+
+
+def _negative(coefficients: list[float]) -> bool:
+    return sum(coefficients) < -_ROUNDING * sum(map(abs, coefficients))
