@@ -96,7 +96,7 @@ def right_sides():
 
 
 def values():
-    """F, v and ∇_θF of every energy."""
+    """F, v, ∇_θF and the second variation of every energy."""
     found = {}
     map, theta, _, z = given("layered")
     for name, make in ENERGIES.items():
@@ -104,6 +104,10 @@ def values():
         rho = problem.pushed(theta, z)
         found[f"{name} value"] = problem.energy(rho).numpy()
         found[f"{name} velocity"] = rho.gather(problem.energy.velocity(rho)).numpy()
+        form = problem.energy.hessian(rho)
+        parts = [form.point, form.centred, form.slope, form.divergence]
+        parts = [rho.gather(part.reshape(len(part), -1)) for part in parts if part is not None]
+        found[f"{name} hessian"] = torch.cat(parts or [torch.ones(N, 1)], 1).numpy()
         leaf = theta.clone().requires_grad_(True)
         value = problem.energy(problem.pushed(leaf, z))
         found[f"{name} gradient"] = group.sum(torch.autograd.grad(value, leaf)[0]).numpy()

@@ -88,7 +88,7 @@ def test_a_right_side_is_that_of_one_process(alone, together):
 
 def test_energies_velocities_and_gradients_are_those_of_one_process(alone, together):
     checked = names(alone, *parallel_worker.ENERGIES)
-    assert len(checked) == 4 * len(parallel_worker.ENERGIES)
+    assert len(checked) == 5 * len(parallel_worker.ENERGIES)
     for found in together["ranks"]:
         for name in checked:
             scale = np.abs(alone[name]).max()

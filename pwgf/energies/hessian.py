@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..parallel import Shared
 
 _JITTER = 8.0  # units of d·ε·max|diagonal|: below it a negative eigenvalue is rounding
+_CUT = 1e-3  # relative size of a gradient that may lie outside the graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +133,34 @@ def _positive(matrices: Tensor) -> Tensor:
     return symmetric
 
 
+def gradient_of(value: Tensor, leaf: Tensor) -> Tensor | None:
+    """∂Σvalue/∂leaf, in the shape of leaf and with its graph; None where value does not depend on leaf.
+
+    The gradient is linear in the weights c of the entries of value: c·∂_c(gradient) = gradient. Where this fails, a
+    function has computed its gradient outside the graph (with NumPy, or marked `once_differentiable`), and autograd
+    would take the second derivative to be zero.
+
+    Raises:
+        ConfigError: a part of the gradient lies outside the graph.
+    """
+    if not value.requires_grad:
+        return None
+    weights = torch.ones_like(value.detach()).requires_grad_(True)
+    gradient = torch.autograd.grad(value, leaf, weights, create_graph=True, allow_unused=True)[0]
+    if gradient is None:
+        return None
+    known = gradient.detach()
+    signs = torch.where(torch.isfinite(known), known.sign(), 0.0)
+    by_weight = None
+    if gradient.requires_grad:
+        by_weight = torch.autograd.grad(gradient, weights, signs, retain_graph=True, allow_unused=True)[0]
+    size = (signs * known).nansum()
+    seen = torch.zeros_like(size) if by_weight is None else by_weight[torch.isfinite(by_weight)].sum()
+    if bool((seen - size).abs() > _CUT * size):
+        raise ConfigError("a function inside cannot be differentiated twice.")
+    return gradient
+
+
 def second_derivatives(value: Tensor, leaf: Tensor) -> Tensor | None:
     """∂²value/∂leaf² sample by sample, (…,d,d), by d backward passes; None where value is linear in leaf.
 
@@ -140,19 +169,18 @@ def second_derivatives(value: Tensor, leaf: Tensor) -> Tensor | None:
         leaf: (…,d).
 
     Raises:
-        RuntimeError: a function inside value cannot be differentiated twice.
+        RuntimeError, ConfigError: a function inside value cannot be differentiated twice.
     """
-    if not value.requires_grad:
-        return None
-    gradient = torch.autograd.grad(value.sum(), leaf, create_graph=True, allow_unused=True)[0]
+    gradient = gradient_of(value, leaf)
     if gradient is None or not gradient.requires_grad:
         return None
-    found = leaf.new_zeros(*leaf.shape, leaf.shape[-1])
-    for k in range(leaf.shape[-1]):
-        row = torch.autograd.grad(gradient[..., k].sum(), leaf, retain_graph=True, allow_unused=True)[0]
-        if row is not None:
-            found[..., k, :] = row
-    return found.detach()
+    rows = [
+        torch.autograd.grad(component.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+        for component in gradient.unbind(-1)
+    ]
+    if all(row is None for row in rows):
+        return None
+    return torch.stack([torch.zeros_like(leaf) if row is None else row for row in rows], -2).detach()
 
 
 def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tensor | None]]) -> Hessian:
@@ -165,7 +193,8 @@ def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tens
             `explicit` with the number of samples concerned.
     """
     try:
-        found = {name: field for name, field in fields().items() if field is not None}
+        with torch.enable_grad():  # also when called under no_grad
+            found = {name: field for name, field in fields().items() if field is not None}
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ConfigError):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..measures import PushedMeasure
 from .base import Energy, check_callable, evaluate, shares, slope
-from .hessian import Hessian, hessian_of, second_derivatives
+from .hessian import Hessian, gradient_of, hessian_of, second_derivatives
 
 
 class Local(Energy):
@@ -71,9 +71,7 @@ class Local(Energy):
             g = self._g(x, ell)
 
         def fields() -> dict[str, Tensor | None]:
-            a, b = None, None
-            if g.requires_grad:
-                a = torch.autograd.grad(g.sum(), ell, create_graph=True, allow_unused=True)[0]
+            a, b = gradient_of(g, ell), None
             if a is not None and a.requires_grad:
                 b = torch.autograd.grad(a.sum(), ell, retain_graph=True, allow_unused=True)[0]
             return {

@@ -53,6 +53,28 @@ def test_the_velocity_is_detached_and_needs_no_ambient_gradients(name):
     torch.testing.assert_close(traced, v, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("n", [1, 2, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_hessian_is_a_detached_form_of_the_right_shapes(name, n, dtype):
+    """And the same without ambient gradients; an energy without one says so."""
+    energy, rho = member(name), small(n, dtype=dtype)
+    theta = torch.zeros(1, dtype=dtype, requires_grad=True)
+    traced = energy.hessian(measure(2, theta, rho.z))
+    with torch.no_grad():
+        form = energy.hessian(rho)
+    shapes = {"point": (n, 2, 2), "centred": (n, 2, 2), "slope": (n,), "divergence": (n,)}
+    given = [part for part in shapes if getattr(form, part) is not None]
+    assert given or form.explicit
+    assert form.explicit == traced.explicit
+    for part in given:
+        values = getattr(form, part)
+        assert values.shape == shapes[part]
+        assert values.dtype == dtype
+        assert bool(torch.isfinite(values).all())
+        assert not getattr(traced, part).requires_grad
+        torch.testing.assert_close(getattr(traced, part), values)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 5, 12, 50])
 def test_blocks_of_samples_give_the_same(name, chunk_size):
     energy, z = member(name), small().z
