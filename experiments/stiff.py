@@ -21,6 +21,7 @@ import inspect
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -198,6 +199,8 @@ def solve(name: str, case: Case, seed: int, integrator: str, budget: float) -> d
     """One run, stored and judged: a line of the table."""
     times, out = case.judge.times, FOLDER / f"{name}-{integrator}-{seed}.h5"
     laws = case.judge.laws(name)
+    shutil.rmtree(out, ignore_errors=True)  # a folder while a run goes on, a file afterwards
+    out.unlink(missing_ok=True)  # a run that fails before its first row must not be judged by an older one
     watch, error, log = Watch(times[-1], budget), None, logging.getLogger("pwgf")
     log.addHandler(watch)
     try:

@@ -8,7 +8,7 @@ elsewhere:      Langevin particles, whose sampling error stands beside the error
 
 Wherever the exact flow map is known (affine, radial, one function per coordinate) run and law are compared on the same
 reference points z, or on evenly spread ones, so that sampling noise cancels. What takes more than a second is computed
-once and kept as results/stiff/ref-NAME.npz; all of them together take about three minutes.
+once and kept as results/stiff/ref-NAME.npz, to be deleted when its case changes; all of them together take three minutes.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ class Banana(LangevinProblem):
 
 @dataclass
 class Particles(Judge):
-    """Moments of Langevin particles; a dozen standard errors would be needed to miss 2 % of most entries."""
+    """Moments of Langevin particles; 2 % are at least four of their standard errors in the cases here."""
 
     problem: LangevinProblem
     times: Sequence[float]
