@@ -41,6 +41,7 @@ from pwgf import energies, maps, problems
 from pwgf.errors import PWGFError
 from pwgf.maps import PushForward
 from pwgf.state import Info, State
+from pwgf.storage.manifest import parts_of
 
 FOLDER = RESULTS / "stiff"
 ROUNDING = 1e-10  # a rise of F on the same samples, over 1 + |F|, that is none
@@ -199,8 +200,8 @@ def solve(name: str, case: Case, seed: int, integrator: str, budget: float) -> d
     """One run, stored and judged: a line of the table."""
     times, out = case.judge.times, FOLDER / f"{name}-{integrator}-{seed}.h5"
     laws = case.judge.laws(name)
-    shutil.rmtree(out, ignore_errors=True)  # a folder while a run goes on, a file afterwards
     out.unlink(missing_ok=True)  # a run that fails before its first row must not be judged by an older one
+    shutil.rmtree(parts_of(str(out)), ignore_errors=True)
     watch, error, log = Watch(times[-1], budget), None, logging.getLogger("pwgf")
     log.addHandler(watch)
     try:

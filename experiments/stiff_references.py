@@ -8,7 +8,7 @@ elsewhere:      Langevin particles, whose sampling error stands beside the error
 
 Wherever the exact flow map is known (affine, radial, one function per coordinate) run and law are compared on the same
 reference points z, or on evenly spread ones, so that sampling noise cancels. What takes more than a second is computed
-once and kept as results/stiff/ref-NAME.npz, to be deleted when its case changes; all of them together take three minutes.
+once and kept as results/stiff/ref-NAME.npz, to be deleted when its case changes; all of them take three minutes.
 """
 
 from __future__ import annotations
