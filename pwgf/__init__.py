@@ -6,7 +6,7 @@ picks θ̇ = argmin E|J θ̇ − v|². An *integrator* takes the step, a *scheme
 remembers it.
 """
 
-from . import distances, energies, filtering, fitting, linalg, maps, problems, sampling
+from . import distances, energies, filtering, fitting, integrate, linalg, maps, problems, sampling
 from ._version import __version__
 from .errors import (
     ConfigError,
@@ -20,6 +20,7 @@ from .errors import (
     StorageError,
 )
 from .flow import solve
+from .integrate import Euler, Explicit, FixedStep, Implicit
 from .loop import evolve
 from .measures import Barenblatt, Gaussian, UniformBall, Unnormalised
 from .schemes import JKOICNN, PWGF, SWJKO, EulerMaruyama
@@ -31,8 +32,12 @@ __all__ = [
     "SWJKO",
     "Barenblatt",
     "ConfigError",
+    "Euler",
     "EulerMaruyama",
+    "Explicit",
+    "FixedStep",
     "Gaussian",
+    "Implicit",
     "NonFiniteError",
     "PWGFError",
     "ParallelError",
@@ -50,6 +55,7 @@ __all__ = [
     "evolve",
     "filtering",
     "fitting",
+    "integrate",
     "linalg",
     "load",
     "maps",

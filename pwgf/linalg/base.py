@@ -87,6 +87,11 @@ def group_of(tangent: TangentLike) -> Group:
     return getattr(tangent, "group", ALONE)
 
 
+def spread_of(tangent: TangentLike) -> float:
+    """|rows|²/(n·trace) ≥ 1: by how much the rows exceed the trace that the damping is relative to; 1 for plain J."""
+    return float(getattr(tangent, "spread", 1.0))
+
+
 class LinearSolver(Protocol):
     """A callable that solves the damped least-squares problem of this module for one right side."""
 

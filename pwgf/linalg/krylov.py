@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pwgf.linalg.base import NormalEquations, Solution, TangentLike, check_settings, refuse_rhs
+from pwgf.linalg.base import NormalEquations, Solution, TangentLike, check_settings, refuse_rhs, spread_of
 from pwgf.linalg.iterations import Iterate, conjugate_gradients, lsmr, minres
 
 
@@ -44,7 +44,7 @@ def single_precision(tangent: TangentLike, damping: float, rtol: float) -> Tange
     Safe from damping 1e-7 and rtol 1e-5 on: the right side, the iterates and the final residual stay in float64, and
     what a product loses is then far below what the iteration is asked for. It halves the time of a product.
     """
-    safe = tangent.dtype == torch.float64 and damping >= 1e-7 and rtol >= 1e-5
+    safe = tangent.dtype == torch.float64 and damping >= 1e-7 * spread_of(tangent) and rtol >= 1e-5
     return tangent.to(torch.float32) if safe else None
 
 

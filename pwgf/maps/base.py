@@ -69,12 +69,14 @@ class Linearisation:
 class Pushed(NamedTuple):
     """What T does to a density at samples z.
 
-    `score` (n,d) is ∇ log ρ at T(z), `det_sign` (n,) the sign of det ∂_zT, `log_abs_det` (n,) its logarithm.
+    `score` (n,d) is ∇ log ρ at T(z), `det_sign` (n,) the sign of det ∂_zT, `log_abs_det` (n,) its logarithm; `inverse`
+    (n,d,d) is (∂_zT)⁻¹ where the family computes it on the way.
     """
 
     score: Tensor
     det_sign: Tensor
     log_abs_det: Tensor
+    inverse: Tensor | None = None
 
 
 class Block(NamedTuple):

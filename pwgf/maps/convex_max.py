@@ -183,7 +183,7 @@ class ConvexMax(ConvexGradient):
         slope = slope - (bend * kappa * _covariance(s, r, 2)).flatten(1) @ v
         score = (inverse @ slope.unsqueeze(-1)).squeeze(-1)
         log_abs_det = log_det(factor)
-        return Pushed(score, torch.ones_like(log_abs_det), log_abs_det)
+        return Pushed(score, torch.ones_like(log_abs_det), log_abs_det, inverse)
 
     has_factors: ClassVar[bool] = True
 

@@ -177,7 +177,7 @@ class ConvexRidge(ConvexGradient):
         slope = slope - (curvature.mul_(bend).mul_(h).mul_(-2 * kappa)) @ v
         score = (inverse @ slope.unsqueeze(-1)).squeeze(-1)
         log_abs_det = log_det(factor)
-        return Pushed(score, torch.ones_like(log_abs_det), log_abs_det)
+        return Pushed(score, torch.ones_like(log_abs_det), log_abs_det, inverse)
 
     has_factors: ClassVar[bool] = True
 

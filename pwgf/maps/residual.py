@@ -208,7 +208,7 @@ class ResidualMLP(PushForward):
         if single is not None:
             slope = slope - self._axis_weight * bends * transposed.diagonal(dim1=1, dim2=2)
         score = (transposed @ slope.unsqueeze(-1)).squeeze(-1)
-        return Pushed(score, sign, diagonal.abs().log().sum(1))
+        return Pushed(score, sign, diagonal.abs().log().sum(1), transposed.mT)
 
     has_factors: ClassVar[bool] = True
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from .barenblatt import Barenblatt
 from .base import Reference
+from .floored import FlooredMeasure
 from .gaussian import Gaussian, check_cov
 from .pushed import PushedMeasure
 from .uniform_ball import UniformBall
@@ -14,6 +15,7 @@ from .unnormalised import Unnormalised
 
 __all__ = [
     "Barenblatt",
+    "FlooredMeasure",
     "Gaussian",
     "PushedMeasure",
     "Reference",

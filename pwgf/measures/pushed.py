@@ -55,7 +55,17 @@ class PushedMeasure(Shared):
                 leaf = z.clone().requires_grad_(True)
                 (slope,) = torch.autograd.grad(self.reference.log_density(leaf).sum(), leaf)
             parts.append(self.map.push_score(self.theta.detach(), z, slope))
-        return Pushed(*(torch.cat(group) for group in zip(*parts, strict=True)))
+        joined = [None if group[0] is None else torch.cat(group) for group in zip(*parts, strict=True)]
+        return Pushed(*joined)  # type: ignore[arg-type]
+
+    @cached_property
+    def inverse_jacobian_at_samples(self) -> Tensor:
+        """(∂_zT)⁻¹, (n,d,d), detached; infinite where ∂_zT is singular."""
+        if self._pushed.inverse is not None:
+            return self._pushed.inverse
+        parts = [self.map.jacobian(self.theta.detach(), z).detach() for z in self.z.detach().split(self.chunk_size)]
+        inverse, info = torch.linalg.inv_ex(torch.cat(parts))
+        return torch.where((info == 0).view(-1, 1, 1), inverse, torch.inf)
 
     @property
     def asked_for_density(self) -> bool:

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from ..energies import Energy
 from ..measures import PushedMeasure
-from .right_side import Problem, clip_folded
+from .right_side import Problem
 
 
 def evaluate_row(problem: Problem, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor]) -> dict[str, float]:
-    """Averages over blocks of fresh samples z at (θ, θ̇); all from the unclipped velocity.
+    """Averages over blocks of fresh samples z at (θ, θ̇); all from the velocity as it is, also near folds.
 
     Returns:
         energy and energy_TERM; energy_stderr, the standard error of energy (NaN for a single block);
         projection_residual = E|Jθ̇ − v|²/E|v|² (0 where v vanishes); dissipation = E[v·Jθ̇] ≈ −dF/dt;
-        velocity_rms = √E|v|²; fold_fraction, the share of samples with det ∂_zT ≤ 0; clipped_fraction.
+        velocity_rms = √E|v|²; fold_fraction, the share of samples with det ∂_zT ≤ 0.
     """
     terms = problem.energy.terms()
     sums: dict[str, float] = {}
@@ -37,7 +37,7 @@ def evaluate_row(problem: Problem, theta: Tensor, theta_dot: Tensor, blocks: lis
     v2, miss2 = sums["v2"], sums["miss2"]
     row["projection_residual"] = miss2 / v2 if v2 > 0 else 0.0
     row["velocity_rms"] = math.sqrt(v2)
-    row.update({name: sums[name] for name in ("dissipation", "fold_fraction", "clipped_fraction")})
+    row.update({name: sums[name] for name in ("dissipation", "fold_fraction")})
     return row
 
 
@@ -75,8 +75,7 @@ def _block(problem: Problem, theta: Tensor, theta_dot: Tensor, z: Tensor) -> dic
         values["miss2"] = rho.mean((w - v).square().sum(1))
         values["dissipation"] = rho.mean((v * w).sum(1))
         values["fold_fraction"] = rho.mean((rho.det_sign <= 0).to(v.dtype))
-    clipped = clip_folded(v, rho, problem.clip, rho.group)[1]
-    return {**{name: float(value) for name, value in values.items()}, "clipped_fraction": clipped}
+    return {name: float(value) for name, value in values.items()}
 
 
 def _standard_error(values: list[float]) -> float:

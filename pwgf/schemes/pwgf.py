@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..energies import Energy
-from ..errors import NonFiniteError, ShapeError, SolverError
-from ..integrate import ADAPTIVE, Advance, advance, check_method
+from ..energies import Energy, refuse_ill_posed
+from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
+from ..integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
+from ..integrate.base import NO_MEMORY
 from ..linalg import LinearSolver, get_solver
 from ..maps.base import PushForward
 from ..measures import Reference
@@ -22,15 +23,23 @@ from .base import (
     MapReplay,
     Row,
     check_device,
+    check_number,
     fork,
     member_config,
     merge_counters,
     tensor_config,
 )
-from .damping import adapted_damping, is_due, tried_damping
 from .evaluation import evaluate_row
-from .right_side import Problem, RightSide, check_shared, finite_velocity, refuse_folded
-from .settings import DEFAULT_TOLERANCE, auto_solver, check_members, check_numbers, check_theta0, choose_chunk_size
+from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
+from .settings import (
+    EXPLICIT_DAMPING,
+    IMPLICIT_DAMPING,
+    auto_solver,
+    check_members,
+    check_numbers,
+    check_theta0,
+    choose_chunk_size,
+)
 
 _REDRAWS = 4  # failed intervals in a row before the run stops
 
@@ -46,28 +55,22 @@ class PWGF(MapReplay):
         energy: F, e.g. `energies.Potential(V) + energies.Entropy()`.
         map: T, e.g. `maps.ResidualMLP(dim)`.
         reference: λ, e.g. `Gaussian(dim)`.
-        theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
+        tolerance: largest rms displacement error of a sample per step, in units of x; None means 1e-4 for explicit
+            steps and 1e-3 for implicit ones, whose estimate is that of a lower order.
+        integrator: `auto` (explicit steps until the flow is stiff or strains the map, then implicit ones), `implicit`,
+            `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
+            Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
+        damping: of the solve, relative to the metric's trace; None means 1e-6 for explicit and 1e-7 for implicit steps.
+            Smaller is more accurate and less stable.
+        momentum: the damping is centred at momentum × last accepted θ̇; in [0, 1].
         num_samples: n, samples of a right side.
         num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
-        method: adaptive `bosh3`, `dopri5`, `adaptive_heun`, `fehlberg2`, `dopri8`; fixed `euler`, `midpoint`, `heun2`,
-            `heun3`, `rk4`.
-        tolerance: adaptive methods: largest rms displacement error of a sample per substep, in units of x; None means
-            1e-4.
-        dt: fixed methods: the step, in units of t; adaptive ones: the first step (None: from the velocity).
-        damping: λ of the solve, relative to the metric's trace. Smaller is more accurate and less stable.
-        max_damping: adaptive methods in velocity form raise λ up to this while solves miss clearly more of v on fresh
-            samples than on their own, and lower it again afterwards; equal to `damping` it stays fixed.
-        tune_damping: the same methods try λ/4 and 4λ every 20 intervals (5 while much of v is missed) and go on from
-            one that leaves less than four fifths of what λ leaves of v on fresh samples, between 1e-8 and
-            `max_damping`; less than 1 % left over is not worth a smaller λ. False never goes below `damping`.
-        momentum: the damping is centred at momentum × last accepted θ̇; in [0, 1].
         solver: `auto`, `primal`, `dual`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
-        clip: None, or limit |v| to clip × rms|v| at samples where the map has (nearly) folded; ≥ 5.
+        theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
         form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
         chunk_size: samples per block in densities and tangents; results do not depend on it but for rounding. None: as
             many as `max_memory` allows.
         max_memory: bytes for what densities and tangents hold for each sample of a block.
-        max_rejections: substeps rejected within an interval before it is drawn anew.
         dtype, device: of θ and all computation.
 
     Raises:
@@ -92,44 +95,51 @@ class PWGF(MapReplay):
         map: PushForward,
         reference: Reference,
         *,
-        theta0: Tensor | None = None,
+        tolerance: float | None = None,
+        integrator: str | Integrator = "auto",
+        damping: float | None = None,
+        momentum: float = 0.9,
         num_samples: int = 1000,
         num_eval: int = 10_000,
-        method: str = "bosh3",
-        tolerance: float | None = None,
-        dt: float | None = None,
-        damping: float = 1e-6,
-        max_damping: float = 1e-3,
-        tune_damping: bool = True,
-        momentum: float = 0.9,
         solver: str | LinearSolver = "auto",
-        clip: float | None = None,
+        theta0: Tensor | None = None,
         form: str = "velocity",
         chunk_size: int | None = None,
         max_memory: float = 1e9,
-        max_rejections: int = 20,
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
     ) -> None:
         check_members(energy, map, reference)
-        check_method(method, tolerance, dt)
         check_numbers(
-            damping=damping, max_damping=max_damping, momentum=momentum, clip=clip, form=form, dtype=dtype,
-            num_samples=num_samples, num_eval=num_eval, max_rejections=max_rejections,
+            damping=damping, momentum=momentum, form=form, dtype=dtype, num_samples=num_samples, num_eval=num_eval,
         )  # fmt: skip
+        refuse_ill_posed(energy)
+        if tolerance is not None:
+            check_number(tolerance, "tolerance", "PWGF", low=0.0, high=math.inf, open_low=True)
         chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
         super().__init__(map, reference, dtype, check_device(device, "PWGF"))
         self.energy, self.theta0 = energy, check_theta0(theta0, map)
-        self.num_samples, self.num_eval, self.method = num_samples, num_eval, method
-        self.tolerance = tolerance if method not in ADAPTIVE or tolerance is not None else DEFAULT_TOLERANCE
-        self.dt, self.momentum, self.max_rejections = dt, momentum, max_rejections
+        self.num_samples, self.num_eval, self.momentum = num_samples, num_eval, momentum
+        self.integrator = self._chosen(integrator, form).resolved(tolerance)
+        self.tolerance = getattr(self.integrator, "tolerance", tolerance)
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
-        adapts = method in ADAPTIVE and form == "velocity"
-        self.damping, self.max_damping = damping, max(max_damping, damping) if adapts else damping
-        self.tune_damping = bool(tune_damping) and self.max_damping > damping
+        self.damping = damping
         self.chunk_size, self.max_memory = chunk_size, max_memory
-        self._problem = Problem(energy, map, reference, solver_, form, clip, chunk, world())
+        self._problem = Problem(energy, map, reference, solver_, form, chunk, world())
         self._alone = dataclasses.replace(self._problem, group=ALONE)  # for a few samples, in every process
+
+    @staticmethod
+    def _chosen(integrator: str | Integrator, form: str) -> Integrator:
+        """The integrator; with the gradient form, which has no velocity, an explicit one."""
+        if form == "gradient" and integrator == "auto":
+            return Explicit()
+        chosen = get_integrator(integrator)
+        if form == "gradient" and isinstance(chosen, (Auto, Implicit)):
+            raise ConfigError(
+                "PWGF(form='gradient') has no velocity for implicit steps; use integrator='explicit' or "
+                "integrate.Euler(dt), or form='velocity'."
+            )
+        return chosen
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is told at once.
@@ -154,12 +164,12 @@ class PWGF(MapReplay):
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
         check_shared(self._problem, theta, z)
-        dt = self.dt
+        dt = self.integrator.first_step
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
             spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
             dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
-        counters = {"num_steps": 0, "num_stages": 0, "num_rejected": 0, "num_redraws": 0, "num_products": 0}
-        extra = {"damping": _number(self.damping), "base_damping": _number(self.damping)}
+        counters = {"num_steps": 0, "num_stages": 0, "num_rejected": 0, "num_redraws": 0, "num_products": 0, "num_implicit": 0}
+        extra = {"integrator": NO_MEMORY}
         return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
@@ -168,49 +178,54 @@ class PWGF(MapReplay):
         Raises:
             SolverError, NonFiniteError: no interval succeeded, however short; the last good state is untouched.
         """
-        generator, dt, momentum, damping = state.generator(), state.dt, self.momentum, self._damping(state)
+        generator, dt, momentum = state.generator(), state.dt, self.momentum
+        memory = state.extra.get("integrator", NO_MEMORY)
         rejected, stages = 0, 0
         for redraw in range(_REDRAWS + 1):
             z = self._draw(self.num_samples, generator)
             length = t1 - state.t if dt >= (t1 - state.t) * (1 - 1e-9) else dt
-            side = RightSide(self._problem, z, state.theta_dot, state.t, momentum=momentum, damping=damping)
+            side = self._side(z, state, generator, momentum)
             try:
-                moved = advance(
-                    side, state.theta, length, method=self.method, tolerance=self.tolerance,
-                    first_step=dt if self.method in ADAPTIVE else length, max_rejections=self.max_rejections,
-                )  # fmt: skip
+                moved = self.integrator.advance(side, state.theta, length, dt, memory)
                 break
             except (SolverError, NonFiniteError) as error:
-                rejected, stages = rejected + self.max_rejections, stages + side.num_stages
-                if redraw == _REDRAWS or self.method not in ADAPTIVE:
+                rejected = rejected + getattr(self.integrator, "max_rejections", 0)
+                stages = stages + side.num_stages
+                if redraw == _REDRAWS or not self.integrator.adaptive:
                     raise self._gave_up(error, state, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
-                damping = min(4 * damping, self.max_damping)
-        t_end = t1 if length == t1 - state.t else state.t + length
+        t_end = t1 if moved.length == t1 - state.t else state.t + moved.length
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
-            num_rejected=rejected + moved.num_rejected, num_redraws=redraw,
+            num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        proposal = moved.proposal if self.method in ADAPTIVE else dt
-        base = self._base_damping(state)
-        damping = adapted_damping(damping, base, self.max_damping, side.first_fit, side.held_out)
-        extra = {"damping": _number(damping), "base_damping": _number(base)}
-        after = State(t_end, moved.theta, moved.theta_dot, proposal, generator.get_state(), counters, extra)
-        after = self._agreed(self._tuned(after, side.held_out))
+        extra = {"integrator": moved.memory}
+        after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
+        after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
 
-    def _tuned(self, state: State, held_out: float) -> State:
-        """Puts the damping to the test now and then."""
-        if not self.tune_damping or not is_due(state.counters["num_steps"], held_out):
-            return state
-        generator, damping = fork(state.rng, "tune"), self._damping(state)
-        z, fresh = (self._draw(self.num_samples, generator) for _ in range(2))
-        prior = self.momentum * state.theta_dot
-        found = tried_damping(
-            self._problem, state.theta, prior, z, fresh, state.t, damping=damping, high=self.max_damping
+    def _side(self, z: Tensor, state: State, generator: torch.Generator, momentum: float) -> RightSide:
+        """The right side on the samples z, with random directions for slopes in high dimension."""
+        explicit, implicit = (
+            (EXPLICIT_DAMPING, IMPLICIT_DAMPING) if self.damping is None else (self.damping, self.damping)
         )
-        base = found if found > damping else min(found, self._base_damping(state))
-        return dataclasses.replace(state, extra={"damping": _number(found), "base_damping": _number(base)})
+        probes = None
+        if self.integrator_sees_slopes:
+            n, d = z.shape
+            if d <= EXACT_SLOPES:
+                probes = torch.eye(d, dtype=z.dtype, device=z.device).expand(n, d, d)
+            else:
+                signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
+                probes = (2 * signs - 1).to(z)
+        return RightSide(
+            self._problem, z, state.theta_dot, state.t, momentum=momentum, damping=explicit,
+            implicit_damping=implicit, probes=probes,
+        )  # fmt: skip
+
+    @property
+    def integrator_sees_slopes(self) -> bool:
+        """Whether implicit steps are possible."""
+        return not isinstance(self.integrator, (Explicit, FixedStep))
 
     def _agreed(self, state: State) -> State:
         """Rank 0's state in all processes: what rounding makes of it may differ between machines."""
@@ -218,9 +233,8 @@ class PWGF(MapReplay):
         if group.size == 1:
             return state
         theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
-        numbers = [float(state.extra[name]) for name in ("damping", "base_damping")]
-        t, dt, damping, base = group.numbers_from_first(state.t, state.dt, *numbers)
-        extra = {"damping": _number(damping), "base_damping": _number(base)}
+        t, dt = group.numbers_from_first(state.t, state.dt)
+        extra = {"integrator": group.from_first(state.extra["integrator"])}
         return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
@@ -233,10 +247,8 @@ class PWGF(MapReplay):
             "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
             "solver_residual": side.residual,
             "fit": side.fit,
-            "held_out": side.held_out,
-            "damping": side.damping,
+            "implicit": float(moved.implicit),
             "num_products": float(side.num_products),
-            "clipped_fraction": side.clipped,
         }
         return Info(before.t, after.t, moved.dt, side.num_stages, rejected + moved.num_rejected, values)
 
@@ -244,36 +256,27 @@ class PWGF(MapReplay):
         kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
         return kind(
             f"no step from t = {state.t:.6g} succeeded (last tried dt = {dt:.2e}, {redraws} redraws): {error}. The "
-            f"state at t = {state.t:.6g} is good. Causes: (a) the map folds or is too small for the flow: another map, "
-            "more samples (num_samples), clip=5; (b) the linear system is too ill-conditioned: larger damping; (c) the "
-            "energy is not finite on the way: check it; (d) fixed step too long: smaller dt, or method='bosh3'."
+            f"state at t = {state.t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the way: "
+            "check it at the samples there; (b) the map is too small for the flow, or folds: a wider map, another family "
+            "(maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too ill-conditioned: "
+            "larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: integrator='auto'."
         )
 
     def measure(self, state: State) -> Row:
         """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
         generator = fork(state.rng, "measure")
-        z, damping = self._draw(self.num_samples, generator), self._damping(state)
-        side = RightSide(self._problem, z, state.theta_dot, state.t, momentum=self.momentum, damping=damping)
+        side = self._side(self._draw(self.num_samples, generator), state, generator, self.momentum)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(self._problem, state.theta, theta_dot, self._blocks(generator)))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,
-            damping=damping,
+            damping=side.damping,
             solver_residual=side.residual,
             solver_iterations=float(side.num_products),
         )
         return row
-
-    def _base_damping(self, state: State) -> float:
-        carried = float(state.extra["base_damping"]) if "base_damping" in state.extra else self.damping
-        return min(carried, self.max_damping) if self.tune_damping else self.damping
-
-    def _damping(self, state: State) -> float:
-        base = self._base_damping(state)
-        carried = float(state.extra["damping"]) if "damping" in state.extra else base
-        return min(max(carried, base), self.max_damping)  # a state of other settings may carry another
 
     def _blocks(self, generator: torch.Generator) -> list[Tensor]:
         """Fresh evaluation samples in blocks of at most num_samples (pairwise energies couple only within a block)."""
@@ -308,15 +311,10 @@ class PWGF(MapReplay):
         return {
             "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
             "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
-            "num_samples": self.num_samples, "num_eval": self.num_eval, "method": self.method,
-            "tolerance": self.tolerance, "dt": self.dt, "damping": self.damping,
-            "max_damping": self.max_damping, "tune_damping": self.tune_damping, "momentum": self.momentum,
-            "solver": solver, "clip": problem.clip, "form": problem.form, "chunk_size": self.chunk_size,
-            "max_memory": self.max_memory,
-            "max_rejections": self.max_rejections, "dtype": str(self.dtype).removeprefix("torch."),
+            "num_samples": self.num_samples, "num_eval": self.num_eval, "tolerance": self.tolerance,
+            "integrator": self.integrator.to_config(), "damping": self.damping, "momentum": self.momentum,
+            "solver": solver, "form": problem.form, "chunk_size": self.chunk_size,
+            "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip
 
-
-def _number(value: float) -> Tensor:
-    return torch.tensor([value], dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,9 +13,17 @@ from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..linalg import LinearSolver, Solution, for_interval
 from ..maps.base import PushForward
-from ..measures import PushedMeasure, Reference
+from ..measures import FlooredMeasure, PushedMeasure, Reference
 from ..parallel import ALONE, Group
-from ..tangent import Tangent
+from ..tangent import Curvature, ImplicitTangent, Tangent
+
+EXACT_SLOPES = 2
+"""Dimension up to which |∇u|² is formed from all d directions at a sample; above it from one random direction."""
+
+TAIL = 0.005
+"""Share of the samples at which the map may fold within a step: those in a tail of λ, where it is least known."""
+
+_ROUNDING = 1e-6  # relative to 1 + |F|: a rise of the energy below it is none
 
 
 @dataclass(frozen=True)
@@ -26,13 +35,17 @@ class Problem:
     reference: Reference
     solver: LinearSolver
     form: str
-    clip: float | None
     chunk_size: int | None
     group: Group = ALONE
 
     def pushed(self, theta: Tensor, z: Tensor) -> PushedMeasure:
         """ρ_θ on the samples z (n,d), the same z in every process."""
         return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size, self.group.for_samples(len(z)))
+
+    def floored(self, theta: Tensor, z: Tensor, floor: float | None) -> FlooredMeasure:
+        """The same with slopes kept above a floor, for right sides."""
+        group = self.group.for_samples(len(z))
+        return FlooredMeasure(self.map, self.reference, theta, z, self.chunk_size, group, floor=floor)
 
     def tangent(self, theta: Tensor, z: Tensor) -> Tangent:
         """J at θ and the samples z (n,d), the same z in every process."""
@@ -46,28 +59,57 @@ class RightSide:
         problem: what is solved.
         z: (n,d) samples of λ, the same in every process.
         last: last accepted θ̇ (p,), from other samples; zeros when there is none.
-        momentum, damping: of the solve.
+        momentum, damping: of an explicit solve.
         t: time, for messages.
-
-    After the first stage `first_fit` holds the share of v that its solve missed on z, and `held_out` the share that
-    `last` misses there, which never saw z: the gap between the two is what the solve overfits. NaN where not known.
+        implicit_damping: damping of the solves of implicit steps; the second variation does most of it there.
+        probes: (n,q,d) directions in which implicit steps see slopes; None where only explicit ones are taken.
     """
 
-    def __init__(self, problem: Problem, z: Tensor, last: Tensor, t: float, *, momentum: float, damping: float) -> None:
-        self.problem, self.z, self.t, self.damping = problem, z, t, damping
+    def __init__(
+        self,
+        problem: Problem,
+        z: Tensor,
+        last: Tensor,
+        t: float,
+        *,
+        momentum: float,
+        damping: float,
+        implicit_damping: float | None = None,
+        probes: Tensor | None = None,
+    ) -> None:
+        self.problem, self.z, self.t, self.damping, self.probes = problem, z, t, damping, probes
+        self.implicit_damping = damping if implicit_damping is None else implicit_damping
         self.solver = for_interval(problem.solver)
-        self.last, self.prior = last, momentum * last
-        self.first_fit = self.held_out = math.nan
-        self.num_stages, self.num_products, self.clipped = 0, 0, 0.0
+        self.prior = momentum * last
+        self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
+        self.num_stages, self.num_products = 0, 0
         self.residual, self.fit = 0.0, 0.0
         self.start: tuple[float, float] | None = None
 
     def __call__(self, theta: Tensor) -> Tensor:
         """One least-squares solve."""
+        if self.problem.form == "gradient":
+            self.num_stages += 1
+            self.tangent, self.rho = self.problem.tangent(theta, self.z), self.problem.floored(theta, self.z, None)
+            return self._accepted(self._gradient_form())
+        v = self._look(theta)
+        return self._accepted(self.solver(self.tangent, v, damping=self.damping, prior=self.prior))
+
+    def _look(self, theta: Tensor) -> Tensor:
+        """v (n,d) at θ; keeps ρ and J there."""
         self.num_stages += 1
         self.tangent = self.problem.tangent(theta, self.z)
-        self.rho = self.problem.pushed(theta, self.z)
-        solution = self._gradient_form() if self.problem.form == "gradient" else self._velocity_form()
+        self.rho = self.problem.floored(theta, self.z, self.floor)
+        v = finite_velocity(self.problem.energy, self.rho, self.t)
+        if self.floor is None and self.rho.asked_for_density:
+            self.floor = self.rho.floor
+        if self.start is None:
+            energy = float(self.problem.energy(self.rho).detach())
+            self.start = (energy, float(self.rho.mean(v.square().sum(1))))
+        return v
+
+    def _accepted(self, solution: Solution) -> Tensor:
+        """θ̇ of a solve that has converged to finite numbers."""
         solution = agreed(solution, self.problem.group)
         self.num_products += solution.num_products
         self.residual, self.fit = solution.residual, solution.fit
@@ -79,19 +121,6 @@ class RightSide:
                 f"products at t = {self.t:.6g}"
             )
         return solution.x
-
-    def _velocity_form(self) -> Solution:
-        v = finite_velocity(self.problem.energy, self.rho, self.t)
-        if self.start is None:
-            energy = float(self.problem.energy(self.rho).detach())
-            self.start = (energy, float(self.rho.mean(v.square().sum(1))))
-        v, self.clipped = clip_folded(v, self.rho, self.problem.clip, self.rho.group)
-        solution = self.solver(self.tangent, v, damping=self.damping, prior=self.prior)
-        if self.num_stages == 1 and bool(self.last.any()):
-            missed = (self.tangent.jv(self.last) - v).square().sum()
-            missed, whole = self.rho.group.sum(torch.stack([missed, v.square().sum()]))
-            self.first_fit, self.held_out = solution.fit, float(missed / whole)
-        return solution
 
     def _gradient_form(self) -> Solution:
         """The paper's right side: −∇_θF of the sampled energy instead of Jᵀv/n."""
@@ -110,10 +139,91 @@ class RightSide:
         """rms_i |J_i e| at the latest stage."""
         return self.rho.mean(self.tangent.jv(e.to(self.z)).square().sum(1)).sqrt()
 
+    def linearise(self, theta: Tensor) -> Linearised:
+        """v, J and H at θ, for implicit steps."""
+        v = self._look(theta)
+        with torch.no_grad():
+            form = self.problem.energy.hessian(self.rho).majorant()
+        bends = form.slope is not None or form.divergence is not None
+        inverse = self.rho.inverse_jacobian if bends else None
+        exact = self.z.shape[1] <= EXACT_SLOPES
+        return Linearised(self, self.rho, v, Curvature(self.tangent, form, inverse, self.probes, exact))
+
+    def fault(self, start: Linearised, theta: Tensor, h: float) -> str | None:
+        """Why a step of length h from `start` must not end at θ; None if it may."""
+        rho = self.problem.floored(theta, self.z, self.floor)
+        energy = float(self.problem.energy(rho))
+        if not math.isfinite(energy):
+            return "the energy is not finite at its end"
+        if start.rho.asked_for_density and _share_folded(rho, start.rho) > TAIL:
+            return "the map would fold at more samples than a few in the tail"
+        fallen = h * float(rho.mean((start.v * start.w).sum(1))) if start.w is not None else 0.0
+        rise = energy - start.energy
+        if rise > 0.5 * abs(fallen) + _ROUNDING * (1 + abs(energy)):
+            return f"the energy would rise by {rise:.2g} on the same samples where it should fall by {fallen:.2g}"
+        return None
+
+    def strain(self) -> tuple[float, float]:
+        """Shares of samples that have folded beyond the tail's, and that are at the edge of it, at the latest stage."""
+        if not self.rho.asked_for_density:
+            return 0.0, 0.0
+        folded, unsound = self.rho.mean(
+            torch.stack([self.rho.det_sign <= 0, self.rho.unsound], 1).to(self.z.dtype)
+        ).tolist()
+        return (folded if folded > TAIL else 0.0), unsound
+
     def energy_at(self, theta: Tensor) -> float:
         """F on the same samples."""
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
-        return float(self.problem.energy(self.rho if same else self.problem.pushed(theta, self.z)))
+        return float(self.problem.energy(self.rho if same else self.problem.floored(theta, self.z, self.floor)))
+
+
+class Linearised:
+    """The flow at one θ on frozen samples: v, J and H; see `integrate.Linearised`."""
+
+    def __init__(self, side: RightSide, rho: FlooredMeasure, v: Tensor, curvature: Curvature) -> None:
+        self.side, self.rho, self.v, self.curvature = side, rho, v, curvature
+        self.w: Tensor | None = None  # J η of the first solve
+
+    @cached_property
+    def energy(self) -> float:
+        """F on the samples."""
+        return float(self.side.problem.energy(self.rho))
+
+    def velocity(self, h: float, moved: Tensor | None = None) -> Tensor:
+        """η = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping, (p,)."""
+        side, system = self.side, ImplicitTangent(self.curvature, h)
+        v = self.v if moved is None else self.v - moved / h
+        prior = side.prior if moved is None else torch.zeros_like(side.prior)
+        solution = side.solver(system, system.right_side(v), damping=side.implicit_damping, prior=prior)
+        eta = side._accepted(solution)
+        if self.w is None:
+            self.w = self.curvature.tangent.jv(eta)
+            missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()])).tolist()
+            side.fit = missed / whole if whole > 0 else 0.0
+        return eta
+
+    def displacement(self, e: Tensor) -> float:
+        """rms_i |J_i e|."""
+        return float(self.rho.mean(self.curvature.tangent.jv(e).square().sum(1)).sqrt())
+
+    def stiffness(self, e: Tensor) -> float:
+        """eᵀHe/E|Je|²."""
+        plain = float(self.rho.mean(self.curvature.tangent.jv(e).square().sum(1)))
+        return float(self.curvature.quadratic(e)) / plain if plain > 0 else 0.0
+
+    def moved_since(self, start: Linearised) -> Tensor:
+        """T_θ(z) − T_θ₀(z), (n,d)."""
+        return (self.rho.x - start.rho.x).detach()
+
+    def folded_since(self, start: Linearised) -> bool:
+        """Whether more samples have folded since than a few in the tail."""
+        return self.rho.asked_for_density and _share_folded(self.rho, start.rho) > TAIL
+
+
+def _share_folded(rho: FlooredMeasure, before: FlooredMeasure) -> float:
+    """Share of samples whose det ∂_zT has turned ≤ 0."""
+    return float(rho.mean(((rho.det_sign <= 0) & (before.det_sign > 0)).to(rho.z.dtype)))
 
 
 def agreed(solution: Solution, group: Group) -> Solution:
@@ -146,7 +256,7 @@ def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
         f"the velocity of energy term '{term}' is NaN or infinite at {int(bad.sum())} of {len(points)} samples at "
         f"t = {t:.6g}, first at x = {_first(points, bad)}. Causes: (a) the energy itself is not finite or not "
         "differentiable there: check it at this x; (b) the map folds there, so the density is lost: use more samples "
-        "(num_samples) or clip=5; (c) the step was too long: lower tolerance or dt."
+        "(num_samples) or a map that cannot fold (maps.ConvexRidge); (c) the step was too long: lower tolerance or dt."
     )
 
 
@@ -191,23 +301,6 @@ def _first(points: Tensor, chosen: Tensor) -> str:
     """The first chosen point, up to four of its coordinates."""
     values = points.detach()[int(chosen.nonzero()[0])].tolist()
     return "(" + ", ".join(f"{value:.4g}" for value in values[:4]) + (", …)" if len(values) > 4 else ")")
-
-
-def clip_folded(v: Tensor, rho: PushedMeasure, clip: float | None, group: Group = ALONE) -> tuple[Tensor, float]:
-    """Limits |v_i| to clip × rms|v| at samples where det ∂_zT ≤ 0 or nearly so; returns v and the clipped fraction.
-
-    All other samples stay as they are: over a barrier the few fast ones *are* the transition. The rms and the fraction
-    are of all processes of the group.
-    """
-    if clip is None:
-        return v, 0.0
-    speed, det_sign, log_abs_det = (group.gather_rows(a) for a in (v.norm(dim=1), rho.det_sign, rho.log_abs_det))
-    folded = (det_sign <= 0) | (log_abs_det < log_abs_det.median() - 7)
-    sound = speed[~folded] if bool((~folded).any()) else speed
-    limit = clip * sound.square().mean().sqrt()
-    too_fast = folded & (speed > limit)
-    factor = torch.where(too_fast, limit / speed.clamp_min(torch.finfo(v.dtype).tiny), torch.ones_like(speed))
-    return v * group.slice_rows(factor).unsqueeze(1), float(too_fast.to(v.dtype).mean())
 
 
 def check_shared(problem: Problem, theta: Tensor, z: Tensor) -> None:

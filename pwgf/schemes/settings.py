@@ -14,16 +14,14 @@ from ..maps.base import PushForward
 from ..measures import Reference
 from .base import check_dtype, check_integer, check_number
 
-DEFAULT_TOLERANCE = 1e-4
-"""rms displacement error of a sample per substep, in units of x."""
+EXPLICIT_DAMPING, IMPLICIT_DAMPING = 1e-6, 1e-7
+"""Damping of a solve relative to the metric's trace; implicit steps are damped by the second variation as well."""
 
 
 def check_numbers(
     *,
-    damping: float,
-    max_damping: float,
+    damping: float | None,
     momentum: float,
-    clip: float | None,
     form: str,
     dtype: torch.dtype,
     **counts: int,
@@ -31,11 +29,9 @@ def check_numbers(
     """Raises ConfigError unless each argument of PWGF is in its range."""
     for name, value in counts.items():
         check_integer(value, name, "PWGF")
-    check_number(damping, "damping", "PWGF", low=0.0, high=math.inf)
-    check_number(max_damping, "max_damping", "PWGF", low=0.0, high=math.inf)
+    if damping is not None:
+        check_number(damping, "damping", "PWGF", low=0.0, high=math.inf)
     check_number(momentum, "momentum", "PWGF", low=0.0, high=1.0)
-    if clip is not None:
-        check_number(clip, "clip", "PWGF", low=5.0, high=math.inf)
     if form not in ("velocity", "gradient"):
         raise ConfigError(
             f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}"
@@ -60,7 +56,7 @@ def choose_chunk_size(chunk_size: int | None, max_memory: float, map: PushForwar
 
 def auto_solver(tolerance: float | None) -> Auto:
     """The error of an iteration acts like one of the step: the tighter the tolerance, the tighter the solve."""
-    return Auto(1.0 if tolerance is None else min(1.0, tolerance / DEFAULT_TOLERANCE))
+    return Auto(1.0 if tolerance is None else min(1.0, tolerance / 1e-4))
 
 
 def check_members(energy: Energy, map: PushForward, reference: Reference) -> None:

@@ -143,7 +143,8 @@ class Tangent:
         for layers in self._layers():
             for start in range(0, len(layers[0].a), size):
                 part = slice(start, start + size)
-                rows = torch.empty(len(layers[0].a[part]), self.d, self.p, dtype=self.dtype, device=self.device)
+                make = torch.empty if self._once else torch.zeros  # slopes need not move with every parameter
+                rows = make(len(layers[0].a[part]), self.d, self.p, dtype=self.dtype, device=self.device)
                 filled: set[int] = set()
                 for layer in layers:
                     block = rows[:, :, layer.offset : layer.offset + math.prod(layer.shape)].unflatten(2, layer.shape)

@@ -33,21 +33,21 @@ class Curvature:
     Args:
         tangent: J at n samples.
         form: the energy's quadratic form at the own samples.
-        jacobian: ∂_zT at the own samples, (n,d,d).
-        probes: w, (n,q,d) at every sample; not looked at where the form has no slopes.
+        inverse: (∂_zT)⁻¹ at the own samples, (n,d,d); None where the form has no slopes.
+        probes: w, (n,q,d) at every sample; not looked at then either.
         exact: whether the probes are the unit vectors.
     """
 
-    def __init__(self, tangent: Tangent, form: Form, jacobian: Tensor, probes: Tensor, exact: bool) -> None:
+    def __init__(
+        self, tangent: Tangent, form: Form, inverse: Tensor | None, probes: Tensor | None, exact: bool
+    ) -> None:
         self.tangent, self.point, self.centred = tangent, form.point, form.centred
         self.slopes: SlopeTangent | None = None
-        if form.slope is None and form.divergence is None:
+        if inverse is None or probes is None:
             return
         group = tangent.group
         own = group.slice_rows(probes)
-        xi, info = torch.linalg.solve_ex(jacobian, own.transpose(1, 2))
-        usable = (info == 0) & torch.isfinite(xi).all(2).all(1)
-        xi = torch.where(usable.view(-1, 1, 1), xi, 0.0).transpose(1, 2).contiguous()
+        xi = (own @ inverse.transpose(1, 2)).contiguous()
         self.slopes = SlopeTangent(
             tangent.map, tangent.theta, tangent._every_z, group.gather_rows(xi), tangent.chunk_size, group
         )

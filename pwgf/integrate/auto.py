@@ -1,0 +1,111 @@
+"""The default: explicit steps where they are cheaper, implicit ones where the flow is stiff or the map is strained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import NonFiniteError, SolverError
+from .base import Advance, Field, as_config
+from .explicit import Explicit
+from .implicit import Implicit
+
+STABLE = {"adaptive_heun": 2.0, "fehlberg2": 2.0, "bosh3": 2.5, "dopri5": 3.3, "dopri8": 6.0}
+"""Lengths of the real stability intervals: h·|λ| up to which an explicit step damps a mode λ < 0."""
+
+_NEAR_LIMIT = 0.6  # share of the stability interval above which an explicit step counts as bound by it
+_REJECTED = 3  # rejections within an interval that count the same
+_PATIENCE = 3  # such intervals, less those without, before implicit steps take over
+_RETURN = 10  # implicit steps in a row, each no longer than explicit ones could be, before those take over again
+_COST = 3.0  # an implicit step costs about as much as so many explicit ones
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Starts with explicit steps and changes to implicit ones where those get further for the same work, and back.
+
+    Explicit steps give way when they are as long as stability allows (by the rate at which θ̇ changes between stages),
+    are rejected again and again, fail, or strain the map to the edge of a fold; an interval in which they fail or fold
+    it is done again by an implicit step. Implicit steps give way when stable explicit ones would be as long
+    (by the Rayleigh quotient of the energy's second variation on the error estimate).
+
+    Args:
+        explicit, implicit: the two sides.
+
+    Example:
+        >>> Auto().implicit.order
+        3
+    """
+
+    explicit: Explicit = field(default_factory=Explicit)
+    implicit: Implicit = field(default_factory=Implicit)
+    adaptive: ClassVar[bool] = True
+
+    @property
+    def tolerance(self) -> float | None:
+        """That of the explicit side."""
+        return self.explicit.tolerance
+
+    @property
+    def first_step(self) -> float | None:
+        """That of the explicit side."""
+        return self.explicit.first_step
+
+    @property
+    def max_rejections(self) -> int:
+        """That of the implicit side."""
+        return self.implicit.max_rejections
+
+    def resolved(self, tolerance: float | None) -> Auto:
+        """With the tolerance of the scheme on both sides."""
+        return replace(self, explicit=self.explicit.resolved(tolerance), implicit=self.implicit.resolved(tolerance))
+
+    def advance(self, field: Field, theta: Tensor, length: float, first_step: float, memory: Tensor) -> Advance:
+        """An interval by the side in charge; the memory holds which, its count, |λ| and the implicit side's memory.
+
+        Raises:
+            SolverError, NonFiniteError: neither side finds a step.
+        """
+        implicit, count, rate, own = False, 0, 0.0, memory[3:]
+        if len(memory):
+            implicit, count, rate = bool(memory[0]), int(memory[1]), float(memory[2])
+        if not implicit:
+            found = self._explicit(field, theta, length, first_step)
+            if found is not None:
+                count = max(0, count + (1 if self._bound(found, field) else -1))
+                rate = found.stiffness / found.dt
+                implicit = count >= _PATIENCE
+                return found._replace(memory=_memory(implicit, 0 if implicit else count, rate, own))
+            count = 0
+        found = self.implicit.advance(field, theta, length, first_step, own)
+        rate = max(found.stiffness / found.dt, 0.8 * rate)
+        stable = STABLE[self.explicit.method] / max(rate, 1e-300)
+        smooth = found.num_rejected == 0 and field.strain()[1] == 0
+        count = count + 1 if smooth and found.proposal < _COST * stable else 0
+        back = count >= _RETURN
+        proposal = min(found.proposal, stable) if back else found.proposal
+        return found._replace(memory=_memory(not back, 0 if back else count, rate, found.memory), proposal=proposal)
+
+    def _explicit(self, field: Field, theta: Tensor, length: float, first_step: float) -> Advance | None:
+        """The explicit interval; None where it fails or folds the map."""
+        try:
+            found = self.explicit.advance(field, theta, length, first_step, torch.zeros(0))
+        except (SolverError, NonFiniteError):
+            return None
+        return None if field.strain()[0] > 0 else found
+
+    def _bound(self, found: Advance, field: Field) -> bool:
+        near = found.stiffness > _NEAR_LIMIT * STABLE[self.explicit.method]
+        return near or found.num_rejected >= _REJECTED or field.strain()[1] > 0
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as JSON."""
+        return as_config(self)
+
+
+def _memory(implicit: bool, count: int, rate: float, own: Tensor) -> Tensor:
+    return torch.cat([torch.tensor([float(implicit), float(count), rate], dtype=torch.float64), own])
+

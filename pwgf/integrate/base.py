@@ -1,0 +1,111 @@
+"""What all integrators share: the field they move θ by, and what they report of an interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+
+NO_MEMORY = torch.zeros(0, dtype=torch.float64)
+
+
+class Linearised(Protocol):
+    """The flow at one θ on frozen samples: v, J and the energy's second variation H."""
+
+    energy: float
+
+    def velocity(self, h: float, moved: Tensor | None = None) -> Tensor:
+        """η (p,) = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping; `moved` (n,d) is how far the samples came already.
+
+        Raises:
+            SolverError, NonFiniteError: the linear solve failed.
+        """
+        ...
+
+    def displacement(self, e: Tensor) -> float:
+        """rms_i |J_i e|."""
+        ...
+
+    def stiffness(self, e: Tensor) -> float:
+        """eᵀHe/E|Je|², in units of 1/t."""
+        ...
+
+    def moved_since(self, start: Any) -> Tensor:
+        """T_θ(z) − T_θ₀(z), (n,d), for the `Linearised` at θ₀."""
+        ...
+
+    def folded_since(self, start: Any) -> bool:
+        """Whether more samples have turned det ∂_zT ≤ 0 since θ₀ than may."""
+        ...
+
+
+class Field(Protocol):
+    """The right side θ̇(θ) on frozen samples."""
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """θ̇ (p,) at θ (p,); raises SolverError or NonFiniteError where it has none."""
+        ...
+
+    def displacement(self, e: Tensor) -> Tensor:
+        """rms_i |J_i e| at the θ of the latest call, a scalar."""
+        ...
+
+    def linearise(self, theta: Tensor) -> Linearised:
+        """v, J and H at θ (p,); raises NonFiniteError where they have no finite value."""
+        ...
+
+    def fault(self, start: Linearised, theta: Tensor, h: float) -> str | None:
+        """Why a step of length h from `start` must not end at θ: it folds the map, or raises the energy; None if not."""
+        ...
+
+    def strain(self) -> tuple[float, float]:
+        """Shares of samples at which the map has folded, and has folded or nearly so, at the θ of the latest call."""
+        ...
+
+
+class Advance(NamedTuple):
+    """The end of an interval.
+
+    Args:
+        theta: θ at its end, (p,).
+        theta_dot: θ̇ of the last stage or step, (p,).
+        length: how far it went; explicit steps go the whole length, implicit ones may stop short.
+        dt: length of the last accepted substep.
+        proposal: length to try next.
+        num_rejected: substeps rejected.
+        memory: numbers that the integrator wants back at the next interval, (k,) float64.
+        implicit: whether an implicit step worked.
+        stiffness: h·|λ|, the step in units of the fastest time scale that it has seen.
+    """
+
+    theta: Tensor
+    theta_dot: Tensor
+    length: float
+    dt: float
+    proposal: float
+    num_rejected: int
+    memory: Tensor
+    implicit: bool
+    stiffness: float
+
+
+def check_positive(call: str, max_rejections: int = 1, **values: float | None) -> None:
+    """Raises ConfigError unless each value is None or positive and finite, and the count an integer ≥ 1."""
+    for name, value in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(value) and value > 0):
+            raise ConfigError(f"{call}({name}=…) must be positive and finite; got {value!r}.")
+    if not isinstance(max_rejections, int) or isinstance(max_rejections, bool) or max_rejections < 1:
+        raise ConfigError(f"{call}(max_rejections=…) must be an integer ≥ 1; got {max_rejections!r}.")
+
+
+def as_config(integrator: Any) -> dict[str, Any]:
+    """Name and fields of an integrator as JSON."""
+    found = {f.name: getattr(integrator, f.name) for f in fields(integrator)}
+    nested = {name: value.to_config() if hasattr(value, "to_config") else value for name, value in found.items()}
+    return {"name": type(integrator).__name__, **nested}
