@@ -16,9 +16,8 @@ from .implicit import Implicit
 STABLE = {"adaptive_heun": 2.0, "fehlberg2": 2.0, "bosh3": 2.5, "dopri5": 3.3, "dopri8": 6.0}
 """Lengths of the real stability intervals: h·|λ| up to which an explicit step damps a mode λ < 0."""
 
-_NEAR_LIMIT = 0.6  # share of the stability interval above which an explicit step counts as bound by it
-_REJECTED = 3  # rejections within an interval that count the same
-_PATIENCE = 3  # such intervals, less those without, before implicit steps take over
+_NEAR_LIMIT = 0.2  # share of the stability interval above which an explicit step will soon be bound by it
+_PATIENCE = 2  # intervals near the limit or with rejections, less those without, before implicit steps take over
 _RETURN = 10  # implicit steps in a row, each no longer than explicit ones could be, before those take over again
 _COST = 3.0  # an implicit step costs about as much as so many explicit ones
 
@@ -75,9 +74,10 @@ class Auto:
         if not implicit:
             found = self._explicit(field, theta, length, first_step)
             if found is not None:
-                count = max(0, count + (1 if self._bound(found, field) else -1))
+                near = found.stiffness > _NEAR_LIMIT * STABLE[self.explicit.method]
+                count = max(0, count + (1 if near or found.num_rejected else -1))
                 rate = found.stiffness / found.dt
-                implicit = count >= _PATIENCE
+                implicit = count >= _PATIENCE or field.strain()[1] > 0
                 return found._replace(memory=_memory(implicit, 0 if implicit else count, rate, own))
             count = 0
         found = self.implicit.advance(field, theta, length, first_step, own)
@@ -96,10 +96,6 @@ class Auto:
         except (SolverError, NonFiniteError):
             return None
         return None if field.strain()[0] > 0 else found
-
-    def _bound(self, found: Advance, field: Field) -> bool:
-        near = found.stiffness > _NEAR_LIMIT * STABLE[self.explicit.method]
-        return near or found.num_rejected >= _REJECTED or field.strain()[1] > 0
 
     def to_config(self) -> dict[str, Any]:
         """The settings as JSON."""

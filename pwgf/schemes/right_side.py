@@ -23,6 +23,7 @@ EXACT_SLOPES = 2
 TAIL = 0.005
 """Share of the samples at which the map may fold within a step: those in a tail of λ, where it is least known."""
 
+_FIRST_ORDER = 1e-3  # share of a step over which the energy's slope along it is taken
 _ROUNDING = 1e-6  # relative to 1 + |F|: a rise of the energy below it is none
 
 
@@ -53,7 +54,7 @@ class Problem:
 
 
 class RightSide:
-    """θ̇(θ) on frozen samples z (n,d), damped towards momentum × `last`; counts its calls and keeps the latest stage.
+    """θ̇(θ) on frozen samples z (n,d), damped towards a multiple of `last`; counts its calls and keeps the latest stage.
 
     Args:
         problem: what is solved.
@@ -80,7 +81,7 @@ class RightSide:
         self.problem, self.z, self.t, self.damping, self.probes = problem, z, t, damping, probes
         self.implicit_damping = damping if implicit_damping is None else implicit_damping
         self.solver = for_interval(problem.solver)
-        self.prior = momentum * last
+        self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
         self.num_stages, self.num_products = 0, 0
         self.residual, self.fit = 0.0, 0.0
@@ -93,7 +94,19 @@ class RightSide:
             self.tangent, self.rho = self.problem.tangent(theta, self.z), self.problem.floored(theta, self.z, None)
             return self._accepted(self._gradient_form())
         v = self._look(theta)
-        return self._accepted(self.solver(self.tangent, v, damping=self.damping, prior=self.prior))
+        return self.solved(self.tangent, v, self.damping)
+
+    def solved(self, system: Tangent | ImplicitTangent, rhs: Tensor, damping: float, momentum: bool = True) -> Tensor:
+        """η = argmin |R η − r|²/n + damping, centred at the multiple c of the last θ̇ that fits r best, 0 ≤ c ≤ momentum.
+
+        A fixed multiple would drag the rates of a fast transient into what follows it.
+        """
+        prior = torch.zeros_like(self.last)
+        if momentum and self.momentum > 0 and bool(self.last.any()):
+            moved = system.jv(self.last)
+            fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()])).tolist()
+            prior = min(self.momentum, max(0.0, fit / size if size > 0 else 0.0)) * self.last
+        return self._accepted(self.solver(system, rhs, damping=damping, prior=prior))
 
     def _look(self, theta: Tensor) -> Tensor:
         """v (n,d) at θ; keeps ρ and J there."""
@@ -133,7 +146,7 @@ class RightSide:
         if self.start is None:
             self.start = (float(energy.detach()), float("nan"))
         unused = torch.zeros_like(self.rho.x)
-        return self.solver(self.tangent, unused, damping=self.damping, prior=self.prior, rhs=-gradient)
+        return self.solver(self.tangent, unused, damping=self.damping, prior=self.momentum * self.last, rhs=-gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
         """rms_i |J_i e| at the latest stage."""
@@ -157,10 +170,14 @@ class RightSide:
             return "the energy is not finite at its end"
         if start.rho.asked_for_density and _share_folded(rho, start.rho) > TAIL:
             return "the map would fold at more samples than a few in the tail"
-        fallen = h * float(rho.mean((start.v * start.w).sum(1))) if start.w is not None else 0.0
         rise = energy - start.energy
-        if rise > 0.5 * abs(fallen) + _ROUNDING * (1 + abs(energy)):
-            return f"the energy would rise by {rise:.2g} on the same samples where it should fall by {fallen:.2g}"
+        if rise <= _ROUNDING * (1 + abs(energy)):
+            return None
+        # v is the gradient of F, not of its mean over these samples: along the step that mean may rise at first order
+        near = self.problem.floored(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), self.z, self.floor)
+        slope = (float(self.problem.energy(near)) - start.energy) / _FIRST_ORDER
+        if rise > 2 * max(slope, 0.0) + 0.5 * start.fallen(h):
+            return f"the energy would rise by {rise:.2g} on the same samples"
         return None
 
     def strain(self) -> tuple[float, float]:
@@ -194,14 +211,16 @@ class Linearised:
         """η = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping, (p,)."""
         side, system = self.side, ImplicitTangent(self.curvature, h)
         v = self.v if moved is None else self.v - moved / h
-        prior = side.prior if moved is None else torch.zeros_like(side.prior)
-        solution = side.solver(system, system.right_side(v), damping=side.implicit_damping, prior=prior)
-        eta = side._accepted(solution)
+        eta = side.solved(system, system.right_side(v), side.implicit_damping, momentum=moved is None)
         if self.w is None:
             self.w = self.curvature.tangent.jv(eta)
             missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()])).tolist()
             side.fit = missed / whole if whole > 0 else 0.0
         return eta
+
+    def fallen(self, h: float) -> float:
+        """h·|E v·Jη| of the first solve: by how much F should fall within h."""
+        return 0.0 if self.w is None else h * abs(float(self.rho.mean((self.v * self.w).sum(1))))
 
     def displacement(self, e: Tensor) -> float:
         """rms_i |J_i e|."""

@@ -43,6 +43,7 @@ class Curvature:
     ) -> None:
         self.tangent, self.point, self.centred = tangent, form.point, form.centred
         self.slopes: SlopeTangent | None = None
+        self.divergence = form.divergence is not None
         if inverse is None or probes is None:
             return
         group = tangent.group
@@ -115,19 +116,14 @@ class Curvature:
                     block = block - mean
                     hessian.addmm_(block.view(-1, p).T, (self.centred[part] @ block).view(-1, p))
         if self.slopes is not None:
-            start, wide = 0, self.axis.shape[1]
+            scale, start = ImplicitTangent(self, 1.0), 0
             for rows in self.slopes.rows():
-                block = rows.view(-1, wide, p)
+                block = rows.view(-1, self.axis.shape[1], p)
                 part = slice(start, start + len(block))
                 start += len(block)
-                hessian.addmm_(rows.T, self._weighted(block, part).reshape(-1, p))
+                block = scale.scaled(block, part).view(-1, p)
+                hessian.addmm_(block.T, block)
         return metric, (self.tangent.group.sum(hessian) / n)
-
-    def _weighted(self, y: Tensor, part: slice) -> Tensor:
-        """S²y for columns y (b, q·d, ·): `across2` across ŵ, `along2` along it."""
-        axis = self.axis[part].unsqueeze(1)
-        across, along = self.across2[part].unsqueeze(2), self.along2[part].unsqueeze(2)
-        return across * y + ((along - across) * (axis @ y)) * axis.transpose(1, 2)
 
     def _mean_rows(self) -> Tensor:
         """Mean of J over the samples, (d,p)."""
@@ -162,6 +158,7 @@ class ImplicitTangent:
             self._center_root = torch.linalg.cholesky(h * (curvature.centred + lift.view(-1, 1, 1) * identity))
         if slopes is not None:
             self._across, self._along = (h * curvature.across2).sqrt(), (h * curvature.along2).sqrt()
+            self._divergence = curvature.divergence
         wide = 0 if slopes is None else curvature.axis.shape[1]
         self.d = plain.d + (plain.d if self._center_root is not None else 0) + wide
 
@@ -178,12 +175,15 @@ class ImplicitTangent:
             mean = self.group.sum(u.sum(0)) / self.n if mean is None else mean
             parts.append(self._center_root.transpose(1, 2) @ (u - mean))
         if y is not None:
-            parts.append(self._scaled(y))
+            parts.append(self.scaled(y))
         return torch.cat(parts, 1)
 
-    def _scaled(self, y: Tensor) -> Tensor:
-        """√h·S y for columns y (n, q·d, c); S is symmetric."""
-        axis, across, along = self.curvature.axis.unsqueeze(1), self._across.unsqueeze(2), self._along.unsqueeze(2)
+    def scaled(self, y: Tensor, part: slice = slice(None)) -> Tensor:
+        """√h·S y for columns y (b, q·d, c) of some samples: S is symmetric, and a number where div u has no weight."""
+        across = self._across[part].unsqueeze(2)
+        if not self._divergence:
+            return across * y
+        axis, along = self.curvature.axis[part].unsqueeze(1), self._along[part].unsqueeze(2)
         return across * y + ((along - across) * (axis @ y)) * axis.transpose(1, 2)
 
     def jv(self, eta: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class ImplicitTangent:
             u = u + pulled - self.group.sum(pulled.sum(0)) / self.n
             rest = rest[:, d:]
         total = self.tangent.jtu(u.squeeze(2))
-        return total if slopes is None else total + slopes.jtu(self._scaled(rest).squeeze(2))
+        return total if slopes is None else total + slopes.jtu(self.scaled(rest).squeeze(2))
 
     def trace(self) -> Tensor:
         """tr Ĝ, a scalar: the damping is relative to the metric alone."""
