@@ -22,6 +22,7 @@ from .cli_compare import Compare
 from .cli_files import Doctor, Migrate, Pack
 from .errors import ConfigError, PWGFError
 from .flow import solve
+from .integrate import FixedStep
 from .parallel import world
 from .problems import Problem
 from .schemes import PWGF, EulerMaruyama, Scheme
@@ -57,16 +58,17 @@ class Run:
     """samples of a right side, or number of particles (None: 1000, particles 10000)"""
     num_eval: int = 10_000
     """fresh samples on which the figures of a row are measured"""
-    method: str = "bosh3"
-    """adaptive: bosh3, dopri5, adaptive_heun, fehlberg2, dopri8; fixed steps: euler, midpoint, heun2, heun3, rk4"""
+    integrator: str = "auto"
+    """auto, implicit, explicit, an adaptive method (bosh3, dopri5, adaptive_heun, fehlberg2, dopri8), or with --dt a
+    method of fixed steps (euler, midpoint, heun2, heun3, rk4)"""
     tolerance: float | None = None
-    """adaptive methods: rms displacement error of a sample per step, in units of x (None: 1e-4)"""
+    """rms displacement error of a sample per step, in units of x (None: 1e-4 explicit, 1e-3 implicit)"""
     dt: float | None = None
     """step of fixed-step methods, in units of t (None, particles: a thousandth of the time range)"""
-    damping: float = 1e-6
-    """of the linear solve, relative to the trace of the metric"""
-    momentum: float = 0.9
-    """the damping is centred at momentum times the last accepted rate of the parameters, 0 to 1"""
+    damping: float | None = None
+    """of the linear solve, relative to the trace of the metric (None: 1e-6; 1e-8 in implicit steps of small maps)"""
+    momentum: float | None = None
+    """the damping is centred at up to momentum times the last rate of the parameters, 0 to 1 (None: .9; 0 there)"""
     form: Literal["velocity", "gradient"] = "velocity"
     """right side: project the velocity, or differentiate the sampled energy as published"""
     solver: str = "auto"
@@ -193,7 +195,7 @@ def _times(settings: Run, problem: Problem) -> np.ndarray:
     return np.linspace(own[0], end, count)
 
 
-_MAP_ONLY = ("map", "width", "depth", "num_eval", "method", "tolerance", "damping", "momentum", "form", "solver")
+_MAP_ONLY = ("map", "width", "depth", "num_eval", "integrator", "tolerance", "damping", "momentum", "form", "solver")
 
 
 def _scheme(settings: Run, problem: Problem, span: float) -> Scheme:
@@ -212,7 +214,9 @@ def _scheme(settings: Run, problem: Problem, span: float) -> Scheme:
     residual = settings.map == "residual"
     map = maps.ResidualMLP(problem.dim, settings.width, settings.depth) if residual else maps.Affine(problem.dim)
     n = 1000 if settings.num_samples is None else settings.num_samples
-    shared = {name: getattr(settings, name) for name in (*_MAP_ONLY[3:], "dt")}
+    shared = {name: getattr(settings, name) for name in _MAP_ONLY[3:]}
+    if settings.dt is not None:
+        shared["integrator"] = FixedStep(settings.integrator, settings.dt)
     return PWGF(problem.energy, map, problem.reference, num_samples=n, **shared, **common)
 
 
@@ -294,7 +298,9 @@ def _warnings(run: Trajectory, status: str) -> list[str]:
         found.append(f"the run is {status}: it ends at t = {run.t[-1]:g} of {run.config['times'][-1]:g}")
     folds = run["fold_fraction"] if "fold_fraction" in run.names else np.zeros(1)
     if folds.max() > 0:
-        found.append("the map folds at some samples, where its density is wrong: more samples, a wider map, or clip=5")
+        found.append(
+            "the map folds at some samples, where its density is wrong: more samples, or a map that cannot fold"
+        )
     if _last(run, "num_rejected") > 0.5 * _last(run, "num_steps"):
         found.append("many steps were rejected: more samples or a larger damping make the right side smoother")
     return [f"Warning: {line}" for line in found] or ["Warnings: none"]

@@ -179,8 +179,8 @@ class Loop:
         if float(row.get("fold_fraction", 0.0)) > 0:
             self._warn(
                 "fold",
-                "the map folds at %.2g of the samples at t = %.4g: its density is wrong there. Cure: more samples "
-                "(num_samples), a wider map, or clip=5",
+                "the map folds at %.2g of the samples at t = %.4g: its density is wrong there. Cure: integrator='implicit', "
+                "more samples (num_samples), or a map that cannot fold (maps.ConvexRidge)",
                 row["fold_fraction"],
                 t,
             )
@@ -204,7 +204,7 @@ class Loop:
             self._warn(
                 "stall",
                 "the step has shrunk to %.1e at t = %.4g: a few samples near a fold of the map have become very fast. "
-                "Cure: a wider map, more samples (num_samples), or larger damping (1e-5, 1e-4)",
+                "Cure: integrator='implicit', a wider map, more samples (num_samples), or larger damping",
                 info.dt,
                 info.t1,
             )

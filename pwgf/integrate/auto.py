@@ -104,4 +104,3 @@ class Auto:
 
 def _memory(implicit: bool, count: int, rate: float, own: Tensor) -> Tensor:
     return torch.cat([torch.tensor([float(implicit), float(count), rate], dtype=torch.float64), own])
-

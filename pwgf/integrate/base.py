@@ -17,7 +17,10 @@ NO_MEMORY = torch.zeros(0, dtype=torch.float64)
 class Linearised(Protocol):
     """The flow at one θ on frozen samples: v, J and the energy's second variation H."""
 
-    energy: float
+    @property
+    def energy(self) -> float:
+        """F on the samples."""
+        ...
 
     def velocity(self, h: float, moved: Tensor | None = None) -> Tensor:
         """η (p,) = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping; `moved` (n,d) is how far the samples came already.
@@ -55,11 +58,11 @@ class Field(Protocol):
         """rms_i |J_i e| at the θ of the latest call, a scalar."""
         ...
 
-    def linearise(self, theta: Tensor) -> Linearised:
-        """v, J and H at θ (p,); raises NonFiniteError where they have no finite value."""
+    def linearise(self, theta: Tensor) -> Any:
+        """The `Linearised` flow at θ (p,); raises NonFiniteError where they have no finite value."""
         ...
 
-    def fault(self, start: Linearised, theta: Tensor, h: float) -> str | None:
+    def fault(self, start: Any, theta: Tensor, h: float) -> str | None:
         """Why a step of length h from `start` must not end at θ: it folds the map, or raises the energy; None if not."""
         ...
 

@@ -77,7 +77,9 @@ class Implicit:
                 f"Implicit(dt=0.05, newton={self.newton})."
             )
         if self.dt is not None and self.tolerance is not None:
-            raise ConfigError("Implicit(dt=…) takes fixed steps, which a tolerance cannot control; give one of the two.")
+            raise ConfigError(
+                "Implicit(dt=…) takes fixed steps, which a tolerance cannot control; give one of the two."
+            )
 
     @property
     def adaptive(self) -> bool:

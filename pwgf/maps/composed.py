@@ -135,8 +135,9 @@ class Composed(PushForward):
         """From map to map: the score of what one pushes forward is the slope that the next one starts with."""
         sign, log_abs_det = torch.ones_like(z[:, 0]), torch.zeros_like(z[:, 0])
         for map, part in zip(self.maps, self._split(theta.detach()), strict=True):
-            slope, its_sign, its_log = map.push_score(part, z, slope)
-            sign, log_abs_det, z = sign * its_sign, log_abs_det + its_log, map(part, z)
+            pushed = map.push_score(part, z, slope)
+            slope, sign, log_abs_det = pushed.score, sign * pushed.det_sign, log_abs_det + pushed.log_abs_det
+            z = map(part, z)
         return Pushed(slope, sign, log_abs_det)
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:

@@ -47,11 +47,16 @@ class FlooredMeasure(PushedMeasure):
         size = self.inverse_jacobian_at_samples.square().sum((1, 2)).sqrt()
         return torch.where(torch.isfinite(size), 1 / size, 0.0)
 
+    @cached_property
+    def typical_slope(self) -> float:
+        """√d times the median of 1/|(∂_zT)⁻¹| over the samples."""
+        return self.map.dim**0.5 * float(self.group.gather_rows(self._slopes).median())
+
     @property
     def floor(self) -> float:
         """The floor in use."""
         if self._floor is None:
-            self._floor = FLOOR * float(self.group.gather_rows(self._slopes).median())
+            self._floor = FLOOR * self.typical_slope / self.map.dim**0.5
         return self._floor
 
     @cached_property

@@ -32,13 +32,12 @@ from .base import (
 from .evaluation import evaluate_row
 from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
 from .settings import (
-    EXPLICIT_DAMPING,
-    IMPLICIT_DAMPING,
     auto_solver,
     check_members,
     check_numbers,
     check_theta0,
     choose_chunk_size,
+    solve_settings,
 )
 
 _REDRAWS = 4  # failed intervals in a row before the run stops
@@ -60,9 +59,10 @@ class PWGF(MapReplay):
         integrator: `auto` (explicit steps until the flow is stiff or strains the map, then implicit ones), `implicit`,
             `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
-        damping: of the solve, relative to the metric's trace; None means 1e-6 for explicit and 1e-7 for implicit steps.
-            Smaller is more accurate and less stable.
-        momentum: the damping is centred at momentum × last accepted θ̇; in [0, 1].
+        damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-8 for implicit steps of a map with
+            up to 500 parameters. Smaller is more accurate and less stable.
+        momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0 for
+            implicit steps of a map with up to 500 parameters.
         num_samples: n, samples of a right side.
         num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
         solver: `auto`, `primal`, `dual`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
@@ -98,7 +98,7 @@ class PWGF(MapReplay):
         tolerance: float | None = None,
         integrator: str | Integrator = "auto",
         damping: float | None = None,
-        momentum: float = 0.9,
+        momentum: float | None = None,
         num_samples: int = 1000,
         num_eval: int = 10_000,
         solver: str | LinearSolver = "auto",
@@ -168,7 +168,14 @@ class PWGF(MapReplay):
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
             spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
             dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
-        counters = {"num_steps": 0, "num_stages": 0, "num_rejected": 0, "num_redraws": 0, "num_products": 0, "num_implicit": 0}
+        counters = {
+            "num_steps": 0,
+            "num_stages": 0,
+            "num_rejected": 0,
+            "num_redraws": 0,
+            "num_products": 0,
+            "num_implicit": 0,
+        }
         extra = {"integrator": NO_MEMORY}
         return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
@@ -182,7 +189,7 @@ class PWGF(MapReplay):
         memory = state.extra.get("integrator", NO_MEMORY)
         rejected, stages = 0, 0
         for redraw in range(_REDRAWS + 1):
-            z = self._draw(self.num_samples, generator)
+            z = self._draw(self.num_samples, generator, even=True)
             length = t1 - state.t if dt >= (t1 - state.t) * (1 - 1e-9) else dt
             side = self._side(z, state, generator, momentum)
             try:
@@ -204,11 +211,8 @@ class PWGF(MapReplay):
         after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
 
-    def _side(self, z: Tensor, state: State, generator: torch.Generator, momentum: float) -> RightSide:
+    def _side(self, z: Tensor, state: State, generator: torch.Generator, momentum: float | None) -> RightSide:
         """The right side on the samples z, with random directions for slopes in high dimension."""
-        explicit, implicit = (
-            (EXPLICIT_DAMPING, IMPLICIT_DAMPING) if self.damping is None else (self.damping, self.damping)
-        )
         probes = None
         if self.integrator_sees_slopes:
             n, d = z.shape
@@ -217,10 +221,8 @@ class PWGF(MapReplay):
             else:
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
-        return RightSide(
-            self._problem, z, state.theta_dot, state.t, momentum=momentum, damping=explicit,
-            implicit_damping=implicit, probes=probes,
-        )  # fmt: skip
+        chosen = solve_settings(self.damping, momentum, self.map.num_params)
+        return RightSide(self._problem, z, state.theta_dot, state.t, probes=probes, **chosen._asdict())
 
     @property
     def integrator_sees_slopes(self) -> bool:
@@ -265,7 +267,7 @@ class PWGF(MapReplay):
     def measure(self, state: State) -> Row:
         """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
         generator = fork(state.rng, "measure")
-        side = self._side(self._draw(self.num_samples, generator), state, generator, self.momentum)
+        side = self._side(self._draw(self.num_samples, generator, even=True), state, generator, self.momentum)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(self._problem, state.theta, theta_dot, self._blocks(generator)))
@@ -283,8 +285,9 @@ class PWGF(MapReplay):
         size = max(self.num_samples, 100)
         return [self._draw(min(size, self.num_eval - start), generator) for start in range(0, self.num_eval, size)]
 
-    def _draw(self, n: int, generator: torch.Generator) -> Tensor:
-        matched = getattr(self.reference, "matched_sample", None) if self.energy.pairwise else None
+    def _draw(self, n: int, generator: torch.Generator, *, even: bool = False) -> Tensor:
+        """n samples of λ (n,d); evenly spread ones for right sides, and where the energy couples the samples."""
+        matched = getattr(self.reference, "matched_sample", None) if even or self.energy.pairwise else None
         z = (matched or self.reference.sample)(n, generator)
         if not isinstance(z, Tensor) or z.shape != (n, self.map.dim):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
@@ -317,4 +320,3 @@ class PWGF(MapReplay):
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip
-

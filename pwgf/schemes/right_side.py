@@ -23,6 +23,9 @@ EXACT_SLOPES = 2
 TAIL = 0.005
 """Share of the samples at which the map may fold within a step: those in a tail of λ, where it is least known."""
 
+STRETCH = 2.0
+"""Slope of the map, relative to its typical one, above which a sample's displacement is measured in z instead of x."""
+
 _FIRST_ORDER = 1e-3  # share of a step over which the energy's slope along it is taken
 _ROUNDING = 1e-6  # relative to 1 + |F|: a rise of the energy below it is none
 
@@ -62,7 +65,7 @@ class RightSide:
         last: last accepted θ̇ (p,), from other samples; zeros when there is none.
         momentum, damping: of an explicit solve.
         t: time, for messages.
-        implicit_damping: damping of the solves of implicit steps; the second variation does most of it there.
+        implicit_damping, implicit_momentum: the same of the solves of implicit steps.
         probes: (n,q,d) directions in which implicit steps see slopes; None where only explicit ones are taken.
     """
 
@@ -75,11 +78,12 @@ class RightSide:
         *,
         momentum: float,
         damping: float,
-        implicit_damping: float | None = None,
+        implicit_damping: float = 0.0,
+        implicit_momentum: float = 0.0,
         probes: Tensor | None = None,
     ) -> None:
         self.problem, self.z, self.t, self.damping, self.probes = problem, z, t, damping, probes
-        self.implicit_damping = damping if implicit_damping is None else implicit_damping
+        self.implicit_damping, self.implicit_momentum = implicit_damping, implicit_momentum
         self.solver = for_interval(problem.solver)
         self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
@@ -94,18 +98,18 @@ class RightSide:
             self.tangent, self.rho = self.problem.tangent(theta, self.z), self.problem.floored(theta, self.z, None)
             return self._accepted(self._gradient_form())
         v = self._look(theta)
-        return self.solved(self.tangent, v, self.damping)
+        return self.solved(self.tangent, v, self.damping, self.momentum)
 
-    def solved(self, system: Tangent | ImplicitTangent, rhs: Tensor, damping: float, momentum: bool = True) -> Tensor:
+    def solved(self, system: Tangent | ImplicitTangent, rhs: Tensor, damping: float, momentum: float) -> Tensor:
         """η = argmin |R η − r|²/n + damping, centred at the multiple c of the last θ̇ that fits r best, 0 ≤ c ≤ momentum.
 
         A fixed multiple would drag the rates of a fast transient into what follows it.
         """
         prior = torch.zeros_like(self.last)
-        if momentum and self.momentum > 0 and bool(self.last.any()):
+        if momentum > 0 and bool(self.last.any()):
             moved = system.jv(self.last)
             fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()])).tolist()
-            prior = min(self.momentum, max(0.0, fit / size if size > 0 else 0.0)) * self.last
+            prior = min(momentum, max(0.0, fit / size if size > 0 else 0.0)) * self.last
         return self._accepted(self.solver(system, rhs, damping=damping, prior=prior))
 
     def _look(self, theta: Tensor) -> Tensor:
@@ -211,7 +215,8 @@ class Linearised:
         """η = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping, (p,)."""
         side, system = self.side, ImplicitTangent(self.curvature, h)
         v = self.v if moved is None else self.v - moved / h
-        eta = side.solved(system, system.right_side(v), side.implicit_damping, momentum=moved is None)
+        momentum = side.implicit_momentum if moved is None else 0.0
+        eta = side.solved(system, system.right_side(v), side.implicit_damping, momentum)
         if self.w is None:
             self.w = self.curvature.tangent.jv(eta)
             missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()])).tolist()
@@ -223,8 +228,17 @@ class Linearised:
         return 0.0 if self.w is None else h * abs(float(self.rho.mean((self.v * self.w).sum(1))))
 
     def displacement(self, e: Tensor) -> float:
-        """rms_i |J_i e|."""
-        return float(self.rho.mean(self.curvature.tangent.jv(e).square().sum(1)).sqrt())
+        """rms_i of |J_i e|, but no more than `STRETCH` times the typical slope of T times |(∂_zT)⁻¹J_i e|.
+
+        Where the law is torn the map is a cliff: the few samples on it move far at the least change of θ, and would
+        decide the step alone. They are compared in the coordinates of λ.
+        """
+        u = self.curvature.tangent.jv(e)
+        size2 = u.square().sum(1)
+        if self.rho.asked_for_density:
+            back = (self.rho.inverse_jacobian @ u.unsqueeze(2)).squeeze(2)
+            size2 = torch.minimum(size2, (STRETCH * self.rho.typical_slope) ** 2 * back.square().sum(1))
+        return float(self.rho.mean(size2).sqrt())
 
     def stiffness(self, e: Tensor) -> float:
         """eᵀHe/E|Je|²."""

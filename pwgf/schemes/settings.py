@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,18 +11,40 @@ from torch import Tensor
 from ..energies import Energy
 from ..errors import ConfigError, ShapeError, nearest
 from ..linalg import Auto
+from ..linalg.choice import MAX_PRIMAL
 from ..maps.base import PushForward
 from ..measures import Reference
 from .base import check_dtype, check_integer, check_number
 
-EXPLICIT_DAMPING, IMPLICIT_DAMPING = 1e-6, 1e-7
-"""Damping of a solve relative to the metric's trace; implicit steps are damped by the second variation as well."""
+
+class SolveSettings(NamedTuple):
+    """Damping, relative to the metric's trace, and momentum of explicit and of implicit solves."""
+
+    damping: float
+    momentum: float
+    implicit_damping: float
+    implicit_momentum: float
+
+
+def solve_settings(damping: float | None, momentum: float | None, num_params: int) -> SolveSettings:
+    """As given, or the defaults: damping 1e-6 and momentum .9, but 1e-8 and none in implicit steps of few parameters.
+
+    The second variation damps implicit steps already, so that few parameters (up to what the direct solver takes) need
+    little more; many of them fit noise.
+    """
+    few = num_params <= MAX_PRIMAL
+    defaults = SolveSettings(1e-6, 0.9, 1e-8 if few else 1e-6, 0.0 if few else 0.9)
+    if damping is not None:
+        defaults = defaults._replace(damping=damping, implicit_damping=damping)
+    if momentum is not None:
+        defaults = defaults._replace(momentum=momentum, implicit_momentum=momentum)
+    return defaults
 
 
 def check_numbers(
     *,
     damping: float | None,
-    momentum: float,
+    momentum: float | None,
     form: str,
     dtype: torch.dtype,
     **counts: int,
@@ -31,7 +54,8 @@ def check_numbers(
         check_integer(value, name, "PWGF")
     if damping is not None:
         check_number(damping, "damping", "PWGF", low=0.0, high=math.inf)
-    check_number(momentum, "momentum", "PWGF", low=0.0, high=1.0)
+    if momentum is not None:
+        check_number(momentum, "momentum", "PWGF", low=0.0, high=1.0)
     if form not in ("velocity", "gradient"):
         raise ConfigError(
             f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}"

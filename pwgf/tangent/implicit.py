@@ -18,10 +18,25 @@ _FEW_SAMPLES = 64  # enough for the size of H beside that of Ĝ
 class Form(Protocol):
     """E[u·K u + (u−ū)·C(u−ū) + a|∇u|² + b(div u)²] ≥ 0 at n samples; what is None is absent."""
 
-    point: Tensor | None  # K (n,d,d)
-    centred: Tensor | None  # C (n,d,d)
-    slope: Tensor | None  # a (n,)
-    divergence: Tensor | None  # b (n,)
+    @property
+    def point(self) -> Tensor | None:
+        """K (n,d,d)."""
+        ...
+
+    @property
+    def centred(self) -> Tensor | None:
+        """C (n,d,d)."""
+        ...
+
+    @property
+    def slope(self) -> Tensor | None:
+        """a (n,)."""
+        ...
+
+    @property
+    def divergence(self) -> Tensor | None:
+        """b (n,)."""
+        ...
 
 
 class Curvature:
@@ -104,7 +119,7 @@ class Curvature:
         metric = self.tangent.gram_primal()
         hessian = torch.zeros_like(metric)
         if self.point is not None or self.centred is not None:
-            mean = self._mean_rows() if self.centred is not None else None
+            mean = self._mean_rows() if self.centred is not None else metric.new_zeros(1)
             start = 0
             for rows in self.tangent.rows():
                 block = rows.view(-1, d, p)
