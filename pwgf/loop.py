@@ -179,8 +179,8 @@ class Loop:
         if float(row.get("fold_fraction", 0.0)) > 0:
             self._warn(
                 "fold",
-                "the map folds at %.2g of the samples at t = %.4g: its density is wrong there. Cure: integrator='implicit', "
-                "more samples (num_samples), or a map that cannot fold (maps.ConvexRidge)",
+                "the map folds at %.2g of the samples at t = %.4g: its density is wrong there. Cure: "
+                "integrator='implicit', more samples (num_samples), or a map that cannot fold (maps.ConvexRidge)",
                 row["fold_fraction"],
                 t,
             )

@@ -63,7 +63,7 @@ class Field(Protocol):
         ...
 
     def fault(self, start: Any, theta: Tensor, h: float) -> str | None:
-        """Why a step of length h from `start` must not end at θ: it folds the map, or raises the energy; None if not."""
+        """Why a step of length h from `start` must not end at θ: folds, or a rise of the energy; None if it may."""
         ...
 
     def strain(self) -> tuple[float, float]:

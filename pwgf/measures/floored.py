@@ -15,7 +15,7 @@ FLOOR = 0.03
 
 
 class _Repair(NamedTuple):
-    """At the unsound samples `at` (n,): (∂_zT)⁻¹ (m,d,d), log|det ∂_zT| (m,) and the score (m,d), all after the repair."""
+    """After the repair at the unsound samples `at` (n,): (∂_zT)⁻¹ (m,d,d), log|det ∂_zT| (m,), the score (m,d)."""
 
     at: Tensor
     inverse: Tensor

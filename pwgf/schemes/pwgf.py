@@ -59,10 +59,10 @@ class PWGF(MapReplay):
         integrator: `auto` (explicit steps until the flow is stiff or strains the map, then implicit ones), `implicit`,
             `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
-        damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-8 for implicit steps of a map with
-            up to 500 parameters. Smaller is more accurate and less stable.
-        momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0 for
-            implicit steps of a map with up to 500 parameters.
+        damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-8 for implicit steps of a map
+            with up to 500 parameters. Smaller is more accurate and less stable.
+        momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
+            for implicit steps of a map with up to 500 parameters.
         num_samples: n, samples of a right side.
         num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
         solver: `auto`, `primal`, `dual`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
@@ -258,9 +258,9 @@ class PWGF(MapReplay):
         kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
         return kind(
             f"no step from t = {state.t:.6g} succeeded (last tried dt = {dt:.2e}, {redraws} redraws): {error}. The "
-            f"state at t = {state.t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the way: "
-            "check it at the samples there; (b) the map is too small for the flow, or folds: a wider map, another family "
-            "(maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too ill-conditioned: "
+            f"state at t = {state.t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the "
+            "way: check it at the samples there; (b) the map is too small for the flow, or folds: a wider map, another "
+            "family (maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too ill-conditioned: "
             "larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: integrator='auto'."
         )
 

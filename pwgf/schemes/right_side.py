@@ -101,7 +101,7 @@ class RightSide:
         return self.solved(self.tangent, v, self.damping, self.momentum)
 
     def solved(self, system: Tangent | ImplicitTangent, rhs: Tensor, damping: float, momentum: float) -> Tensor:
-        """η = argmin |R η − r|²/n + damping, centred at the multiple c of the last θ̇ that fits r best, 0 ≤ c ≤ momentum.
+        """η = argmin |Rη − r|²/n + damping, centred at the multiple of the last θ̇ that fits r best, up to momentum.
 
         A fixed multiple would drag the rates of a fast transient into what follows it.
         """
