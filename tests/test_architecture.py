@@ -138,7 +138,7 @@ def test_there_are_no_circles():
     ("library", "homes"),
     [
         ("h5py", ("storage/",)),
-        ("torchdiffeq", ("integrate.py", "maps/neural_ode.py")),
+        ("torchdiffeq", ("integrate/", "maps/neural_ode.py")),
     ],
 )
 def test_a_library_has_one_home(library, homes):
