@@ -213,8 +213,8 @@ def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
 
 
 def failing(**settings):
-    """A drift to the right into x > 12, where V is not a number."""
-    energy = energies.Potential(lambda x: -10 * x[:, 0] + 1e-3 * (12 - x[:, 0]).sqrt())
+    """A drift to the right into x > 13.5, where V is not a number: all samples are well on this side at t = 1."""
+    energy = energies.Potential(lambda x: -10 * x[:, 0] + 1e-3 * (13.5 - x[:, 0]).sqrt())
     return pwgf.PWGF(
         energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=50, num_eval=50, integrator=pwgf.Euler(0.1), **settings
     )

@@ -199,7 +199,7 @@ def test_an_energy_made_elsewhere_is_the_same_energy(tmp_path, whole):
 
     moving = pwgf.PWGF(
         energies.Potential(same_potential) + energies.Entropy(), like.map, like.reference,
-        num_samples=50, num_eval=200, integrator=pwgf.FixedStep("midpoint", 0.025),
+        num_samples=50, num_eval=1000, integrator=pwgf.FixedStep("midpoint", 0.025),
     )  # fmt: skip
     assert_same_rows(pwgf.solve(moving, TIMES, seed=3, progress=False, out=tmp_path / "run.h5", resume=True), whole)
 

@@ -99,14 +99,14 @@ class Activations:
         inputs = [torch.cat(group, 1).T for group in zip(*self.inputs, strict=True)]
         last = -2 if self.features else -1
         single = axis_layers(spots[-1].offset, torch.cat(self.features, 2)) if self.features else []
-        found = [*single, Layer(spots[last].offset, spots[last].shape, self.map._weight * inputs[-1][:, :-1], None)]  # type: ignore[arg-type]
+        found = [*single, Layer(spots[last].offset, spots[last].shape, self.map._weight * inputs[-1][:, :-1], None)]
         g = self.out.expand(self.n, -1, -1)
         for k in reversed(range(self.map.depth)):
             g = g * (1 - inputs[k + 1][:, :-1].square()).unsqueeze(1)
-            found.append(Layer(spots[k + 1].offset, spots[k + 1].shape, inputs[k], g))  # type: ignore[arg-type]
+            found.append(Layer(spots[k + 1].offset, spots[k + 1].shape, inputs[k], g))
             if k:
                 g = g @ self.hidden[k][:, :-1]
-        found.append(Layer(0, spots[0].shape, inputs[0], None))  # type: ignore[arg-type]
+        found.append(Layer(0, spots[0].shape, inputs[0], None))
         return found[::-1]
 
 
@@ -170,10 +170,10 @@ class SlopeActivations:
         last = -2 if self.features else -1
         single = axis_layers(spots[-1].offset, torch.cat(self.features, 2)) if self.features else []
         return [
-            Layer(0, spots[0].shape, still, None),  # type: ignore[arg-type]
-            Layer(spots[1].offset, spots[1].shape, points, self.out * bends.unsqueeze(1)),  # type: ignore[arg-type]
-            Layer(spots[1].offset, spots[1].shape, still, self.out * slopes.unsqueeze(1)),  # type: ignore[arg-type]
-            Layer(spots[last].offset, spots[last].shape, self.map._weight * outputs, None),  # type: ignore[arg-type]
+            Layer(0, spots[0].shape, still, None),
+            Layer(spots[1].offset, spots[1].shape, points, self.out * bends.unsqueeze(1)),
+            Layer(spots[1].offset, spots[1].shape, still, self.out * slopes.unsqueeze(1)),
+            Layer(spots[last].offset, spots[last].shape, self.map._weight * outputs, None),
             *single,
         ]
 

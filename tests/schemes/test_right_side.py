@@ -48,17 +48,20 @@ def test_the_velocity_form_is_the_dense_damped_least_squares_fit(kind, momentum)
     energy = energies.Potential(potential) + 0.7 * energies.Entropy()
     scheme = pwgf.PWGF(energy, map, reference, num_samples=N, damping=DAMPING, solver="primal")
     z = reference.sample(N, torch.Generator().manual_seed(5))
-    prior = momentum * torch.randn(theta.numel(), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    last = momentum * torch.randn(theta.numel(), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
 
     x = map(theta, z)
     v = -(x**3) + torch.tensor([1.0, 0.0], dtype=torch.float64) - 0.7 * dense_score(map, reference, theta, z)
     tangent = dense_tangent(map, theta, z)
     weight = (DAMPING * tangent.square().sum() / N).sqrt()  # λ tr Ĝ
+    along = tangent @ last
+    fit = float(along @ v.reshape(-1) / along.square().sum()) if last.any() else 0.0
+    prior = min(1.0, max(0.0, fit)) * last  # the multiple of the last rate that fits v best, up to the momentum
     rows = torch.cat([tangent / N**0.5, weight * torch.eye(theta.numel(), dtype=torch.float64)])
     target = torch.cat([v.reshape(-1) / N**0.5, weight * prior])
     expected = torch.linalg.lstsq(rows, target[:, None], driver="gelsd").solution[:, 0]
 
-    found = RightSide(scheme._problem, z, prior, 0.0, momentum=1.0, damping=DAMPING)(theta)
+    found = RightSide(scheme._problem, z, last, 0.0, momentum=1.0, damping=DAMPING)(theta)
     assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9)
 
 
@@ -86,14 +89,14 @@ def test_the_gradient_form_with_euler_and_minres_is_the_published_scheme(kind):
     for solver, close in (("minres", 5e-3), (linalg.MINRES(rtol=1e-10), 1e-8)):
         scheme = pwgf.PWGF(energy, map, reference, theta0=theta, solver=solver, **common)
         state = scheme.start()
-        z = reference.sample(N, state.generator())
+        z = reference.matched_sample(N, state.generator())
         once = dense_gradient_step(map, reference, theta, z, h)
         after, info = scheme.step(state, 1.0)
         assert info.num_stages == 1
         assert float((after.theta - once).norm()) < close * float((once - theta).norm())
     generator = state.generator()
-    reference.sample(N, generator)
-    twice = dense_gradient_step(map, reference, once, reference.sample(N, generator), h)
+    reference.matched_sample(N, generator)
+    twice = dense_gradient_step(map, reference, once, reference.matched_sample(N, generator), h)
     end, _ = scheme.step(after, 1.0)
     assert float((end.theta - twice).norm()) < 1e-6 * float((twice - theta).norm())
 
