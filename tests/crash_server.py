@@ -47,7 +47,7 @@ def loads(path):
 
 
 PLACES = {  # where a signal arrives: the function during whose `call`-th call it comes
-    "linear solve": (RightSide, "_velocity_form", 11),  # the step from t = .1 to .125, after 1 + 4 · 2 + 1 solves
+    "linear solve": (RightSide, "solved", 11),  # the step from t = .1 to .125, after 1 + 4 · 2 + 1 solves
     "evaluation": (pwgf.PWGF, "measure", 3),  # of the row at t = .2
     "save": (storage.disk.Disk, "replace", 8),  # header and manifest, then a segment and the manifest for each row
     "first row": (pwgf.PWGF, "measure", 1),

@@ -11,7 +11,7 @@ TIMES = [0.0, 0.1, 0.2, 0.3, 0.4]
 def scheme(shift=0.0, **settings):
     """A flow with a few steps between rows."""
     energy = energies.Potential(lambda x: 2 * (x - 1 - shift).square().sum(-1)) + energies.Entropy()
-    settings = {"num_samples": 50, "num_eval": 200, "method": "midpoint", "dt": 0.025, **settings}
+    settings = {"num_samples": 50, "num_eval": 1000, "integrator": pwgf.FixedStep("midpoint", 0.025), **settings}
     return pwgf.PWGF(energy, maps.ResidualMLP(2, width=4), pwgf.Gaussian(2), **settings)
 
 

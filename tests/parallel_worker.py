@@ -21,7 +21,7 @@ from pwgf.storage import Writer
 
 TIMES = [0.0, 0.05, 0.1, 0.15]
 N = 61  # odd: the shares differ in length
-QUICK = {"method": "midpoint", "dt": 0.025}
+QUICK = {"integrator": pwgf.FixedStep("midpoint", 0.025)}
 
 
 def potential(x):
@@ -87,10 +87,10 @@ def right_sides():
             for form in ("velocity", "gradient"):
                 if form == "gradient" and solver in ("dual", "lsmr"):
                     continue
-                made = scheme(map=map, solver=linalg.get_solver(solver, **settings), form=form, clip=5)
+                made = scheme(map=map, solver=linalg.get_solver(solver, **settings), form=form)
                 side = RightSide(made._problem, z, last, 0.0, momentum=0.9, damping=0.1)
                 found[f"{name} {solver} {form}"] = side(theta).numpy()
-                figures = [side.fit, side.first_fit, side.held_out, side.start[0], float(side.displacement(last))]
+                figures = [side.fit, side.residual, side.start[0], float(side.displacement(last))]
                 found[f"{name} {solver} {form} figures"] = np.array([*figures, side.energy_at(theta + 0.01 * last)])
     return found
 
@@ -201,7 +201,12 @@ def failures(folder):
             os.kill(os.getpid(), signal.SIGTERM)
 
     found["signal"] = told(
-        lambda: pwgf.solve(scheme(method="midpoint", dt=0.025), TIMES, out=folder / "signal.h5", callbacks=[terminated])
+        lambda: pwgf.solve(
+            scheme(integrator=pwgf.FixedStep("midpoint", 0.025)),
+            TIMES,
+            out=folder / "signal.h5",
+            callbacks=[terminated],
+        )
     )
     found["checkpoints"] = np.array(len(seen))
     Writer.checkpoint = checkpoint
@@ -225,7 +230,7 @@ def dying(out, mode):
                 time.sleep(1000)
             os._exit(9)
 
-    pwgf.solve(scheme(method="midpoint", dt=0.0125), TIMES, out=out, seed=1, callbacks=[die])
+    pwgf.solve(scheme(integrator=pwgf.FixedStep("midpoint", 0.0125)), TIMES, out=out, seed=1, callbacks=[die])
 
 
 if __name__ == "__main__":

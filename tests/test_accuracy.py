@@ -107,7 +107,9 @@ def test_missed_share_is_the_weighted_residual():
             return torch.eye(self.dim, dtype=z.dtype).expand(len(z), -1, -1)
 
     energy = energies.Potential(lambda x: (x - 3).square().sum(-1)) + energies.Entropy()
-    scheme = pwgf.PWGF(energy, Shift(1), pwgf.Gaussian(1), num_samples=300, num_eval=3000, method="rk4", dt=0.05)
+    scheme = pwgf.PWGF(
+        energy, Shift(1), pwgf.Gaussian(1), num_samples=300, num_eval=3000, integrator=pwgf.FixedStep("rk4", 0.05)
+    )
     run = pwgf.solve(scheme, np.linspace(0, 0.3, 4), progress=False)
     # x = z + b: v = −2(x−3) + z = −2(b−3) − z, of which the translation follows −2(b−3), so E|v|² = 4(b−3)² + 1
     missed = np.ones(4)

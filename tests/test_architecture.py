@@ -138,7 +138,7 @@ def test_there_are_no_circles():
     ("library", "homes"),
     [
         ("h5py", ("storage/",)),
-        ("torchdiffeq", ("integrate.py", "maps/neural_ode.py")),
+        ("torchdiffeq", ("integrate/", "maps/neural_ode.py")),
     ],
 )
 def test_a_library_has_one_home(library, homes):
@@ -322,5 +322,5 @@ def test_functions_are_short():
 
 def test_few_top_level_names():
     lazy = {name for name in pwgf.__all__ if not name.startswith("_") and not name.endswith("Error")}
-    assert len(lazy) <= 20
+    assert len(lazy) <= 25  # five of them integrators and their folder, which replaced six arguments of PWGF
     assert [name for name in pwgf.__all__ if not hasattr(pwgf, name)] == []

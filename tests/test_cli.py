@@ -39,19 +39,16 @@ def test_run_stores_what_was_asked_for(ou):
 
 def test_run_passes_every_setting_on(tmp_path, capsys):
     out = str(tmp_path / "a.h5")
-    options = "--map residual --width 5 --depth 2 --method rk4 --dt 0.1 --damping 1e-4 --momentum 0.5 --form gradient"
+    options = (
+        "--map residual --width 5 --depth 2 --integrator rk4 --dt 0.1 --damping 1e-4 --momentum 0.5 --form gradient"
+    )
     more = "--solver primal --seed 3 --dtype float32 --c 0.1"
     assert cli.main(["run", "StyblinskiTang", "--dim", "1", *TINY, *options.split(), *more.split(), "--out", out]) == 0
     config = pwgf.load(out).config
     scheme = config["scheme"]
     assert (scheme["map"]["width"], scheme["map"]["depth"]) == (5, 2)
-    assert [scheme[name] for name in ("method", "dt", "damping", "momentum", "form")] == [
-        "rk4",
-        0.1,
-        1e-4,
-        0.5,
-        "gradient",
-    ]
+    assert scheme["integrator"] == {"name": "FixedStep", "method": "rk4", "dt": 0.1}
+    assert [scheme[name] for name in ("damping", "momentum", "form")] == [1e-4, 0.5, "gradient"]
     assert (scheme["solver"]["name"], config["seed"], scheme["dtype"]) == ("primal", 3, "float32")
     assert config["problem"]["c"] == 0.1
 
@@ -179,8 +176,8 @@ def test_plot_without_matplotlib_names_the_extra(ou, monkeypatch, capsys):
         (["aggregation", "--scheme", "particles", "--num-samples", "0"], "must be an integer ≥ 1; got 0"),
         (["aggregation", "--scheme", "particles", "--dt", "0"], "got 0"),
         (["barenblatt", "--scheme", "particles"], "PorousMedium"),
-        (["aggregation", "--method", "bosh2"], "Did you mean 'bosh3'?"),
-        (["aggregation", "--method", "rk4", "--tolerance", "1e-3", "--dt", "0.1"], "rk4"),
+        (["aggregation", "--integrator", "bosh2"], "Did you mean 'bosh3'?"),
+        (["aggregation", "--integrator", "rk4", "--tolerance", "1e-3", "--dt", "0.1"], "rk4"),
         (["aggregation", "--solver", "primel"], "Did you mean 'primal'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -266,9 +263,9 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
     for field in cli.Run.__dataclass_fields__:
         assert field == "problem" or f"--{field.replace('_', '-')} " in said
     for text in (
-        "(default: 1e-06)",
-        "(default: bosh3)",
-        "in units of x (None: 1e-4)",
+        "(None: 1e-6; 1e-8 in implicit steps of small maps)",
+        "(default: auto)",
+        "in units of x (None: 1e-4 explicit, 1e-3 implicit)",
         "in units of t",
         "styblinski-tang",
     ):

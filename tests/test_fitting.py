@@ -153,7 +153,7 @@ def test_an_affine_law_goes_over_to_a_network_to_rounding(gaussian_run):
 def test_a_flow_goes_on_with_a_bigger_map():
     """Double wells: a narrow network to t = .25, a wide one from there; the energy ends nearer to the exact one."""
     problem = problems.StyblinskiTang(2)
-    narrow = pwgf.solve(wells(maps.ResidualMLP(2, width=6, axis_units=0)), [0.0, 0.25, 0.4], progress=False)
+    narrow = pwgf.solve(wells(maps.ResidualMLP(2, width=2, axis_units=0)), [0.0, 0.25, 0.4], progress=False)
     wide = maps.ResidualMLP(2, width=48, axis_units=0)
     found = fitting.reparametrise(narrow, 0.25, wide)
     assert found.error < 1e-5

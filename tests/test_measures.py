@@ -183,9 +183,18 @@ def gaussian_up_to(constant: float) -> Unnormalised:
 
 def test_an_unnormalised_reference_runs_like_the_law_itself_but_for_the_constant():
     target = energies.Potential(lambda x: x.square().sum(-1)) + 0.5 * energies.Entropy()
+    law = Gaussian(3, MEAN, COV)
+
+    class Even(Unnormalised):
+        """With the evenly spread samples that the law itself gives to right sides."""
+
+        def matched_sample(self, n, generator):
+            return law.matched_sample(n, generator)
+
+    by_functions = Even(lambda z: law.log_density(z) + 1.5, law.sample, 3)
     runs = [
         pwgf.solve(pwgf.PWGF(target, maps.Affine(3), reference, num_samples=50, num_eval=50), [0, 0.2], progress=False)
-        for reference in (Gaussian(3, MEAN, COV), gaussian_up_to(1.5))
+        for reference in (law, by_functions)
     ]
     np.testing.assert_allclose(runs[1]["theta"], runs[0]["theta"], rtol=1e-9, atol=1e-9)
     x = runs[0].sample(0.2, 5)

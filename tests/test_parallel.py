@@ -170,7 +170,7 @@ def test_when_a_process_dies_the_others_stop_and_one_alone_can_go_on(mode, tmp_p
     assert f"ParallelError: process {1 - int(mode[-1])} of 2 stops, because another one has stopped or did not" in last
     assert "resume=True. Rows up to t = 0.05 are stored." in last
     assert pwgf.load(out).t.tolist() == parallel_worker.TIMES[:2]
-    settings = {"method": "midpoint", "dt": 0.0125}
+    settings = {"integrator": pwgf.FixedStep("midpoint", 0.0125)}
     run = pwgf.solve(parallel_worker.scheme(**settings), parallel_worker.TIMES, out=out, seed=1, resume=True)
     assert "resuming with 1 threads in 1 processes a run begun with 1 in 2" in caplog.text
     straight = pwgf.solve(parallel_worker.scheme(**settings), parallel_worker.TIMES, seed=1)

@@ -33,6 +33,8 @@ class Tangent:
             are then this process's, everything else (n, jtu's sum, trace, Grams, subset) is of all samples.
     """
 
+    num_directions = 1  # factors of a sample
+
     def __init__(
         self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None, group: Group = ALONE
     ) -> None:
@@ -138,7 +140,8 @@ class Tangent:
 
     def _layered_rows(self) -> Iterator[Tensor]:
         """The same from the factors."""
-        size = max(1, _CACHED // max(self.d * self.p, 1))
+        q = self.num_directions
+        size = max(1, _CACHED // max(q * self.d * self.p, 1)) * q
         identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
         for layers in self._layers():
             for start in range(0, len(layers[0].a), size):

@@ -1,6 +1,4 @@
-"""The right side against dense linear algebra: the least-squares form, the published gradient form, and clipping."""
-
-import types
+"""The right side against dense linear algebra: the least-squares form, and the published gradient form."""
 
 import pytest
 import torch
@@ -9,8 +7,7 @@ from torch.func import jacfwd, jacrev, vmap
 import pwgf
 from pwgf import energies, linalg, maps
 from pwgf.errors import ConfigError, NonFiniteError
-from pwgf.schemes.damping import adapted_damping
-from pwgf.schemes.right_side import RightSide, clip_folded, finite_velocity
+from pwgf.schemes.right_side import RightSide, finite_velocity
 
 N, DAMPING = 40, 1e-3
 
@@ -51,17 +48,20 @@ def test_the_velocity_form_is_the_dense_damped_least_squares_fit(kind, momentum)
     energy = energies.Potential(potential) + 0.7 * energies.Entropy()
     scheme = pwgf.PWGF(energy, map, reference, num_samples=N, damping=DAMPING, solver="primal")
     z = reference.sample(N, torch.Generator().manual_seed(5))
-    prior = momentum * torch.randn(theta.numel(), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    last = momentum * torch.randn(theta.numel(), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
 
     x = map(theta, z)
     v = -(x**3) + torch.tensor([1.0, 0.0], dtype=torch.float64) - 0.7 * dense_score(map, reference, theta, z)
     tangent = dense_tangent(map, theta, z)
     weight = (DAMPING * tangent.square().sum() / N).sqrt()  # λ tr Ĝ
+    along = tangent @ last
+    fit = float(along @ v.reshape(-1) / along.square().sum()) if last.any() else 0.0
+    prior = min(1.0, max(0.0, fit)) * last  # the multiple of the last rate that fits v best, up to the momentum
     rows = torch.cat([tangent / N**0.5, weight * torch.eye(theta.numel(), dtype=torch.float64)])
     target = torch.cat([v.reshape(-1) / N**0.5, weight * prior])
     expected = torch.linalg.lstsq(rows, target[:, None], driver="gelsd").solution[:, 0]
 
-    found = RightSide(scheme._problem, z, prior, 0.0, momentum=1.0, damping=DAMPING)(theta)
+    found = RightSide(scheme._problem, z, last, 0.0, momentum=1.0, damping=DAMPING)(theta)
     assert torch.allclose(found, expected, rtol=1e-7, atol=1e-9)
 
 
@@ -85,18 +85,18 @@ def test_the_gradient_form_with_euler_and_minres_is_the_published_scheme(kind):
     map, theta = setting(kind)
     reference, h = pwgf.Gaussian(2), 0.01
     energy = energies.Potential(potential) + 0.7 * energies.Entropy()
-    common = {"num_samples": N, "damping": DAMPING, "momentum": 0.0, "form": "gradient", "method": "euler", "dt": h}
+    common = {"num_samples": N, "damping": DAMPING, "momentum": 0.0, "form": "gradient", "integrator": pwgf.Euler(h)}
     for solver, close in (("minres", 5e-3), (linalg.MINRES(rtol=1e-10), 1e-8)):
         scheme = pwgf.PWGF(energy, map, reference, theta0=theta, solver=solver, **common)
         state = scheme.start()
-        z = reference.sample(N, state.generator())
+        z = reference.matched_sample(N, state.generator())
         once = dense_gradient_step(map, reference, theta, z, h)
         after, info = scheme.step(state, 1.0)
         assert info.num_stages == 1
         assert float((after.theta - once).norm()) < close * float((once - theta).norm())
     generator = state.generator()
-    reference.sample(N, generator)
-    twice = dense_gradient_step(map, reference, once, reference.sample(N, generator), h)
+    reference.matched_sample(N, generator)
+    twice = dense_gradient_step(map, reference, once, reference.matched_sample(N, generator), h)
     end, _ = scheme.step(after, 1.0)
     assert float((end.theta - twice).norm()) < 1e-6 * float((twice - theta).norm())
 
@@ -104,7 +104,7 @@ def test_the_gradient_form_with_euler_and_minres_is_the_published_scheme(kind):
 def test_both_forms_agree_without_entropy():
     """∇_θF = −E[Jᵀv] holds sample by sample when F reads no density."""
     map, theta = setting("residual")
-    common = {"num_samples": N, "damping": DAMPING, "theta0": theta, "method": "euler", "dt": 0.01, "solver": "primal"}
+    common = {"num_samples": N, "damping": DAMPING, "theta0": theta, "integrator": pwgf.Euler(0.01), "solver": "primal"}
     ends = []
     for form in ("velocity", "gradient"):
         scheme = pwgf.PWGF(energies.Potential(potential), map, pwgf.Gaussian(2), form=form, **common)
@@ -121,39 +121,6 @@ def test_the_displacement_is_the_rms_motion_of_the_samples():
     e = 1e-6 * torch.randn(theta.numel(), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     moved = (map(theta + e, z) - map(theta - e, z)).square().sum(1).mean().sqrt() / 2
     assert float(side.displacement(e)) == pytest.approx(float(moved), rel=1e-6)
-
-
-def cloud(speeds, signs, log_dets):
-    """A velocity along the first axis, and a measure that knows its folds."""
-    v = torch.zeros(len(speeds), 2, dtype=torch.float64)
-    v[:, 0] = torch.tensor(speeds)
-    return v, types.SimpleNamespace(det_sign=torch.tensor(signs), log_abs_det=torch.tensor(log_dets))
-
-
-def test_clipping_touches_folded_samples_only():
-    v, rho = cloud([1.0, 1.0, 1.0, 100.0, 100.0, 100.0, 0.1], [1.0, 1.0, 1.0, -1.0, 1.0, 0.0, -1.0], [0.0] * 7)
-    v[4, 0] = 1.0
-    clipped, fraction = clip_folded(v, rho, 5.0)
-    assert clipped[:, 0].tolist() == pytest.approx([1, 1, 1, 5, 1, 5, 0.1])
-    assert fraction == pytest.approx(2 / 7)
-    assert v[3, 0] == 100  # the given velocity stays as it was
-
-
-def test_fast_samples_of_a_healthy_map_are_not_clipped():
-    v, rho = cloud([1.0] * 99 + [1e6], [1.0] * 100, [0.0] * 100)
-    clipped, fraction = clip_folded(v, rho, 5.0)
-    assert torch.equal(clipped, v)
-    assert fraction == 0
-
-
-def test_nearly_folded_samples_count_as_folded():
-    v, rho = cloud([1.0] * 9 + [100.0], [1.0] * 10, [0.0] * 9 + [-8.0])
-    assert clip_folded(v, rho, 5.0)[0][-1, 0] == pytest.approx(5)
-
-
-def test_without_clip_nothing_is_touched():
-    v, rho = cloud([1.0, 1e9], [1.0, -1.0], [0.0, 0.0])
-    assert clip_folded(v, rho, None) == (v, 0.0)
 
 
 class Squeeze(torch.nn.Module):
@@ -183,39 +150,6 @@ def test_a_velocity_that_is_not_finite_names_term_time_and_place():
         NonFiniteError, match=r"'potential' is NaN or infinite at 1 of 2 samples at t = 0\.5, first at x = \(-1\)"
     ):
         finite_velocity(energies.Entropy() + root, rho, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("first_fit", "held_out", "expected"),
-    [
-        (0.01, 0.2, 4e-6),  # the last solve fitted noise
-        (0.5, 0.6, 4e-6),  # a third and more is beyond the map
-        (0.1, 0.12, 2.5e-7),  # both agree
-        (1e-6, 5e-3, 2.5e-7),  # hardly anything is missed
-        (0.1, 0.15, 1e-6),  # in between: stay
-        (float("nan"), float("nan"), 1e-6),  # not known yet
-    ],
-)
-def test_damping_follows_the_held_out_share(first_fit, held_out, expected):
-    assert adapted_damping(1e-6, 1e-8, 1e-3, first_fit, held_out) == pytest.approx(expected)
-
-
-def test_damping_stays_within_its_bounds():
-    assert adapted_damping(1e-3, 1e-6, 1e-3, 0.01, 0.9) == 1e-3
-    assert adapted_damping(1e-6, 1e-6, 1e-3, 0.01, 0.001) == 1e-6
-
-
-def test_the_held_out_share_is_that_of_the_last_rate_on_new_samples():
-    map, theta = setting("residual")
-    scheme = pwgf.PWGF(energies.Potential(potential), map, pwgf.Gaussian(2), num_samples=N)
-    z = torch.randn(N, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    last = 0.1 * torch.randn(theta.numel(), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    side = RightSide(scheme._problem, z, last, 0.0, momentum=0.9, damping=1e-6)
-    side(theta)
-    x = map(theta, z)
-    v = -(x**3) + torch.tensor([1.0, 0.0], dtype=torch.float64)
-    missed = (dense_tangent(map, theta, z) @ last - v.reshape(-1)).square().sum() / v.square().sum()
-    assert side.held_out == pytest.approx(float(missed), rel=1e-9)
 
 
 @pytest.mark.parametrize("max_memory", [1e9, 2e4])

@@ -8,8 +8,8 @@ from torch import nn
 from torch.func import jacrev, vmap
 
 from pwgf import maps
-from pwgf.tangent import base as tangent
 from pwgf.tangent import Tangent
+from pwgf.tangent import base as tangent
 
 
 def module(dim: int) -> nn.Module:
