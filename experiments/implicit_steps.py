@@ -1,19 +1,22 @@
 r"""Implicit steps against explicit ones, and against the minimising movements that they approximate.
 
-`tearing`: double wells V = .5 Σ(x⁴ − 16x² + 5x) in d = 2 tear N(0, I) apart; default map and settings, explicit and
-implicit steps. The picture is drawn from the two files alone. `narrow`: right sides that an Ornstein–Uhlenbeck flow to
-a Gaussian of variances 1 and σ² takes to t = 2, affine map. `movements`: steps of one length h by `Implicit(dt=h,
-newton=3)` and by `JKOICNN(h=h)`, judged against the flow and against exact JKO steps, a recursion for Gaussians:
-in an eigendirection of Σ with variance w the objective is ½(m′−m)² + ½(s′−s)² + h[((m′−b)² + s′²)/2w − log s′].
+`curves`: a flow to N(1, diag(1, .001)), and double wells V = .5 Σ(x⁴ − 16x² + 5x) that tear N(0, I) apart, in d = 2 by
+default map and settings with explicit and implicit steps. The picture is drawn from the files alone. `narrow`: right
+sides to t = 2 for Gaussians of variances 1 and σ², affine map, tolerance 1e-3. `movements`: steps of one length h by
+`Implicit(dt=h, newton=3)` and by `JKOICNN(h=h)`, judged against the flow and against exact JKO steps, a recursion for
+Gaussians: in an eigendirection of Σ with variance w the objective is
+½(m′−m)² + ½(s′−s)² + h[((m′−b)² + s′²)/2w − log s′].
 
-    python -m experiments.implicit_steps                    # four minutes, results/implicit_steps/*.h5 and a picture
-    python -m experiments.implicit_steps --part tearing
+    python -m experiments.implicit_steps                    # five minutes, results/implicit_steps/*.h5 and a picture
+    python -m experiments.implicit_steps --part draw
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
@@ -30,9 +33,39 @@ from pwgf.problems.base import MeasureLaw
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-TIMES = np.linspace(0, 0.48, 49)
-SHOWN = (0.05, 0.1, 0.16, 0.32, 0.48)
 COLOURS = {"explicit": "#D55E00", "implicit": "#0072B2"}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A flow to draw: its problem, rows, the rows of the table, the least energy, and how its axes are scaled."""
+
+    title: str
+    problem: problems.Problem
+    times: np.ndarray
+    shown: tuple[float, ...]
+    scale: Literal["linear", "log"]
+    label: str
+
+    def height(self, energy: np.ndarray) -> np.ndarray:
+        """The energy as drawn: per dimension, and above that of the equilibrium where this is a Gaussian."""
+        if isinstance(self.problem, problems.OrnsteinUhlenbeck):
+            return energy - self.problem.exact_energy(1e3)
+        return energy / self.problem.dim
+
+
+def flows() -> dict[str, Flow]:
+    """A narrow Gaussian, and double wells 32 kT deep, both in d = 2."""
+    cov = torch.tensor([1.0, 1e-3], dtype=torch.float64).diag()
+    narrow = problems.OrnsteinUhlenbeck(2, cov=cov, mean=torch.ones(2))
+    early = np.append(0.0, np.geomspace(1e-4, 2.0, 44))
+    return {
+        "narrow": Flow("Gaussian, variances 1 and .001", narrow, early, (2.0,), "log", "F(ρ) − F(ρ∞)"),
+        "wells": Flow(
+            "double wells, c = .5", problems.StyblinskiTang(2, 0.5), np.linspace(0, 0.48, 49),
+            (0.05, 0.1, 0.16, 0.32, 0.48), "linear", "F(ρ) / d",
+        ),
+    }  # fmt: skip
 
 
 class Budget:
@@ -45,71 +78,78 @@ class Budget:
         return time.process_time() - self.began > self.seconds
 
 
-def tearing(seed: int = 0, explicit: float = 40.0, implicit: float = 120.0) -> None:
-    """Both integrators on the double wells, each within its CPU seconds."""
-    problem, rows = problems.StyblinskiTang(2, 0.5), []
-    for name, budget in (("explicit", explicit), ("implicit", implicit)):
-        scheme = pwgf.PWGF(problem.energy, maps.ResidualMLP(2), problem.reference, integrator=name, num_eval=20_000)
-        out = RESULTS / f"implicit_steps/{name}.h5"
-        run = pwgf.solve(
-            scheme,
-            TIMES,
-            out=out,
-            seed=seed,
-            overwrite=True,
-            problem=problem,
-            callbacks=[Budget(budget)],
-            progress=False,
-        )
-        for t in SHOWN:
-            k = row_at(run, t)
-            if abs(run.t[k] - t) > 1e-9:
-                rows.append([name, f"{t:g}", f"ended at t = {run.t[-1]:.3f}", *_work(run, -1)])
-                break
-            exact = problem.exact_energy(t)
-            noise = run["energy_stderr"][k] / abs(exact)
-            off = f"{100 * (run['energy'][k] / exact - 1):+.2f} ± {100 * noise:.2f} %"
-            rows.append([name, f"{t:g}", off, *_work(run, k)])
-    table(["steps", "t", "energy", "right sides", "rejected", "folds", "CPU s"], rows)
+def curves(seed: int = 0, explicit: float = 40.0, implicit: float = 120.0) -> None:
+    """Both integrators on both flows with the default map, each within its CPU seconds."""
+    rows = []
+    for flow_name, flow in flows().items():
+        for name, budget in (("explicit", explicit), ("implicit", implicit)):
+            problem = flow.problem
+            scheme = pwgf.PWGF(problem.energy, maps.ResidualMLP(2), problem.reference, integrator=name, num_eval=20_000)
+            run = pwgf.solve(
+                scheme, flow.times, out=path(flow_name, name), seed=seed, overwrite=True, problem=problem,
+                callbacks=[Budget(budget)], progress=False,
+            )  # fmt: skip
+            rows += [[flow.title, name, *cells] for cells in lines(run, flow)]
+    table(["flow", "steps", "t", "energy", "right sides", "rejected", "folds", "CPU s"], rows)
     draw()
 
 
+def path(flow: str, integrator: str) -> Path:
+    """Where a run is."""
+    return RESULTS / f"implicit_steps/{flow}-{integrator}.h5"
+
+
+def lines(run: pwgf.Trajectory, flow: Flow) -> list[list[str]]:
+    """Error of the energy and work at the times shown, up to the end of the run."""
+    found = []
+    for t in flow.shown:
+        k = row_at(run, t)
+        if abs(run.t[k] - t) > 1e-9:
+            return [*found, [f"{t:g}", f"stopped at t = {run.t[-1]:.3g}", *_work(run, len(run) - 1)]]
+        off, noise = run["energy"][k] - flow.problem.exact_energy(t), run["energy_stderr"][k]
+        found.append([f"{t:g}", f"{off:+.3f} ± {noise:.3f}", *_work(run, k)])
+    return found
+
+
 def _work(run: pwgf.Trajectory, k: int) -> list[str]:
-    folds = run["fold_fraction"][: len(run) if k < 0 else k + 1].max()
-    return [f"{run['num_stages'][k]:.0f}", f"{run['num_rejected'][k]:.0f}", f"{folds:.0e}", f"{run['cpu_time'][k]:.0f}"]
+    folds = run["fold_fraction"][: k + 1].max()
+    return [f"{run['num_stages'][k]:.0f}", f"{run['num_rejected'][k]:.0f}", f"{folds:g}", f"{run['cpu_time'][k]:.0f}"]
 
 
 def draw() -> None:
-    """Energy, right sides and step length against t, from the files."""
-    problem = problems.StyblinskiTang(2, 0.5)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.5), layout="constrained")
-    fine = np.linspace(0, 0.48, 25)
-    left.plot(fine, [problem.exact_energy(t) / 2 for t in fine], color="0.65", lw=5, label="exact")
-    for name, colour in COLOURS.items():
-        run = pwgf.load(RESULTS / f"implicit_steps/{name}.h5")
-        label = f"{name}, {run['cpu_time'][-1]:.0f} CPU s"
-        steps = np.diff(run.t) / np.maximum(np.diff(run["num_steps"]), 1)
-        left.plot(run.t, run["energy"] / 2, color=colour, lw=1.8, label=label)
-        middle.semilogy(run.t[1:], run["num_stages"][1:], color=colour, lw=1.8)
-        right.stairs(steps, run.t, baseline=None, color=colour, lw=1.8)
-        if run.t[-1] < TIMES[-1]:
-            height = run["energy"][-1] / 2, run["num_stages"][-1], steps[-1]
-            for axes, y in zip((left, middle, right), height, strict=True):
-                axes.plot(run.t[-1], y, "X", color=colour, ms=9, mec="white")
-            note = f"stopped at t = {run.t[-1]:.2f}"
-            middle.annotate(
-                note, (run.t[-1], height[1]), (8, -3), textcoords="offset points", color=colour, va="center"
-            )
-    right.set_yscale("log")
-    left.set(ylabel="F(ρ) / d", title="Energy")
-    middle.set(ylabel="linear solves so far", title="Work")
-    right.set(ylabel="mean step between rows, units of t", title="Step length")
-    left.legend(frameon=False)
-    for axes in (left, middle, right):
-        axes.set(xlabel="t", xlim=(0, 0.49))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
+    """Energy, right sides and step length against t, a line of panels for each flow, from the files."""
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained")
+    for line, (flow_name, flow) in zip(axes, flows().items(), strict=True):
+        fine = flow.times[1:]
+        exact = np.array([flow.problem.exact_energy(t) for t in fine])
+        line[0].plot(fine, flow.height(exact), color="0.7", lw=6, solid_capstyle="round", label="exact")
+        for name, colour in COLOURS.items():
+            _draw_run(line, pwgf.load(path(flow_name, name)), flow, name, colour)
+        line[0].set(ylabel=flow.label, title=f"Energy: {flow.title}", yscale=flow.scale)
+        line[1].set(ylabel="linear solves so far", title="Work", yscale="log")
+        line[2].set(ylabel="mean step between rows", title="Step length", yscale="log")
+        line[0].legend(frameon=False)
+        for panel in line:
+            panel.set(xlabel="t", xscale=flow.scale)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.grid(alpha=0.25)
     save(figure, "implicit_steps.png")
+
+
+def _draw_run(line: np.ndarray, run: pwgf.Trajectory, flow: Flow, name: str, colour: str) -> None:
+    """One run in the three panels; a cross where it was stopped."""
+    t, steps = run.t[1:], np.diff(run.t) / np.maximum(np.diff(run["num_steps"]), 1)
+    columns = flow.height(run["energy"][1:]), run["num_stages"][1:], steps
+    label = f"{name}, {run['cpu_time'][-1]:.0f} CPU s"
+    for panel, values in zip(line, columns, strict=True):
+        panel.plot(t, values, color=colour, lw=1.8, label=label)
+        if t[-1] < flow.times[-1]:
+            panel.plot(t[-1], values[-1], "X", color=colour, ms=9, mec="white", zorder=5)
+    if t[-1] < flow.times[-1]:
+        note = f"stopped at\nt = {t[-1]:.2g}"
+        line[1].annotate(
+            note, (t[-1], columns[1][-1]), (-8, -6), textcoords="offset points", color=colour, ha="right", va="top"
+        )
 
 
 def narrow(variances: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4), seed: int = 0) -> None:
@@ -184,7 +224,7 @@ def _pwgf(problem: problems.OrnsteinUhlenbeck, integrator: pwgf.Implicit) -> pwg
     return pwgf.PWGF(problem.energy, maps.ResidualMLP(problem.dim), problem.reference, integrator=integrator)
 
 
-def main(part: Literal["all", "tearing", "narrow", "movements", "draw"] = "all", seed: int = 0) -> None:
+def main(part: Literal["all", "curves", "narrow", "movements", "draw"] = "all", seed: int = 0) -> None:
     """The picture and the tables.
 
     Args:
@@ -193,8 +233,8 @@ def main(part: Literal["all", "tearing", "narrow", "movements", "draw"] = "all",
     """
     if part == "draw":
         return draw()
-    if part in ("all", "tearing"):
-        tearing(seed)
+    if part in ("all", "curves"):
+        curves(seed)
     if part in ("all", "narrow"):
         narrow(seed=seed)
     if part in ("all", "movements"):
