@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from typing import Any
 
@@ -40,6 +41,8 @@ from .settings import (
     solve_settings,
 )
 
+_log = logging.getLogger("pwgf")
+_TINY, _MOST_TINY = 1e-8, 100  # steps below this share of what is left to the next stored time, and how many in a row
 _REDRAWS = 4  # failed intervals in a row before the run stops
 
 
@@ -164,6 +167,13 @@ class PWGF(MapReplay):
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
         check_shared(self._problem, theta, z)
+        if self.integrator_sees_slopes:
+            with torch.no_grad():
+                explicit = self.energy.hessian(rho).explicit
+            if explicit:
+                _log.info(
+                    "implicit steps treat these terms explicitly, their second variation is not known: %s", explicit
+                )
         dt = self.integrator.first_step
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
             spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
@@ -206,6 +216,10 @@ class PWGF(MapReplay):
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
+        tiny = state.counters.get("num_tiny", 0) + 1 if moved.dt < _TINY * (t1 - state.t) else 0
+        if tiny > _MOST_TINY:
+            raise self._stalled(side, state, moved)
+        counters["num_tiny"] = tiny
         extra = {"integrator": moved.memory}
         after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
         after = self._agreed(after)
@@ -253,6 +267,15 @@ class PWGF(MapReplay):
             "num_products": float(side.num_products),
         }
         return Info(before.t, after.t, moved.dt, side.num_stages, rejected + moved.num_rejected, values)
+
+    def _stalled(self, side: RightSide, state: State, moved: Advance) -> SolverError:
+        return SolverError(
+            f"the step has stayed below {moved.dt:.1e} for {_MOST_TINY} steps up to t = {state.t:.6g}, where the state "
+            f"is good. Measured: {side.diagnosis()}; last rejection: {moved.reason or 'none'}. If few samples carry "
+            "the velocity or the map folds, it is too small there: a wider map, another family (maps.ConvexRidge "
+            "cannot fold), more samples (num_samples). If all are fast, the energy is steep: check it at that x, or "
+            "raise the tolerance."
+        )
 
     def _gave_up(self, error: Exception, state: State, dt: float, redraws: int) -> Exception:
         kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
