@@ -42,7 +42,7 @@ from .settings import (
 )
 
 _log = logging.getLogger("pwgf")
-_TINY, _MOST_TINY = 1e-8, 100  # steps below this share of what is left to the next stored time, and how many in a row
+_TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
 _REDRAWS = 4  # failed intervals in a row before the run stops
 
 
@@ -171,9 +171,7 @@ class PWGF(MapReplay):
             with torch.no_grad():
                 explicit = self.energy.hessian(rho).explicit
             if explicit:
-                _log.info(
-                    "implicit steps treat these terms explicitly, their second variation is not known: %s", explicit
-                )
+                _log.info("implicit steps take the second variation of these terms as zero: %s", ", ".join(explicit))
         dt = self.integrator.first_step
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
             spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
@@ -284,7 +282,8 @@ class PWGF(MapReplay):
             f"state at t = {state.t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the "
             "way: check it at the samples there; (b) the map is too small for the flow, or folds: a wider map, another "
             "family (maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too "
-            "ill-conditioned: larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: integrator='auto'."
+            "ill-conditioned: larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: "
+            "integrator='auto'."
         )
 
     def measure(self, state: State) -> Row:

@@ -203,8 +203,8 @@ class RightSide:
         found = f"rms|v| is {float(v2.mean().sqrt()):.2g}, of which the fastest {few} of {len(v2)} samples carry "
         found += f"{100 * carried:.0f} % (the fastest at x = {place})"
         if self.rho.asked_for_density:
-            folded, unsound = self.rho.det_sign <= 0, self.rho.unsound
-            folded, unsound = (float(self.rho.mean(flag.to(self.z.dtype))) for flag in (folded, unsound))
+            flags = torch.stack([self.rho.det_sign <= 0, self.rho.unsound], 1).to(self.z.dtype)
+            folded, unsound = self.rho.mean(flags).tolist()
             found += f"; the map has folded at {folded:.2g} of the samples and nearly so at {unsound - folded:.2g}"
         return found
 
