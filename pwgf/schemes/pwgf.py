@@ -184,7 +184,7 @@ class PWGF(MapReplay):
             "num_products": 0,
             "num_implicit": 0,
         }
-        extra = {"integrator": NO_MEMORY}
+        extra = {"integrator": NO_MEMORY, "tiny": torch.zeros(1, dtype=torch.float64)}
         return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
@@ -214,11 +214,11 @@ class PWGF(MapReplay):
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        tiny = state.counters.get("num_tiny", 0) + 1 if moved.dt < _TINY * (t1 - state.t) else 0
-        if tiny > _MOST_TINY:
+        before = state.extra.get("tiny", torch.zeros(1, dtype=torch.float64))
+        tiny = before + 1 if moved.dt < _TINY * (t1 - state.t) else torch.zeros_like(before)
+        if float(tiny) > _MOST_TINY:
             raise self._stalled(side, state, moved)
-        counters["num_tiny"] = tiny
-        extra = {"integrator": moved.memory}
+        extra = {"integrator": moved.memory, "tiny": tiny}
         after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
         after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
@@ -248,7 +248,7 @@ class PWGF(MapReplay):
             return state
         theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
         t, dt = group.numbers_from_first(state.t, state.dt)
-        extra = {"integrator": group.from_first(state.extra["integrator"])}
+        extra = {name: group.from_first(values) for name, values in state.extra.items()}
         return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
