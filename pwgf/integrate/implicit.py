@@ -22,6 +22,7 @@ DEFAULT_TOLERANCE = 1e-3
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 4.0
 _EXPLORE = 8  # steps of order two after which order three is tried again
+_MORE_DAMPING, _MOST_DAMPING = 4.0, 100.0  # by what an error above the tolerance raises the damping, and at most
 _SOLVES = {2: 3, 3: 6}  # linear solves of a step, by order
 
 
@@ -111,12 +112,15 @@ class Implicit:
         if self.dt is not None:
             return self._minimising_movement(field, theta, length)
         start = field.linearise(theta)
-        order, since = (int(memory[0]), int(memory[1])) if len(memory) == 2 else (self.order, 0)
+        order, since, extra = self.order, 0, 1.0  # `extra`: damping in units of the scheme's
+        if len(memory):
+            order, since, extra = int(memory[0]), int(memory[1]), float(memory[2])
         step = _Step(field, start, theta)
         wanted = min(first_step, length)
         h = wanted
         while True:
             explore = min(self.order, 3 if since >= _EXPLORE else order)
+            field.extra_damping = extra
             try:
                 trial = step.extrapolated(h, explore, float(self.tolerance))  # type: ignore[arg-type]
             except _Rejected as reason:
@@ -130,14 +134,17 @@ class Implicit:
                 break
             step.reject(_Rejected(f"error still {min(trial.ratios.values()):.2g} × tolerance"), h, self.max_rejections)
             h = min(grown[better], 0.9 * h)
+            extra = min(_MORE_DAMPING * extra, _MOST_DAMPING)  # an error of noise shrinks with the damping, not with h
         proposal = grown[better] if not step.num_rejected else min(grown[better], h)
         if h < 0.999 * first_step and not step.num_rejected:  # cut short by the end, not by the flow
             proposal = max(proposal, first_step)
+        if not step.num_rejected:
+            extra = max(extra / 2, 1.0)
         moved = (trial.theta - theta) / h
         stiffness = h * start.stiffness(trial.error)
         return Advance(
             trial.theta, moved, h, h, proposal, step.num_rejected,
-            torch.tensor([order, since], dtype=torch.float64), True, stiffness, step.reason,
+            torch.tensor([order, since, extra], dtype=torch.float64), True, stiffness, step.reason,
         )  # fmt: skip
 
     def _minimising_movement(self, field: Field, theta: Tensor, length: float) -> Advance:

@@ -87,7 +87,7 @@ class RightSide:
         self.solver = for_interval(problem.solver)
         self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
-        self.num_stages, self.num_products = 0, 0
+        self.num_stages, self.num_products, self.extra_damping = 0, 0, 1.0
         self.residual, self.fit = 0.0, 0.0
         self.start: tuple[float, float] | None = None
 
@@ -231,7 +231,7 @@ class Linearised:
         side, system = self.side, ImplicitTangent(self.curvature, h)
         v = self.v if moved is None else self.v - moved / h
         momentum = side.implicit_momentum if moved is None else 0.0
-        eta = side.solved(system, system.right_side(v), side.implicit_damping, momentum)
+        eta = side.solved(system, system.right_side(v), side.extra_damping * side.implicit_damping, momentum)
         if self.w is None:
             self.w = self.curvature.tangent.jv(eta)
             missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()])).tolist()
