@@ -261,7 +261,8 @@ class PWGF(MapReplay):
             f"state at t = {state.t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the "
             "way: check it at the samples there; (b) the map is too small for the flow, or folds: a wider map, another "
             "family (maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too "
-            "ill-conditioned: larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: integrator='auto'."
+            "ill-conditioned: larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: "
+            "integrator='auto'."
         )
 
     def measure(self, state: State) -> Row:
