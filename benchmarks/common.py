@@ -92,9 +92,7 @@ class MidFlow(NamedTuple):
         """The fixed part of a right side, with the defaults of `PWGF`."""
         chunk_size = choose_chunk_size(None, 1e9, self.map, torch.float64)
         solver = linalg.get_solver(solver)
-        return Problem(
-            self.problem.energy, self.map, self.problem.reference, solver, "velocity", None, chunk_size, group
-        )
+        return Problem(self.problem.energy, self.map, self.problem.reference, solver, "velocity", chunk_size, group)
 
     def right_side(self, n: int, solver: str | linalg.LinearSolver = "auto", group: Group = ALONE) -> Tensor:
         """θ̇ at n samples: densities, velocity, tangent, and the solve by itself, as in the first stage of a step."""

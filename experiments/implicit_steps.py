@@ -127,7 +127,7 @@ def draw() -> None:
             _draw_run(line, pwgf.load(path(flow_name, name)), flow, name, colour)
         line[0].set(ylabel=flow.label, title=f"Energy: {flow.title}", yscale=flow.scale)
         line[1].set(ylabel="linear solves so far", title="Work", yscale="log")
-        line[2].set(ylabel="mean step between rows", title="Step length", yscale="log")
+        line[2].set(ylabel="mean step, in units of t", title="Step length", yscale="log")
         line[0].legend(frameon=False)
         for panel in line:
             panel.set(xlabel="t", xscale=flow.scale)
@@ -142,14 +142,13 @@ def _draw_run(line: np.ndarray, run: pwgf.Trajectory, flow: Flow, name: str, col
     columns = flow.height(run["energy"][1:]), run["num_stages"][1:], steps
     label = f"{name}, {run['cpu_time'][-1]:.0f} CPU s"
     for panel, values in zip(line, columns, strict=True):
-        panel.plot(t, values, color=colour, lw=1.8, label=label)
+        dashed = name == "explicit"  # on top, so that both are seen where they agree
+        panel.plot(t, values, "--" if dashed else "-", color=colour, lw=1.8, label=label, zorder=4 if dashed else 3)
         if t[-1] < flow.times[-1]:
             panel.plot(t[-1], values[-1], "X", color=colour, ms=9, mec="white", zorder=5)
     if t[-1] < flow.times[-1]:
-        note = f"stopped at\nt = {t[-1]:.2g}"
-        line[1].annotate(
-            note, (t[-1], columns[1][-1]), (-8, -6), textcoords="offset points", color=colour, ha="right", va="top"
-        )
+        note, end = f"stopped at\nt = {t[-1]:.2g}", (t[-1], columns[1][-1])
+        line[1].annotate(note, end, (8, 0), textcoords="offset points", color=colour, va="center")
 
 
 def narrow(variances: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4), seed: int = 0) -> None:

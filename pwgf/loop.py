@@ -203,7 +203,7 @@ class Loop:
         if info.dt < 1e-6 * (self.last - self.first) and info.t1 < self.last:
             self._warn(
                 "stall",
-                "the step has shrunk to %.1e at t = %.4g: a few samples near a fold of the map have become very fast. "
+                "the step has shrunk to %.1e at t = %.4g: the flow is stiff, or a few samples near a fold are fast. "
                 "Cure: integrator='implicit', a wider map, more samples (num_samples), or larger damping",
                 info.dt,
                 info.t1,

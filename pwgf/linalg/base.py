@@ -182,7 +182,8 @@ class NormalEquations:
         self._check_finite("the tangent product", moved_norm + self.b_norm)
         spread = math.sqrt(max(trace, 0.0) / n)  # |J|_F/n
         given = spread * self.v_norm if rhs is None else float(torch.linalg.vector_norm(rhs))
-        self.solved = self.b_norm <= 10 * torch.finfo(self.tangent.dtype).eps * (given + spread * moved_norm)
+        self.rounding = 10 * torch.finfo(self.tangent.dtype).eps * (given + spread * moved_norm)
+        self.solved = self.b_norm <= self.rounding
         self.start_fit = (start_misfit_norm / self.v_norm) ** 2 if self.v_norm > 0 else 0.0
 
     def sample_norms(self, *arrays: Tensor) -> Tensor:
@@ -208,7 +209,10 @@ class NormalEquations:
         return (self.jtu(self.jv(y)) / self.tangent.n).add_(y, alpha=self.shift)
 
     def check(self, y: Tensor) -> Check:
-        """The true residual and the fit at y, computed anew; two products."""
+        """The true residual and the fit at y, computed anew; two products.
+
+        A residual within the rounding error of b counts as 0: where the prior fits v nearly, b is a small difference.
+        """
         moved = self.jv(self.prior + y)
         misfit = self.v - moved
         if self.rhs is None:
@@ -218,7 +222,8 @@ class NormalEquations:
         gradient_norm, misfit_norm = self.numbers(torch.cat([gradient.norm().reshape(1), self.sample_norms(misfit)]))
         self._check_finite("the tangent product", gradient_norm + misfit_norm)
         fit = (misfit_norm / self.v_norm) ** 2 if self.v_norm > 0 else 0.0
-        return Check(gradient, misfit, gradient_norm / self.b_norm, fit)
+        residual = 0.0 if gradient_norm <= self.rounding else gradient_norm / self.b_norm
+        return Check(gradient, misfit, residual, fit)
 
     def solution(self, y: Tensor, check: Check, converged: bool) -> Solution:
         """Packs y and its check."""

@@ -111,6 +111,17 @@ def test_a_least_squares_prior_is_returned_up_to_rounding(solver):
 
 
 @each_solver
+@pytest.mark.parametrize("apart", [1e-10, 1e-12, 1e-14])
+def test_a_prior_that_nearly_solves_it_leaves_a_difference_within_rounding(solver, apart):
+    """b is then a small difference, whose relative residual rounding keeps above any tolerance."""
+    tangent, prior = MATRICES["tall"], random(12, seed=4)
+    v = tangent.jv(prior) + apart * random(30, 3, seed=3)
+    solution = solver(tangent, v, damping=1e-6, prior=prior)
+    assert solution.converged
+    assert relative(solution.x, dense_solution(tangent, v, 1e-6, prior)) < 1e-13
+
+
+@each_solver
 @pytest.mark.parametrize("scale", [2.0**-40, 2.0**30])
 def test_scaling_the_right_side_scales_the_answer(solver, scale):
     tangent, v = MATRICES["decaying"], random(20, 2, seed=3)
