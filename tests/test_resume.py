@@ -72,9 +72,7 @@ def test_implicit_steps_go_on_to_the_bit(integrator, tmp_path):
     stiff = energies.Potential(lambda x: (weights * (x - 1).square()).sum(-1) / 2) + energies.Entropy()
 
     def run(times=TIMES, **arguments):
-        made = pwgf.PWGF(
-            stiff, maps.ResidualMLP(2, width=4), pwgf.Gaussian(2), num_samples=100, num_eval=200, integrator=integrator
-        )
+        made = pwgf.PWGF(stiff, maps.Affine(2), pwgf.Gaussian(2), num_samples=100, num_eval=200, integrator=integrator)
         return pwgf.solve(made, times, seed=3, progress=False, **arguments)
 
     def interrupt(state, info):
