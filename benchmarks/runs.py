@@ -122,8 +122,8 @@ def contenders(tolerances: Sequence[float], steps: Sequence[float]) -> Iterator[
     solver = linalg.MINRES(rtol=1e-3)
     for n, damping in ((1000, 1e-4), (1000, 1e-6), (4000, 1e-4)):
         for dt in steps:
-            settings = dict(form="gradient", method="euler", dt=dt, momentum=0.0, damping=damping, solver=solver)
-            yield "gradient", f"dt {dt:g}, damping {damping:g}, n = {n}", {**settings, "num_samples": n}
+            settings = dict(integrator=pwgf.Euler(dt), momentum=0.0, damping=damping, solver=solver, num_samples=n)
+            yield "gradient", f"dt {dt:g}, damping {damping:g}, n = {n}", {"form": "gradient", **settings}
 
 
 def time_to_accuracy(d: int, t: float, steps: Sequence[float], tolerances: Sequence[float], points: int) -> None:

@@ -34,8 +34,8 @@ import matplotlib.pyplot as plt
 
 TIMES = (0.0, 0.1, 0.5, 0.9)
 WELLS = {
-    "residual": (maps.ResidualMLP, {}),
-    "convex-ridge": (lambda d: maps.ConvexRidge(d, width=12 * d, axis_share=1), {"tune_damping": False}),
+    "residual": maps.ResidualMLP,
+    "convex-ridge": lambda d: maps.ConvexRidge(d, width=12 * d, axis_share=1),
 }
 FAMILIES = {
     "residual": maps.ResidualMLP,
@@ -141,9 +141,8 @@ def styblinski_tang(
     rows = []
     for d in dims:
         problem = problems.StyblinskiTang(d, c=c)
-        family, settings = WELLS[map]
         num_eval = 100_000 if d <= 10 else 20_000
-        scheme = pwgf.PWGF(problem.energy, family(d), problem.reference, num_eval=num_eval, **settings)
+        scheme = pwgf.PWGF(problem.energy, WELLS[map](d), problem.reference, num_eval=num_eval)
         run = solved(f"fokker_planck/st-{map}-d{d}-c{c:g}-seed{seed}", problem, scheme, (0.0, *times), seed)
         for t in times:
             x, law = samples(run, t, num_eval), problem.marginal(t)

@@ -51,20 +51,19 @@ def forms(seed: int = 0) -> None:
     plane = problems.OrnsteinUhlenbeck(2)
     for damping in (1e-4, 1e-6, 1e-8):
         for form, solver in (("gradient", "primal"), ("velocity", "primal")):
-            for method, dt in (("euler", 0.01), ("rk4", 0.05)):
-                name = f"d2-{form}-{method}-{damping:g}"
-                settings = dict(form=form, method=method, dt=dt, damping=damping, solver=solver)
-                rows.append(
-                    ["2", form, f"{method} {dt:g}", f"{damping:g}", *_error(name, plane, 0.5, seed, **settings)]
-                )
+            for integrator in (pwgf.Euler(0.01), pwgf.FixedStep("rk4", 0.05)):
+                words = f"{integrator.method} {integrator.dt:g}"
+                name = f"d2-{form}-{integrator.method}-{damping:g}"
+                settings = dict(form=form, integrator=integrator, damping=damping, solver=solver)
+                rows.append(["2", form, words, f"{damping:g}", *_error(name, plane, 0.5, seed, **settings)])
     minres = linalg.MINRES(rtol=1e-3, max_iterations=200)
-    paper = dict(form="gradient", method="euler", dt=0.01, damping=1e-6, solver=minres)
+    paper = dict(form="gradient", integrator=pwgf.Euler(0.01), damping=1e-6, solver=minres)
     rows.append(["2", "gradient, MINRES 1e-3", "euler 0.01", "1e-06", *_error("d2-paper", plane, 0.5, seed, **paper)])
     rng = np.random.default_rng(0)
     factor = rng.normal(size=(10, 10)) / np.sqrt(10)
     ten = problems.OrnsteinUhlenbeck(10, cov=factor @ factor.T + 0.2 * np.eye(10), mean=np.ones(10))
     for form in ("gradient", "velocity"):
-        settings = dict(form=form, method="rk4", dt=0.05, damping=1e-6, solver="primal")
+        settings = dict(form=form, integrator=pwgf.FixedStep("rk4", 0.05), damping=1e-6, solver="primal")
         rows.append(["10", form, "rk4 0.05", "1e-06", *_error(f"d10-{form}", ten, 1.0, seed, **settings)])
     table(["d", "form", "method", "damping", "Bures–W₂", "fresh residual", "right sides", "CPU s"], rows)
 

@@ -17,7 +17,6 @@ the same run counts. It is stopped when its CPU time is used up, or when 300 of 
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
@@ -58,17 +57,6 @@ class Case:
     reference: pwgf.Gaussian
     map: Callable[[int], PushForward] = maps.ResidualMLP
     settings: dict[str, Any] = field(default_factory=dict)
-
-
-def make_scheme(
-    energy: energies.Energy, map: PushForward, reference: pwgf.Gaussian, integrator: str, **settings: Any
-) -> pwgf.PWGF:
-    """The scheme under test; a version without integrators is the explicit one, and runs under no other name."""
-    if "integrator" in inspect.signature(pwgf.PWGF).parameters:
-        return pwgf.PWGF(energy, map, reference, integrator=integrator, **settings)  # type: ignore[call-arg]
-    if integrator != "explicit":
-        raise SystemExit(f"this version of pwgf has the explicit integrator only; got --integrator {integrator}.")
-    return pwgf.PWGF(energy, map, reference, **settings)
 
 
 def spaced(end: float, rows: int = 5) -> tuple[float, ...]:
@@ -205,7 +193,8 @@ def solve(name: str, case: Case, seed: int, integrator: str, budget: float) -> d
     watch, error, log = Watch(times[-1], budget), None, logging.getLogger("pwgf")
     log.addHandler(watch)
     try:
-        scheme = make_scheme(case.energy, case.map(case.reference.dim), case.reference, integrator, **case.settings)
+        map = case.map(case.reference.dim)
+        scheme = pwgf.PWGF(case.energy, map, case.reference, integrator=integrator, **case.settings)
         pwgf.solve(scheme, times, out=out, seed=seed, overwrite=True, progress=False, callbacks=[watch])
     except PWGFError as reason:
         error = f"{type(reason).__name__}: {reason}"

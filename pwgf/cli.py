@@ -22,7 +22,7 @@ from .cli_compare import Compare
 from .cli_files import Doctor, Migrate, Pack
 from .errors import ConfigError, PWGFError
 from .flow import solve
-from .integrate import FixedStep
+from .integrate import FIXED, FixedStep, Implicit, Integrator
 from .parallel import world
 from .problems import Problem
 from .schemes import PWGF, EulerMaruyama, Scheme
@@ -59,12 +59,13 @@ class Run:
     num_eval: int = 10_000
     """fresh samples on which the figures of a row are measured"""
     integrator: str = "auto"
-    """auto, implicit, explicit, an adaptive method (bosh3, dopri5, adaptive_heun, fehlberg2, dopri8), or with --dt a
-    method of fixed steps (euler, midpoint, heun2, heun3, rk4)"""
+    """auto, implicit, explicit, an adaptive method (bosh3, dopri5, adaptive_heun, fehlberg2, dopri8), or with --dt
+    implicit or a method of fixed steps (euler, midpoint, heun2, heun3, rk4)"""
     tolerance: float | None = None
     """rms displacement error of a sample per step, in units of x (None: 1e-4 explicit, 1e-3 implicit)"""
     dt: float | None = None
-    """step of fixed-step methods, in units of t (None, particles: a thousandth of the time range)"""
+    """fixed step of --integrator implicit, euler, rk4, …, or of particles, in units of t (None: steps by error control;
+    particles: a thousandth of the time range)"""
     damping: float | None = None
     """of the linear solve, relative to the trace of the metric (None: 1e-6; 1e-8 in implicit steps of small maps)"""
     momentum: float | None = None
@@ -216,8 +217,20 @@ def _scheme(settings: Run, problem: Problem, span: float) -> Scheme:
     n = 1000 if settings.num_samples is None else settings.num_samples
     shared = {name: getattr(settings, name) for name in _MAP_ONLY[3:]}
     if settings.dt is not None:
-        shared["integrator"] = FixedStep(settings.integrator, settings.dt)
+        shared["integrator"] = _fixed(settings.integrator, settings.dt)
     return PWGF(problem.energy, map, problem.reference, num_samples=n, **shared, **common)
+
+
+def _fixed(name: str, dt: float) -> Integrator:
+    """The integrator of this name with steps of length dt."""
+    if name == "implicit":
+        return Implicit(dt=dt)
+    if name not in FIXED:
+        raise ConfigError(
+            f"pwgf run --dt needs an integrator of fixed steps, --integrator {', '.join(('implicit', *FIXED))}; got "
+            f"{name}, which chooses its own. Leave --dt out, or name one of them."
+        )
+    return FixedStep(name, dt)
 
 
 def _info(settings: Info) -> None:
@@ -248,7 +261,10 @@ def _about(run: Trajectory) -> list[str]:
     kinds = " + ".join(str(term["name"]) for term in energy.get("terms", [energy]))
     rejected = _last(run, "num_rejected")
     unit = "inner iterations" if "h" in run.config["scheme"] else "right sides"
-    work = f"{_last(run, 'num_stages'):.0f} {unit}" + (f", {rejected:.0f} steps rejected" if rejected > 0 else "")
+    work = f"{_last(run, 'num_stages'):.0f} {unit}"
+    if "num_implicit" in run.names:
+        work += f" in {_last(run, 'num_steps'):.0f} steps ({_last(run, 'num_implicit'):.0f} implicit)"
+    work += f", {rejected:.0f} steps rejected" if rejected > 0 else ""
     return [
         plots.title(run),
         f"Rows: {len(run)}, from t = {run.t[0]:g} to {run.t[-1]:g}; {work}, {_last(run, 'wall_time'):.3g} s",
@@ -302,5 +318,6 @@ def _warnings(run: Trajectory, status: str) -> list[str]:
             "the map folds at some samples, where its density is wrong: more samples, or a map that cannot fold"
         )
     if _last(run, "num_rejected") > 0.5 * _last(run, "num_steps"):
-        found.append("many steps were rejected: more samples or a larger damping make the right side smoother")
+        cure = "" if _last(run, "num_implicit") > 0 else "--integrator implicit where the flow is stiff; "
+        found.append(f"many steps were rejected: {cure}more samples or a larger damping make the right side smoother")
     return [f"Warning: {line}" for line in found] or ["Warnings: none"]

@@ -111,15 +111,26 @@ def title(run: Trajectory) -> str:
 def _settings(run: Trajectory) -> str:
     scheme = run.config["scheme"]
     known = {
-        "method": "{}", "tolerance": "tolerance {:g}", "dt": "dt {:g}", "tau": "tau {:g}", "h": "h {:g}",
+        "tolerance": "tolerance {:g}", "dt": "dt {:g}", "tau": "tau {:g}", "h": "h {:g}",
         "damping": "damping {:g}", "dtype": "{}",
     }  # fmt: skip
-    parts = [text.format(scheme[name]) for name, text in known.items() if scheme.get(name) is not None]
+    parts = [_steps(scheme["integrator"], run)] if "integrator" in scheme else []
+    parts += [text.format(scheme[name]) for name, text in known.items() if scheme.get(name) is not None]
     if "map" in scheme:
         parts.append(f"{scheme['num_samples']} samples a{' right side' if scheme['name'] == 'PWGF' else 'n iteration'}")
     if "wall_time" in run.names:
         parts.append(f"{run['wall_time'][-1]:.3g} s")
     return " · ".join([*parts, f"seed {run.config['seed']}"])
+
+
+def _steps(integrator: dict[str, Any], run: Trajectory) -> str:
+    """Which steps a run took, such as "bosh3" or "auto steps, 31 of 52 implicit"."""
+    name, length = integrator["name"], integrator.get("dt")
+    if name == "Auto":
+        counts = [run[column][-1] for column in ("num_implicit", "num_steps") if column in run.names]
+        return "auto steps" + (", {:.0f} of {:.0f} implicit".format(*counts) if len(counts) == 2 else "")
+    word = integrator.get("method", "implicit steps" if name == "Implicit" else name)
+    return word + (f", dt {length:g}" if length is not None else "")
 
 
 @contextmanager

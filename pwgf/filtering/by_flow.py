@@ -23,7 +23,7 @@ from .model import StateSpace, check_observation, schedule, weighted_moments
 _PILOT = 4000  # samples whose weighted moments say where an update goes
 _ENOUGH = 20  # effective ones of them for each coordinate
 _WIDER = 1.6  # how much further out a sixth of the points of the least squares lie
-_DAMPING = 3e-6  # at 1e-6 one of six runs on a rippled well in d = 1 came near a fold and its steps to nothing
+_DAMPING = 3e-6  # at 1e-6 one of six runs on a rippled well in d = 1 came near a fold
 _FITTED = 1e-8  # mean square misfit, as a share of the spread, below which it is good enough
 _CHUNK = 2000
 

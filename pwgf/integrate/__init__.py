@@ -13,6 +13,7 @@ from .explicit import ADAPTIVE, FIXED, Euler, Explicit, FixedStep
 from .implicit import Implicit
 
 __all__ = [
+    "FIXED",
     "Advance",
     "Auto",
     "Euler",

@@ -84,6 +84,7 @@ class Advance(NamedTuple):
         memory: numbers that the integrator wants back at the next interval, (k,) float64.
         implicit: whether an implicit step worked.
         stiffness: h·|λ|, the step in units of the fastest time scale that it has seen.
+        reason: why the last substep was rejected; empty when none was.
     """
 
     theta: Tensor
@@ -95,6 +96,7 @@ class Advance(NamedTuple):
     memory: Tensor
     implicit: bool
     stiffness: float
+    reason: str = ""
 
 
 def check_positive(call: str, max_rejections: int = 1, **values: float | None) -> None:

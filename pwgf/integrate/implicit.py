@@ -137,7 +137,7 @@ class Implicit:
         stiffness = h * start.stiffness(trial.error)
         return Advance(
             trial.theta, moved, h, h, proposal, step.num_rejected,
-            torch.tensor([order, since], dtype=torch.float64), True, stiffness,
+            torch.tensor([order, since], dtype=torch.float64), True, stiffness, step.reason,
         )  # fmt: skip
 
     def _minimising_movement(self, field: Field, theta: Tensor, length: float) -> Advance:
@@ -179,10 +179,11 @@ class _Step:
 
     def __init__(self, field: Field, start: Linearised, theta: Tensor) -> None:
         self.field, self.start, self.theta, self.num_rejected = field, start, theta, 0
+        self.reason = ""
 
     def reject(self, reason: _Rejected, h: float, most: int) -> None:
         """Counts it; SolverError when there are too many."""
-        self.num_rejected += 1
+        self.num_rejected, self.reason = self.num_rejected + 1, str(reason)
         if self.num_rejected > most:
             raise SolverError(f"{self.num_rejected} implicit steps rejected, down to h = {h:.2e}; last: {reason}")
 

@@ -233,8 +233,8 @@ class NormalEquations:
         return NonFiniteError(
             f"{self.solver} solve: {what} is NaN or infinite; a linear solve needs finite numbers. Likely causes: "
             "(a) the parameters left the range of the map: take smaller steps (tolerance or dt); "
-            "(b) the energy is infinite at a sample, or the map folds there: look at the velocity, or set clip; "
-            "(c) overflow in float32: use dtype=torch.float64."
+            "(b) the energy is infinite at a sample, or the map folds there: look at the velocity, try "
+            "integrator='implicit'; (c) overflow in float32: use dtype=torch.float64."
         )
 
     def _check_finite(self, what: str, value: float) -> None:

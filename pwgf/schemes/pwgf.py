@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from typing import Any
 
@@ -40,6 +41,8 @@ from .settings import (
     solve_settings,
 )
 
+_log = logging.getLogger("pwgf")
+_TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
 _REDRAWS = 4  # failed intervals in a row before the run stops
 
 
@@ -164,6 +167,11 @@ class PWGF(MapReplay):
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
         check_shared(self._problem, theta, z)
+        if self.integrator_sees_slopes:
+            with torch.no_grad():
+                explicit = self.energy.hessian(rho).explicit
+            if explicit:
+                _log.info("implicit steps take the second variation of these terms as zero: %s", ", ".join(explicit))
         dt = self.integrator.first_step
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
             spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
@@ -176,7 +184,7 @@ class PWGF(MapReplay):
             "num_products": 0,
             "num_implicit": 0,
         }
-        extra = {"integrator": NO_MEMORY}
+        extra = {"integrator": NO_MEMORY, "tiny": torch.zeros(1, dtype=torch.float64)}
         return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
@@ -206,7 +214,11 @@ class PWGF(MapReplay):
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        extra = {"integrator": moved.memory}
+        before = state.extra.get("tiny", torch.zeros(1, dtype=torch.float64))
+        tiny = before + 1 if moved.dt < _TINY * (t1 - state.t) else torch.zeros_like(before)
+        if float(tiny) > _MOST_TINY:
+            raise self._stalled(side, state, moved)
+        extra = {"integrator": moved.memory, "tiny": tiny}
         after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
         after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
@@ -236,7 +248,7 @@ class PWGF(MapReplay):
             return state
         theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
         t, dt = group.numbers_from_first(state.t, state.dt)
-        extra = {"integrator": group.from_first(state.extra["integrator"])}
+        extra = {name: group.from_first(values) for name, values in state.extra.items()}
         return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
@@ -254,14 +266,24 @@ class PWGF(MapReplay):
         }
         return Info(before.t, after.t, moved.dt, side.num_stages, rejected + moved.num_rejected, values)
 
+    def _stalled(self, side: RightSide, state: State, moved: Advance) -> SolverError:
+        return SolverError(
+            f"the step has stayed below {moved.dt:.1e} for {_MOST_TINY} steps up to t = {state.t:.6g}, where the state "
+            f"is good. Measured: {side.diagnosis()}; last rejection: {moved.reason or 'none'}. If few samples carry "
+            "the velocity or the map folds, it is too small there: a wider map, another family (maps.ConvexRidge "
+            "cannot fold), more samples (num_samples). If all are fast, the energy is steep: check it at that x, or "
+            "raise the tolerance."
+        )
+
     def _gave_up(self, error: Exception, state: State, dt: float, redraws: int) -> Exception:
         kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
         return kind(
             f"no step from t = {state.t:.6g} succeeded (last tried dt = {dt:.2e}, {redraws} redraws): {error}. The "
             f"state at t = {state.t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the "
             "way: check it at the samples there; (b) the map is too small for the flow, or folds: a wider map, another "
-            "family (maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too ill-conditioned: "
-            "larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: integrator='auto'."
+            "family (maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too "
+            "ill-conditioned: larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: "
+            "integrator='auto'."
         )
 
     def measure(self, state: State) -> Row:

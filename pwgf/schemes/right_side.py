@@ -193,6 +193,21 @@ class RightSide:
         ).tolist()
         return (folded if folded > TAIL else 0.0), unsound
 
+    def diagnosis(self) -> str:
+        """What was measured at the latest stage, for the message of a run that cannot go on."""
+        v2 = self.rho.gather(self.problem.energy.velocity(self.rho).square().sum(1))
+        few = max(1, len(v2) // 100)
+        fastest = int(v2.argmax())
+        carried = float(v2.topk(few).values.sum() / v2.sum().clamp_min(1e-300))
+        place = _first(self.rho.gather(self.rho.x), v2 == v2[fastest])
+        found = f"rms|v| is {float(v2.mean().sqrt()):.2g}, of which the fastest {few} of {len(v2)} samples carry "
+        found += f"{100 * carried:.0f} % (the fastest at x = {place})"
+        if self.rho.asked_for_density:
+            flags = torch.stack([self.rho.det_sign <= 0, self.rho.unsound], 1).to(self.z.dtype)
+            folded, unsound = self.rho.mean(flags).tolist()
+            found += f"; the map has folded at {folded:.2g} of the samples and nearly so at {unsound - folded:.2g}"
+        return found
+
     def energy_at(self, theta: Tensor) -> float:
         """F on the same samples."""
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
