@@ -95,6 +95,38 @@ def right_sides():
     return found
 
 
+def implicit_solves():
+    """η of an implicit step by every solver, with every part of a second variation, and its sizes."""
+    found = {}
+    for name in MAPS:
+        map, theta, last, z = given(name)
+        for solver, settings in SOLVERS.items():
+            made = scheme(
+                energy=ENERGIES["sum"]() + energies.PorousMedium(2),
+                map=map,
+                solver=linalg.get_solver(solver, **settings),
+            )
+            probes = torch.eye(2, dtype=torch.float64).expand(N, 2, 2)
+            side = RightSide(
+                made._problem, z, last, 0.0, momentum=0.0, damping=0.1, implicit_damping=0.1, implicit_momentum=0.9,
+                probes=probes,
+            )  # fmt: skip
+            here = side.linearise(theta)
+            found[f"{name} {solver} implicit"] = here.velocity(0.1).numpy()
+            there = side.linearise(theta + 0.01 * last)
+            found[f"{name} {solver} implicit again"] = there.velocity(0.1, there.moved_since(here)).numpy()
+            sizes = [
+                here.energy,
+                here.fallen(0.1),
+                here.displacement(last),
+                here.stiffness(last),
+                side.fit,
+                *side.strain(),
+            ]
+            found[f"{name} {solver} implicit figures"] = np.array([*sizes, float(there.folded_since(here))])
+    return found
+
+
 def values():
     """F, v, ∇_θF and the second variation of every energy."""
     found = {}
@@ -123,6 +155,12 @@ def runs(folder):
         run = pwgf.solve(scheme(energy=energy, **settings), TIMES, seed=1)
         for column in ("theta", "energy", "energy_stderr", "projection_residual", "dissipation", "num_stages"):
             found[f"run {name} {column}"] = run[column]
+    for integrator in ("implicit", "auto"):
+        for name in ("potential", "sum"):
+            energy = ENERGIES[name]() + energies.Entropy()
+            run = pwgf.solve(scheme(energy=energy, integrator=integrator), TIMES, seed=1)
+            for column in ("theta", "energy", "num_implicit", "num_stages"):
+                found[f"run {integrator} {name} {column}"] = run[column]
     make, made = Writer.create, []
     Writer.create = lambda *args, **settings: made.append(1) or make(*args, **settings)
     run = pwgf.solve(scheme(**QUICK), TIMES[:3], out=folder / "own.h5", seed=1)
@@ -216,7 +254,7 @@ def failures(folder):
 def figures(folder):
     """All of the above."""
     folder = Path(folder)
-    return {**right_sides(), **values(), **runs(folder), **failures(folder)}
+    return {**right_sides(), **implicit_solves(), **values(), **runs(folder), **failures(folder)}
 
 
 def dying(out, mode):

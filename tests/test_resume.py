@@ -65,6 +65,29 @@ def test_longer_times_go_on(whole, tmp_path, right_sides):
     assert (np.diff(longer["wall_time"]) > 0).all()
 
 
+@pytest.mark.parametrize("integrator", ["implicit", "auto"])
+def test_implicit_steps_go_on_to_the_bit(integrator, tmp_path):
+    """From a row, and from between two rows: which side is in charge, its order and its counts are in the state."""
+    weights = torch.tensor([1.0, 300.0], dtype=torch.float64)
+    stiff = energies.Potential(lambda x: (weights * (x - 1).square()).sum(-1) / 2) + energies.Entropy()
+
+    def run(times=TIMES, **arguments):
+        made = pwgf.PWGF(stiff, maps.Affine(2), pwgf.Gaussian(2), num_samples=100, num_eval=200, integrator=integrator)
+        return pwgf.solve(made, times, seed=3, progress=False, **arguments)
+
+    def interrupt(state, info):
+        if state.t > 0.25:
+            signal.raise_signal(signal.SIGINT)
+
+    straight = run()
+    assert 0 < straight["num_implicit"][1] < straight["num_implicit"][-1]
+    run(TIMES[:3], out=tmp_path / "rows.h5")
+    assert_same_rows(run(out=tmp_path / "rows.h5", resume=True), straight)
+    with pytest.raises(KeyboardInterrupt):
+        run(out=tmp_path / "between.h5", callbacks=[interrupt])
+    assert_same_rows(run(out=tmp_path / "between.h5", resume=True), straight)
+
+
 @pytest.fixture(scope="module")
 def three_rows(tmp_path_factory):
     """A finished run of three rows, for tests that leave it as it is."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import SolverError
 from .base import SlopeTangent, Tangent, row_gram
 
 _FEW_SAMPLES = 64  # enough for the size of H beside that of Ĝ
@@ -43,7 +44,8 @@ class Curvature:
     r"""H, the second variation of an energy in the parameters: ηᵀHη = Hess F(u,u) with u = Jη, a sum of squares.
 
     ∇u = ∂_z(Jη)(∂_zT)⁻¹ enters through q probes w a sample, y_k = ∇u·w_k: |∇u|² = c Σ|y_k|² and div u = c Σ w_k·y_k,
-    exactly with the d unit vectors and c = 1, on average with random signs and c = 1/q.
+    exactly with the d unit vectors and c = 1, on average with random signs and c = 1/q. (div u)² is then too large by
+    the variance of w·∇u w, which damps shear as well.
 
     Args:
         tangent: J at n samples.
@@ -108,9 +110,23 @@ class Curvature:
 
     def quadratic(self, eta: Tensor) -> Tensor:
         """ηᵀHη, a scalar."""
-        rows = ImplicitTangent(self, 1.0).jv(eta)
-        plain = self.tangent.jv(eta)
-        return self.tangent.group.sum(rows.square().sum() - plain.square().sum()) / self.tangent.n
+        u, group, total = self.tangent.jv(eta), self.tangent.group, eta.new_zeros(())
+        if self.point is not None:
+            total = total + (u * (self.point @ u.unsqueeze(2)).squeeze(2)).sum()
+        if self.centred is not None:
+            u = u - group.sum(u.sum(0)) / self.tangent.n
+            total = total + (u * (self.centred @ u.unsqueeze(2)).squeeze(2)).sum()
+        if self.slopes is not None:
+            total = total + self.scaled(self.slopes.jv(eta).unsqueeze(2)).square().sum()
+        return group.sum(total) / self.tangent.n
+
+    def scaled(self, y: Tensor, part: slice = slice(None)) -> Tensor:
+        """S y for columns y (b, q·d, c) of some samples: S is symmetric, and a number where div u has no weight."""
+        across = self.across2[part].sqrt().unsqueeze(2)
+        if not self.divergence:
+            return across * y
+        axis, along = self.axis[part].unsqueeze(1), self.along2[part].sqrt().unsqueeze(2)
+        return across * y + ((along - across) * (axis @ y)) * axis.transpose(1, 2)
 
     @cached_property
     def gram(self) -> tuple[Tensor, Tensor]:
@@ -131,12 +147,12 @@ class Curvature:
                     block = block - mean
                     hessian.addmm_(block.view(-1, p).T, (self.centred[part] @ block).view(-1, p))
         if self.slopes is not None:
-            scale, start = ImplicitTangent(self, 1.0), 0
+            start = 0
             for rows in self.slopes.rows():
                 block = rows.view(-1, self.axis.shape[1], p)
                 part = slice(start, start + len(block))
                 start += len(block)
-                block = scale.scaled(block, part).view(-1, p)
+                block = self.scaled(block, part).view(-1, p)
                 hessian.addmm_(block.T, block)
         return metric, (self.tangent.group.sum(hessian) / n)
 
@@ -156,6 +172,9 @@ class ImplicitTangent:
     Args:
         curvature: Ĝ and H.
         h: step length, ≥ 0.
+
+    Raises:
+        SolverError: I + hK is not positive definite within rounding.
     """
 
     def __init__(self, curvature: Curvature, h: float) -> None:
@@ -167,13 +186,11 @@ class ImplicitTangent:
         self._root = self._center_root = None
         identity = torch.eye(plain.d, dtype=plain.dtype, device=plain.device)
         if curvature.point is not None:
-            self._root = torch.linalg.cholesky(identity + h * curvature.point)
+            self._root = _root(identity + h * curvature.point)
         if curvature.centred is not None:  # rank may be lower: the root of a matrix just above it
-            lift = 1e-12 * curvature.centred.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-300)
-            self._center_root = torch.linalg.cholesky(h * (curvature.centred + lift.view(-1, 1, 1) * identity))
-        if slopes is not None:
-            self._across, self._along = (h * curvature.across2).sqrt(), (h * curvature.along2).sqrt()
-            self._divergence = curvature.divergence
+            limits, centred = torch.finfo(plain.dtype), h * curvature.centred
+            lift = max(1e-12, 100 * limits.eps) * centred.diagonal(dim1=1, dim2=2).sum(1)
+            self._center_root = _root(centred + lift.clamp_min(limits.tiny**0.5).view(-1, 1, 1) * identity)
         wide = 0 if slopes is None else curvature.axis.shape[1]
         self.d = plain.d + (plain.d if self._center_root is not None else 0) + wide
 
@@ -190,16 +207,8 @@ class ImplicitTangent:
             mean = self.group.sum(u.sum(0)) / self.n if mean is None else mean
             parts.append(self._center_root.transpose(1, 2) @ (u - mean))
         if y is not None:
-            parts.append(self.scaled(y))
+            parts.append(self.h**0.5 * self.curvature.scaled(y))
         return torch.cat(parts, 1)
-
-    def scaled(self, y: Tensor, part: slice = slice(None)) -> Tensor:
-        """√h·S y for columns y (b, q·d, c) of some samples: S is symmetric, and a number where div u has no weight."""
-        across = self._across[part].unsqueeze(2)
-        if not self._divergence:
-            return across * y
-        axis, along = self.curvature.axis[part].unsqueeze(1), self._along[part].unsqueeze(2)
-        return across * y + ((along - across) * (axis @ y)) * axis.transpose(1, 2)
 
     def jv(self, eta: Tensor) -> Tensor:
         """Rη: (p,) → (n, rows)."""
@@ -217,7 +226,7 @@ class ImplicitTangent:
             u = u + pulled - self.group.sum(pulled.sum(0)) / self.n
             rest = rest[:, d:]
         total = self.tangent.jtu(u.squeeze(2))
-        return total if slopes is None else total + slopes.jtu(self.scaled(rest).squeeze(2))
+        return total if slopes is None else total + slopes.jtu(self.h**0.5 * self.curvature.scaled(rest).squeeze(2))
 
     def trace(self) -> Tensor:
         """tr Ĝ, a scalar: the damping is relative to the metric alone."""
@@ -278,3 +287,11 @@ class ImplicitTangent:
         u = torch.cat(list(self.tangent.rows())).view(-1, d, p)
         y = None if slopes is None else torch.cat(list(slopes.rows())).view(len(u), -1, p)
         return self._weigh(u, y).view(-1, p)
+
+
+def _root(matrices: Tensor) -> Tensor:
+    """Lower L (n,d,d) with LLᵀ the given matrices."""
+    root, info = torch.linalg.cholesky_ex(matrices)
+    if bool(info.any()):
+        raise SolverError("the second variation times the step is beyond rounding: no Cholesky factor of I + h·K")
+    return root
