@@ -22,7 +22,7 @@ DEFAULT_TOLERANCE = 1e-3
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 4.0
 _EXPLORE = 8  # steps of order two after which order three is tried again
-_MORE_DAMPING, _MOST_DAMPING = 4.0, 100.0  # by what an error above the tolerance raises the damping, and at most
+_MORE_DAMPING, _MOST_DAMPING = 2.0, 10.0  # by what an error above the tolerance raises the damping, and at most
 _SOLVES = {2: 3, 3: 6}  # linear solves of a step, by order
 
 

@@ -17,6 +17,9 @@ from ..measures import Reference
 from .base import check_dtype, check_integer, check_number
 
 
+_ROWS_PER_PARAMETER = 4  # numbers of a velocity for each parameter that make noise harmless
+
+
 class SolveSettings(NamedTuple):
     """Damping, relative to the metric's trace, and momentum of explicit and of implicit solves."""
 
@@ -26,13 +29,13 @@ class SolveSettings(NamedTuple):
     implicit_momentum: float
 
 
-def solve_settings(damping: float | None, momentum: float | None, num_params: int) -> SolveSettings:
+def solve_settings(damping: float | None, momentum: float | None, num_params: int, num_rows: int) -> SolveSettings:
     """As given, or the defaults: damping 1e-6 and momentum .9, but 1e-8 and none in implicit steps of few parameters.
 
-    The second variation damps implicit steps already, so that few parameters (up to what the direct solver takes) need
-    little more; many of them fit noise.
+    The second variation damps implicit steps already, so that few parameters (no more than the direct solver takes, and
+    a quarter of the n·d numbers of a velocity) need little more; many of them fit noise.
     """
-    few = num_params <= MAX_PRIMAL
+    few = num_params <= MAX_PRIMAL and _ROWS_PER_PARAMETER * num_params <= num_rows
     defaults = SolveSettings(1e-6, 0.9, 1e-8 if few else 1e-6, 0.0 if few else 0.9)
     if damping is not None:
         defaults = defaults._replace(damping=damping, implicit_damping=damping)
