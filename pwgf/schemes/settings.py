@@ -16,7 +16,6 @@ from ..maps.base import PushForward
 from ..measures import Reference
 from .base import check_dtype, check_integer, check_number
 
-
 _ROWS_PER_PARAMETER = 4  # numbers of a velocity for each parameter that make noise harmless
 
 
