@@ -23,7 +23,6 @@ from .model import StateSpace, check_observation, schedule, weighted_moments
 _PILOT = 4000  # samples whose weighted moments say where an update goes
 _ENOUGH = 20  # effective ones of them for each coordinate
 _WIDER = 1.6  # how much further out a sixth of the points of the least squares lie
-_DAMPING = 3e-6  # at 1e-6 one of six runs on a rippled well in d = 1 came near a fold
 _FITTED = 1e-8  # mean square misfit, as a share of the spread, below which it is good enough
 _CHUNK = 2000
 
@@ -141,7 +140,7 @@ def run(
         overwrite: replace flows that are there.
         seed: of all randomness.
         progress: as in `solve`.
-        settings: of `PWGF` between observations; the damping is 3e-6 if not given.
+        settings: of `PWGF` between observations.
 
     Raises:
         ConfigError, ShapeError: arguments that cannot work, an observation that has zero likelihood everywhere.
@@ -206,9 +205,9 @@ def predict(
         law: at the start.
         duration: > 0, in units of t.
         out, overwrite, seed, progress: as in `solve`.
-        settings: of `PWGF`; the damping is 3e-6 if not given.
+        settings: of `PWGF`.
     """
-    scheme = PWGF(model.energy, law.map, law.reference, theta0=law.theta, **{"damping": _DAMPING, **settings})
+    scheme = PWGF(model.energy, law.map, law.reference, theta0=law.theta, **settings)
     flow = solve(scheme, [0.0, duration], out=out, overwrite=overwrite, seed=seed, progress=progress)
     return Law(law.map, law.reference, flow.state().theta.double().cpu()), flow
 

@@ -107,7 +107,7 @@ def test_a_step_is_no_longer_than_the_interval_and_remembers_what_it_wanted():
     short = move(decay, length=0.01, first_step=0.1)
     assert short.length == short.dt == 0.01
     assert short.proposal >= 0.1
-    assert short.implicit and len(short.memory) == 2
+    assert short.implicit and len(short.memory) == 3
     assert float(short.theta) == pytest.approx(math.exp(-0.01), abs=1e-8)
     assert float(short.theta_dot) == pytest.approx((float(short.theta) - 1) / 0.01)
 
@@ -171,10 +171,21 @@ def test_the_order_in_use_is_remembered_and_the_third_tried_again():
         move(field, memory=torch.tensor(memory, dtype=torch.float64), tolerance=0.1)
         return len(field.seen)
 
-    assert points([3.0, 0.0]) == 4  # θ, one within 2 × h/2, two within 3 × h/3
-    assert points([2.0, 0.0]) == 2
-    assert points([2.0, 8.0]) == 4  # after eight steps of order two
-    assert points([2.0, 7.0]) == 2
+    assert points([3.0, 0.0, 1.0]) == 4  # θ, one within 2 × h/2, two within 3 × h/3
+    assert points([2.0, 0.0, 1.0]) == 2
+    assert points([2.0, 8.0, 1.0]) == 4  # after eight steps of order two
+    assert points([2.0, 7.0, 1.0]) == 2
+
+
+def test_an_error_raises_the_damping_and_a_step_without_one_lowers_it():
+    rough = Ode(lambda theta: -theta + torch.sin(30 * theta), lambda theta: 1.0)
+    found = move(rough, first_step=1.0, tolerance=1e-4)
+    assert found.num_rejected > 0
+    assert 1 < float(found.memory[2]) <= 10
+    smooth = Ode(lambda theta: -theta, lambda theta: 1.0)
+    calm = move(smooth, memory=torch.tensor([3.0, 0.0, 8.0], dtype=torch.float64), tolerance=0.1)
+    assert float(calm.memory[2]) == 4
+    assert smooth.extra_damping == 8
 
 
 def test_newton_is_the_minimising_movement_of_a_scalar():
@@ -471,7 +482,7 @@ def test_auto_comes_back_when_explicit_steps_would_be_as_long():
         assert found.implicit
         memory = found.memory.tolist()
     assert not bool(memory[0])
-    assert len(memory) == 5  # which side, its count, the rate, and what the implicit side remembers
+    assert len(memory) == 6  # which side, its count, the rate, and what the implicit side remembers
 
 
 def test_auto_stays_implicit_where_explicit_steps_would_be_bound():
