@@ -62,8 +62,8 @@ class PWGF(MapReplay):
         integrator: `auto` (explicit steps until the flow is stiff or strains the map, then implicit ones), `implicit`,
             `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
-        damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-8 for implicit steps of a map
-            with few parameters (up to 500, and up to n·d/4). Smaller is more accurate and less stable.
+        damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-7 for implicit steps of a map
+            with few parameters (up to 500, and up to n·d/4), 1e-8 for d = 1. Smaller is more accurate and less stable.
         momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
             for implicit steps of a map with few parameters.
         num_samples: n, samples of a right side.
@@ -233,7 +233,7 @@ class PWGF(MapReplay):
             else:
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
-        chosen = solve_settings(self.damping, momentum, self.map.num_params, z.numel())
+        chosen = solve_settings(self.damping, momentum, self.map.num_params, *z.shape)
         return RightSide(self._problem, z, state.theta_dot, state.t, probes=probes, **chosen._asdict())
 
     @property
