@@ -67,7 +67,8 @@ class Run:
     """fixed step of --integrator implicit, euler, rk4, …, or of particles, in units of t (None: steps by error control;
     particles: a thousandth of the time range)"""
     damping: float | None = None
-    """of the linear solve, relative to the trace of the metric (None: 1e-6, in implicit steps of small maps less)"""
+    """of the linear solve, relative to the trace of the metric (None: 1e-6; 1e-7 in implicit steps of small maps, on a
+    line 1e-8)"""
     momentum: float | None = None
     """the damping is centred at up to momentum times the last rate of the parameters, 0 to 1 (None: .9; 0 there)"""
     form: Literal["velocity", "gradient"] = "velocity"
