@@ -200,11 +200,11 @@ class ImplicitTangent:
             v = torch.linalg.solve_triangular(self._root, v.unsqueeze(2), upper=False).squeeze(2)
         return torch.cat([v, v.new_zeros(len(v), self.d - v.shape[1])], 1)
 
-    def _weigh(self, u: Tensor, y: Tensor | None, mean: Tensor | None = None) -> Tensor:
-        """Rows from columns u = J· (n,d,c) and y = D· (n,q·d,c); `mean` of u over all samples."""
+    def _weigh(self, u: Tensor, y: Tensor | None) -> Tensor:
+        """Rows from columns u = J· (n,d,c) and y = D· (n,q·d,c)."""
         parts = [u if self._root is None else self._root.transpose(1, 2) @ u]
         if self._center_root is not None:
-            mean = self.group.sum(u.sum(0)) / self.n if mean is None else mean
+            mean = self.group.sum(u.sum(0)) / self.n
             parts.append(self._center_root.transpose(1, 2) @ (u - mean))
         if y is not None:
             parts.append(self.h**0.5 * self.curvature.scaled(y))

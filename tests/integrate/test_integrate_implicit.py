@@ -16,6 +16,7 @@ from pwgf.errors import ConfigError, NonFiniteError, SolverError
 from pwgf.integrate import Auto, Explicit, FixedStep, Implicit, get_integrator
 from pwgf.integrate.base import NO_MEMORY
 from pwgf.integrate.implicit import _Step
+from pwgf.tangent.implicit import _root
 
 COV = torch.tensor([[0.8, 0.3], [0.3, 0.5]], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -491,3 +492,25 @@ def test_auto_stays_implicit_where_explicit_steps_would_be_bound():
         found = interval(field, memory, first_step=0.5)
         memory = found.memory.tolist()
     assert bool(memory[0])
+
+
+def test_a_blow_up_in_finite_time_stops_with_what_was_measured():
+    """ẋ = x³: the outermost sample reaches infinity at t = 1/(2x²)."""
+    energy = energies.Potential(lambda x: -x.square().sum(-1).square() / 4)
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=50, num_eval=50)
+    with pytest.raises(pwgf.SolverError, match="stayed below .* for 100 steps .* Measured: rms.*carry.*last rejection"):
+        for _ in pwgf.evolve(scheme, scheme.start(0), [10.0]):
+            pass
+
+
+def test_a_second_variation_beyond_rounding_is_an_error_of_the_solve():
+    with pytest.raises(SolverError, match="no Cholesky factor"):
+        _root(torch.tensor([[[1.0, 2.0], [2.0, 1.0]]], dtype=torch.float64))
+
+
+def test_terms_taken_as_explicit_are_named(caplog):
+    energy = energies.Functional(lambda rho: rho.x.square().sum(-1).mean()) + energies.Entropy()
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=50, num_eval=50)
+    with caplog.at_level("INFO", "pwgf"):
+        scheme.start(0)
+    assert "second variation of these terms as zero: functional" in caplog.text
