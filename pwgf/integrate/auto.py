@@ -68,7 +68,7 @@ class Auto:
         Raises:
             SolverError, NonFiniteError: neither side finds a step.
         """
-        implicit, count, rate, own = False, 0, 0.0, memory[3:]
+        implicit, count, rate, own = field.few_parameters, 0, 0.0, memory[3:]
         if len(memory):
             implicit, count, rate = bool(memory[0]), int(memory[1]), float(memory[2])
         if not implicit:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pwgf.errors import ConfigError, nearest
 from pwgf.linalg.base import LinearSolver, Solution, TangentLike, check_settings
+from pwgf.linalg.blocks import BlockPCG
 from pwgf.linalg.dual import Dual
 from pwgf.linalg.krylov import CG, LSMR, MINRES
 from pwgf.linalg.primal import Primal
@@ -17,6 +18,7 @@ from pwgf.linalg.subsample import SubsamplePCG
 MAX_PRIMAL, MAX_DUAL = 500, 1000  # parameters, rows n·d up to which a Cholesky factorisation beats an iteration
 MAX_UNLAYERED = 1000, 500  # the same where the structure of J is unknown, so that Gram matrices need rows one by one
 MAX_DENSE = 100_000_000  # entries of J up to which a Gram matrix is affordable when the structure of J is unknown
+MIN_OUTPUT_SHARE = 0.25  # of parameters that move one coordinate alone, from which their blocks precondition well
 MAX_PCG_DIM, MAX_PCG_DAMPING = 20, 1e-5  # beyond them a preconditioner costs more than it saves
 
 
@@ -29,6 +31,7 @@ def choose(
     damping: float = 1e-6,
     accuracy: float = 1.0,
     implicit: bool = False,
+    output_share: float = 0.0,
 ) -> LinearSolver:
     """The solver that suits the sizes, with an error in the displacement of a few 1e-4·accuracy.
 
@@ -63,6 +66,8 @@ def choose(
         return Dual()
     if not layered:
         return CG(rtol=1e-5 * accuracy) if has_rhs else LSMR(rtol=1e-5 * accuracy)
+    if output_share > MIN_OUTPUT_SHARE:
+        return BlockPCG(rtol=1e-3 * accuracy)
     if d <= MAX_PCG_DIM and damping < MAX_PCG_DAMPING and not implicit:
         return SubsamplePCG(rtol=1e-3 * accuracy)
     return CG(rtol=(1e-3 if implicit else 2e-4) * accuracy, mixed=True)
@@ -97,13 +102,14 @@ class Auto:
     def __call__(
         self, tangent: TangentLike, v: Tensor, *, damping: float, prior: Tensor | None = None, rhs: Tensor | None = None
     ) -> Solution:
-        implicit = isinstance(getattr(tangent, "h", None), float)
+        implicit = getattr(tangent, "h", 0.0) > 0
         kind = "implicit" if implicit else "explicit"
         if self._kept and kind in self._kept:
             solver = self._kept[kind]
         else:
             solver = choose(
-                tangent.n, tangent.d, tangent.p, tangent.layered, rhs is not None, damping, self.accuracy, implicit
+                tangent.n, tangent.d, tangent.p, tangent.layered, rhs is not None, damping, self.accuracy, implicit,
+                getattr(tangent, "output_share", 0.0),
             )
             if self._kept is not None:
                 solver = self._kept[kind] = for_interval(solver)
@@ -112,11 +118,11 @@ class Auto:
 
 def for_interval(solver: LinearSolver) -> LinearSolver:
     """The solver for one interval, in which θ moves little and the samples stay: one that may keep what it builds."""
-    return solver.for_interval() if isinstance(solver, (Auto, SubsamplePCG)) else solver
+    return solver.for_interval() if isinstance(solver, (Auto, BlockPCG, SubsamplePCG)) else solver
 
 
 SOLVERS: dict[str, type[LinearSolver]] = {
-    solver.name: solver for solver in (Auto, Primal, Dual, CG, SubsamplePCG, MINRES, LSMR)
+    solver.name: solver for solver in (Auto, Primal, Dual, CG, BlockPCG, SubsamplePCG, MINRES, LSMR)
 }
 
 

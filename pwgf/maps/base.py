@@ -22,6 +22,7 @@ class Layer(NamedTuple):
 
     `offset` is where W starts in θ (row-major), `a` (n, in) is what the layer is fed (a bias is a column of ones),
     `g` (n, d, out) the derivative of T with respect to the layer's output; None stands for the identity (out = d).
+    `output` names the only coordinate of T that the layer moves, where there is one.
     With `transposed` it is Wᵀ that acts, ∂T_k(z_i)/∂W[o, j] = g[i, k, j] · a[i, o]. A matrix that acts both ways gives
     two layers, one of each kind; their sum is its part of J.
     """
@@ -31,6 +32,7 @@ class Layer(NamedTuple):
     a: Tensor
     g: Tensor | None
     transposed: bool = False
+    output: int | None = None
 
     def push(self, eta: Tensor) -> Tensor:
         """The part of Jη that W gives, (n,d), from η (p,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,24 @@ _ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matr
 _CACHED = 2**20  # the same where they should stay in a core's cache
 _FEW_SAMPLES = 64  # enough for the scale of J where each row costs a backward pass
 _FEW_OUTPUTS = 3  # dimensions up to which JᵀJ is quicker by rows of J than by pairs of layers
+
+
+class OutputBlocks(NamedTuple):
+    """For each coordinate k of x, parameters that move x_k alone, and their blocks of Ĝ and of H.
+
+    Args:
+        index: (d,m) places in θ.
+        metric: (d,m,m).
+        hessian: (d,m,m); None where there is none.
+    """
+
+    index: Tensor
+    metric: Tensor
+    hessian: Tensor | None = None
+
+    def gram(self, h: float) -> Tensor:
+        """The blocks of Ĝ + hH, (d,m,m)."""
+        return self.metric if self.hessian is None else torch.add(self.metric, self.hessian, alpha=h)
 
 
 class Tangent:
@@ -34,6 +53,7 @@ class Tangent:
     """
 
     num_directions = 1  # factors of a sample
+    h = 0.0  # the rows are those of Ĝ alone
 
     def __init__(
         self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None, group: Group = ALONE
@@ -118,6 +138,35 @@ class Tangent:
                     if other is not one:
                         gram[across, down] += block.T
         return self.group.sum(gram) / self.n
+
+    def output_columns(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each coordinate k: the parameters that move x_k alone, (m,), and how each moves it, (own samples, m).
+
+        From the layers whose outputs are the coordinates of T, or a single one of them.
+        """
+        layers = [layer for layer in self.all_layers() if not layer.transposed] if self.layered else []
+        for k in range(self.d):
+            columns: dict[int, Tensor] = {}
+            for layer in layers:
+                if layer.g is None or layer.output == k:
+                    start = layer.offset + (k * layer.shape[1] if layer.g is None else 0)
+                    columns[start] = columns[start] + layer.a if start in columns else layer.a
+            empty = [torch.zeros(len(self.z) * self.num_directions, 0, dtype=self.dtype, device=self.device)]
+            index = [torch.arange(start, start + a.shape[1]) for start, a in columns.items()]
+            yield torch.cat([torch.zeros(0, dtype=torch.long), *index]), torch.cat([*empty, *columns.values()], 1)
+
+    def output_blocks(self) -> OutputBlocks:
+        """The blocks of Ĝ between the parameters of `output_columns`."""
+        found = [(index, columns.T @ columns) for index, columns in self.output_columns()]
+        metric = self.group.sum(torch.stack([gram for _, gram in found])) / self.n
+        return OutputBlocks(torch.stack([index for index, _ in found]).to(self.device), metric)
+
+    @cached_property
+    def output_share(self) -> float:
+        """Share of the parameters that move a single coordinate each, and all others of J not at all."""
+        if not self.layered or not self.d:
+            return 0.0
+        return self.d * len(next(self.output_columns())[0]) / max(self.p, 1)
 
     def dense(self) -> Tensor:
         """J itself, (n·d, p): for tests and small problems."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from functools import cached_property
+from itertools import repeat
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import SolverError
-from .base import SlopeTangent, Tangent, row_gram
+from .base import OutputBlocks, SlopeTangent, Tangent, row_gram
 
 _FEW_SAMPLES = 64  # enough for the size of H beside that of Ĝ
 
@@ -83,7 +84,7 @@ class Curvature:
         """The same at some of the samples, index (m,); whole on every process."""
         gather = self.tangent.group.gather_rows
         found = copy.copy(self)
-        found.__dict__.pop("gram", None)
+        _forget(found)
         found.tangent = self.tangent.subset(index)
         found.point = None if self.point is None else gather(self.point)[index]
         found.centred = None if self.centred is None else gather(self.centred)[index]
@@ -97,7 +98,7 @@ class Curvature:
     def to(self, dtype: torch.dtype) -> Curvature:
         """The same in another precision."""
         found = copy.copy(self)
-        found.__dict__.pop("gram", None)
+        _forget(found)
         found.tangent = self.tangent.to(dtype)
         found.point = None if self.point is None else self.point.to(dtype)
         found.centred = None if self.centred is None else self.centred.to(dtype)
@@ -156,11 +157,35 @@ class Curvature:
                 hessian.addmm_(block.T, block)
         return metric, (self.tangent.group.sum(hessian) / n)
 
+    @cached_property
+    def output_blocks(self) -> OutputBlocks:
+        """The blocks of Ĝ and H between parameters that move one coordinate each: formed once for all step lengths."""
+        group, n, plain = self.tangent.group, self.tangent.n, self.tangent.output_blocks()
+        slopes = repeat((None, None)) if self.slopes is None else self.slopes.output_columns()
+        total = torch.zeros_like(plain.metric)
+        for k, ((_, columns), (_, slope_columns)) in enumerate(zip(self.tangent.output_columns(), slopes, strict=False)):
+            if self.point is not None:
+                total[k].addmm_((self.point[:, k, k].unsqueeze(1) * columns).T, columns)
+            if self.centred is not None:
+                apart = columns - group.sum(columns.sum(0)) / n
+                total[k].addmm_((self.centred[:, k, k].unsqueeze(1) * apart).T, apart)
+            if slope_columns is not None:
+                along = self.axis.view(len(columns), -1, self.tangent.d)[:, :, k].square()
+                weights = self.across2 + (self.along2 - self.across2) * along
+                total[k].addmm_((weights.reshape(-1, 1) * slope_columns).T, slope_columns)
+        return plain._replace(hessian=group.sum(total) / n)
+
     def _mean_rows(self) -> Tensor:
         """Mean of J over the samples, (d,p)."""
         d, p = self.tangent.d, self.tangent.p
         own = torch.stack([rows.view(-1, d, p).sum(0) for rows in self.tangent.rows()]).sum(0)
         return self.tangent.group.sum(own) / self.tangent.n
+
+
+def _forget(curvature: Curvature) -> None:
+    """Drops what was formed of other samples or in another precision."""
+    for name in ("gram", "output_blocks"):
+        curvature.__dict__.pop(name, None)
 
 
 class ImplicitTangent:
@@ -249,6 +274,19 @@ class ImplicitTangent:
     def to(self, dtype: torch.dtype) -> ImplicitTangent:
         """The same in another precision."""
         return ImplicitTangent(self.curvature.to(dtype), self.h)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of Ĝ, (p,)."""
+        return self.tangent.diagonal()
+
+    @property
+    def output_share(self) -> float:
+        """Share of the parameters that move a single coordinate each; none where slopes have no layers."""
+        return self.tangent.output_share if self.layered else 0.0
+
+    def output_blocks(self) -> OutputBlocks:
+        """The blocks of Ĝ and H between parameters that move one coordinate each."""
+        return self.curvature.output_blocks
 
     def gram_primal(self) -> Tensor:
         """Ĝ + hH, (p,p)."""
