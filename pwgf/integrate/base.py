@@ -51,7 +51,6 @@ class Field(Protocol):
     """The right side θ̇(θ) on frozen samples; `extra_damping` multiplies the damping of implicit solves."""
 
     extra_damping: float
-    few_parameters: bool
 
     def __call__(self, theta: Tensor) -> Tensor:
         """θ̇ (p,) at θ (p,); raises SolverError or NonFiniteError where it has none."""

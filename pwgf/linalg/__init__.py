@@ -6,6 +6,7 @@ True
 """
 
 from pwgf.linalg.base import LinearSolver, Solution, TangentLike
+from pwgf.linalg.blocks import BlockPCG
 from pwgf.linalg.choice import Auto, choose, for_interval, get_solver
 from pwgf.linalg.dual import Dual
 from pwgf.linalg.krylov import CG, LSMR, MINRES
@@ -17,6 +18,7 @@ __all__ = [
     "LSMR",
     "MINRES",
     "Auto",
+    "BlockPCG",
     "Dual",
     "LinearSolver",
     "Primal",

@@ -108,7 +108,14 @@ class Auto:
             solver = self._kept[kind]
         else:
             solver = choose(
-                tangent.n, tangent.d, tangent.p, tangent.layered, rhs is not None, damping, self.accuracy, implicit,
+                tangent.n,
+                tangent.d,
+                tangent.p,
+                tangent.layered,
+                rhs is not None,
+                damping,
+                self.accuracy,
+                implicit,
                 getattr(tangent, "output_share", 0.0),
             )
             if self._kept is not None:
@@ -130,7 +137,7 @@ def get_solver(solver: str | LinearSolver, **settings: Any) -> LinearSolver:
     """A solver by name, with settings; a solver itself passes through.
 
     Args:
-        solver: "auto", "primal", "dual", "cg", "pcg", "minres", "lsmr", or any callable as `LinearSolver` says.
+        solver: "auto", "primal", "dual", "cg", "block-pcg", "pcg", "minres", "lsmr", or any callable as `LinearSolver` says.
         settings: fields of the named solver, such as rtol=1e-6.
 
     Raises:

@@ -64,6 +64,4 @@ def axis_layers(offset: int, features: Tensor) -> list[Layer]:
     """The factors of the tangent, a layer for each coordinate."""
     d, width, n = features.shape
     units = torch.eye(d, dtype=features.dtype, device=features.device).unsqueeze(2)
-    return [
-        Layer(offset + k * width, (1, width), features[k].T, units[k].expand(n, d, 1), output=k) for k in range(d)
-    ]
+    return [Layer(offset + k * width, (1, width), features[k].T, units[k].expand(n, d, 1), output=k) for k in range(d)]

@@ -68,7 +68,7 @@ class PWGF(MapReplay):
             for implicit steps of a map with few parameters.
         num_samples: n, samples of a right side.
         num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
-        solver: `auto`, `primal`, `dual`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
+        solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
         theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
         form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
         chunk_size: samples per block in densities and tangents; results do not depend on it but for rounding. None: as

@@ -80,12 +80,10 @@ class RightSide:
         damping: float,
         implicit_damping: float = 0.0,
         implicit_momentum: float = 0.0,
-        few_parameters: bool = False,
         probes: Tensor | None = None,
     ) -> None:
         self.problem, self.z, self.t, self.damping, self.probes = problem, z, t, damping, probes
         self.implicit_damping, self.implicit_momentum = implicit_damping, implicit_momentum
-        self.few_parameters = few_parameters
         self.solver = for_interval(problem.solver)
         self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ

@@ -26,7 +26,6 @@ class SolveSettings(NamedTuple):
     momentum: float
     implicit_damping: float
     implicit_momentum: float
-    few_parameters: bool
 
 
 def solve_settings(
@@ -40,7 +39,7 @@ def solve_settings(
     """
     few = num_params <= MAX_PRIMAL and _ROWS_PER_PARAMETER * num_params <= num_samples * dim
     least = 1e-8 if dim == 1 else 1e-7
-    defaults = SolveSettings(1e-6, 0.9, least if few else 1e-6, 0.0 if few else 0.9, few)
+    defaults = SolveSettings(1e-6, 0.9, least if few else 1e-6, 0.0 if few else 0.9)
     if damping is not None:
         defaults = defaults._replace(damping=damping, implicit_damping=damping)
     if momentum is not None:

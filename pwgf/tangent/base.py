@@ -140,7 +140,7 @@ class Tangent:
         return self.group.sum(gram) / self.n
 
     def output_columns(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each coordinate k: the parameters that move x_k alone, (m,), and how each moves it, (own samples, m).
+        """For each coordinate k: the parameters that move x_k alone, (m,) sorted, and how each does, (own samples, m).
 
         From the layers whose outputs are the coordinates of T, or a single one of them.
         """
@@ -151,9 +151,12 @@ class Tangent:
                 if layer.g is None or layer.output == k:
                     start = layer.offset + (k * layer.shape[1] if layer.g is None else 0)
                     columns[start] = columns[start] + layer.a if start in columns else layer.a
-            empty = [torch.zeros(len(self.z) * self.num_directions, 0, dtype=self.dtype, device=self.device)]
-            index = [torch.arange(start, start + a.shape[1]) for start, a in columns.items()]
-            yield torch.cat([torch.zeros(0, dtype=torch.long), *index]), torch.cat([*empty, *columns.values()], 1)
+            index = [torch.zeros(0, dtype=torch.long)]
+            found = [torch.zeros(len(self.z) * self.num_directions, 0, dtype=self.dtype, device=self.device)]
+            for start, a in sorted(columns.items(), key=lambda item: item[0]):
+                index.append(torch.arange(start, start + a.shape[1]))
+                found.append(a)
+            yield torch.cat(index), torch.cat(found, 1)
 
     def output_blocks(self) -> OutputBlocks:
         """The blocks of Ĝ between the parameters of `output_columns`."""

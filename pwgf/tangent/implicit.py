@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from functools import cached_property
-from itertools import repeat
 from typing import Protocol
 
 import torch
@@ -161,18 +160,19 @@ class Curvature:
     def output_blocks(self) -> OutputBlocks:
         """The blocks of Ĝ and H between parameters that move one coordinate each: formed once for all step lengths."""
         group, n, plain = self.tangent.group, self.tangent.n, self.tangent.output_blocks()
-        slopes = repeat((None, None)) if self.slopes is None else self.slopes.output_columns()
         total = torch.zeros_like(plain.metric)
-        for k, ((_, columns), (_, slope_columns)) in enumerate(zip(self.tangent.output_columns(), slopes, strict=False)):
+        for k, (_, columns) in enumerate(self.tangent.output_columns()):
             if self.point is not None:
                 total[k].addmm_((self.point[:, k, k].unsqueeze(1) * columns).T, columns)
             if self.centred is not None:
                 apart = columns - group.sum(columns.sum(0)) / n
                 total[k].addmm_((self.centred[:, k, k].unsqueeze(1) * apart).T, apart)
-            if slope_columns is not None:
-                along = self.axis.view(len(columns), -1, self.tangent.d)[:, :, k].square()
-                weights = self.across2 + (self.along2 - self.across2) * along
-                total[k].addmm_((weights.reshape(-1, 1) * slope_columns).T, slope_columns)
+        if self.slopes is not None:
+            along2 = self.axis.view(len(self.axis), -1, self.tangent.d).square()
+            for k, (index, columns) in enumerate(self.slopes.output_columns()):  # fewer: a shift has no slope
+                weights = self.across2 + (self.along2 - self.across2) * along2[:, :, k]
+                spots = torch.searchsorted(plain.index[k].cpu(), index)
+                total[k][spots.unsqueeze(1), spots] += (weights.reshape(-1, 1) * columns).T @ columns
         return plain._replace(hessian=group.sum(total) / n)
 
     def _mean_rows(self) -> Tensor:

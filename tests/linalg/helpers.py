@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pwgf.tangent import OutputBlocks
+
 
 class DenseTangent:
     """J as a tensor (n, d, p)."""
@@ -37,6 +39,20 @@ class DenseTangent:
 
     def gram_primal(self) -> Tensor:
         return self.matrix.T @ self.matrix / self.n
+
+    h = 0.0
+    output_share = 0.0
+
+    def diagonal(self) -> Tensor:
+        return self.matrix.square().sum(0) / self.n
+
+    def output_blocks(self) -> OutputBlocks:
+        """Parameters that move one coordinate alone: those whose other rows of J vanish."""
+        moves = self.J.square().sum(0) > 0
+        alone = [(moves[k] & (moves.sum(0) == 1)).nonzero()[:, 0] for k in range(self.d)]
+        count = min(map(len, alone))
+        index = torch.stack([found[:count] for found in alone])
+        return OutputBlocks(index, torch.stack([self.gram_primal()[i][:, i] for i in index]))
 
     @property
     def matrix(self) -> Tensor:

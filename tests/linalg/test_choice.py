@@ -8,7 +8,19 @@ import pytest
 import torch
 
 from pwgf.errors import ConfigError
-from pwgf.linalg import CG, LSMR, MINRES, Auto, Primal, Solution, SubsamplePCG, choose, for_interval, get_solver
+from pwgf.linalg import (
+    CG,
+    LSMR,
+    MINRES,
+    Auto,
+    BlockPCG,
+    Primal,
+    Solution,
+    SubsamplePCG,
+    choose,
+    for_interval,
+    get_solver,
+)
 from pwgf.linalg.base import NormalEquations
 from pwgf.linalg.iterations import Iterate
 from pwgf.linalg.krylov import iterate
@@ -25,6 +37,8 @@ def random(*shape: int, seed: int = 7) -> torch.Tensor:
     [
         (dict(n=1000, d=2, p=326, layered=True), "primal"),
         (dict(n=1000, d=2, p=1222, layered=True), "pcg"),
+        (dict(n=1000, d=2, p=1222, layered=True, output_share=0.5), "block-pcg"),
+        (dict(n=1000, d=50, p=25_000, layered=True, output_share=0.5, implicit=True), "block-pcg"),
         (dict(n=1000, d=2, p=900, layered=False), "primal"),
         (dict(n=1000, d=2, p=1222, layered=False), "lsmr"),
         (dict(n=100_000, d=10, p=2000, layered=False), "lsmr"),
@@ -61,7 +75,7 @@ def test_auto_is_the_chosen_solver():
     assert torch.equal(auto.x, primal.x) and auto[1:] == primal[1:]
 
 
-@pytest.mark.parametrize("name", ["auto", "primal", "dual", "cg", "pcg", "minres", "lsmr"])
+@pytest.mark.parametrize("name", ["auto", "primal", "dual", "cg", "block-pcg", "pcg", "minres", "lsmr"])
 def test_a_name_gives_its_solver(name):
     solver = get_solver(name)
     assert solver.name == name
@@ -94,7 +108,7 @@ def test_unknown_names_are_told_the_nearest():
             get_solver(wrong)
 
 
-@pytest.mark.parametrize("make", [CG, MINRES, LSMR, SubsamplePCG])
+@pytest.mark.parametrize("make", [CG, MINRES, LSMR, BlockPCG, SubsamplePCG])
 def test_settings_are_checked_at_the_door(make):
     for bad in (0.0, -1.0, float("nan"), float("inf"), "1e-3"):
         with pytest.raises(ConfigError, match=rf"{make.__name__}\(rtol=…\) needs a finite number > 0; got"):

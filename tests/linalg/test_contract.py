@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError
-from pwgf.linalg import CG, LSMR, MINRES, Auto, Dual, Primal, SubsamplePCG
+from pwgf.linalg import CG, LSMR, MINRES, Auto, BlockPCG, Dual, Primal, SubsamplePCG
 
 from .helpers import DenseTangent, decaying, dense_solution
 
@@ -18,6 +18,7 @@ SOLVERS = [
     MINRES(rtol=1e-10),
     LSMR(rtol=1e-10),
     SubsamplePCG(rtol=1e-10, num_subsample=5),
+    BlockPCG(rtol=1e-10),
 ]
 FREE = [s for s in SOLVERS if s.name not in ("dual", "lsmr")]  # those that take a free right side
 
@@ -34,9 +35,18 @@ def with_repeated_columns() -> DenseTangent:
     return DenseTangent(torch.cat([random(20, 3, 10), random(20, 3, 10), torch.zeros(20, 3, 4)], -1).double())
 
 
+def in_blocks() -> DenseTangent:
+    """Eight parameters move one coordinate each, five move both."""
+    J = random(30, 2, 13)
+    J[:, 0, 4:8] = 0
+    J[:, 1, :4] = 0
+    return DenseTangent(J)
+
+
 MATRICES = {
     "tall": DenseTangent(random(30, 3, 12)),
     "wide (n·d < p)": DenseTangent(random(6, 2, 40)),
+    "a block for each coordinate": in_blocks(),
     "one sample": DenseTangent(random(1, 3, 7)),
     "one parameter": DenseTangent(random(10, 2, 1)),
     "rank-deficient": rank_deficient(),
