@@ -26,11 +26,12 @@ _COST = 3.0  # an implicit step costs about as much as so many explicit ones
 class Auto:
     """Starts with implicit steps and changes to explicit ones where those get further for the same work, and back.
 
-    A start with explicit steps would leave parameters of a map that is about to be torn in a state from which implicit
-    ones advance slowly: wells of c = .5 in d = 2 stalled at t = .1, and pass in 15 s. Explicit steps give way when they are as long as stability allows (by the rate at which θ̇ changes between stages),
-    are rejected again and again, fail, or strain the map to the edge of a fold; an interval in which they fail or fold
-    it is done again by an implicit step. Implicit steps give way when stable explicit ones would be as long
-    (by the Rayleigh quotient of the energy's second variation on the error estimate).
+    An explicit start would leave a map that is about to be torn with parameters from which implicit steps advance
+    slowly: wells of c = .5 in d = 2 stalled at t = .1 that way, and pass in 15 s with an implicit one. Implicit steps
+    give way when stable explicit ones would be as long (by the Rayleigh quotient of the energy's second variation on
+    the error estimate). Explicit steps give way when they are as long as stability allows (by the rate at which θ̇
+    changes between stages), are rejected again and again, fail, or strain the map to the edge of a fold; an interval in
+    which they fail or fold the map is repeated by an implicit step.
 
     Args:
         explicit, implicit: the two sides.

@@ -86,17 +86,16 @@ class BlockPCG:
 
     def _preconditioner(self, problem: NormalEquations, damping: float) -> Callable[[Tensor], Tensor]:
         tangent: Any = problem.tangent
-        if not self._kept:
-            found = (tangent.output_blocks(), tangent.diagonal())
-            if self._kept is None:
-                return _inverse(*found, tangent.h, problem.trace, damping)
-            self._kept[:] = found
-        return _inverse(*self._kept, tangent.h, problem.trace, damping)
+        kept = [] if self._kept is None else self._kept
+        if not kept:
+            kept.append((tangent.output_blocks(), tangent.diagonal()))
+        blocks, diagonal = kept[0]
+        return _inverse(blocks, diagonal, tangent.h, problem.trace, damping)
 
 
 def _inverse(blocks: Any, diagonal: Tensor, h: float, trace: float, damping: float) -> Callable[[Tensor], Tensor]:
     """r ↦ M⁻¹r; the diagonal of H, which is not known, is taken to exceed that of Ĝ as it does in the blocks."""
-    index, gram = blocks.index, blocks.gram(h)
+    index, gram = blocks.places, blocks.gram(h)
     sizes = gram.diagonal(dim1=1, dim2=2)
     shift = max(damping, _LEAST_DAMPING) * trace
     stiffened = float(sizes.sum() / blocks.metric.diagonal(dim1=1, dim2=2).sum().clamp_min(1e-300))

@@ -35,8 +35,9 @@ def choose(
 ) -> LinearSolver:
     """The solver that suits the sizes, with an error in the displacement of a few 1e-4·accuracy.
 
-    p ≤ 500: primal, but dual where n·d ≤ p/2. n·d ≤ 1000: dual. Larger: subsample PCG in d ≤ 20 for damping below 1e-5,
-    CG otherwise. Where the structure of J is unknown: p ≤ 1000 and n·d ≤ 500, then LSMR. A free right side
+    p ≤ 500: primal, but dual where n·d ≤ p/2. n·d ≤ 1000: dual. Larger: CG preconditioned by the blocks of each
+    coordinate where a quarter of the parameters lies in them, else by a subsample in d ≤ 20 for damping below 1e-5,
+    plain CG otherwise. Where the structure of J is unknown: p ≤ 1000 and n·d ≤ 500, then LSMR. A free right side
     excludes dual and LSMR; CG takes their place. Unknown structure excludes Grams of a J above 1e8 entries.
 
     The rows of an implicit step cost more to precondition than that saves: for the default map in d = 10 CG took 60 to
@@ -52,6 +53,7 @@ def choose(
         damping: λ of the solve.
         accuracy: in (0, 1], factor of the iterations' tolerances.
         implicit: whether the rows are those of an implicit step.
+        output_share: share of the parameters that move a single coordinate of x each.
 
     Example:
         >>> choose(n=1000, d=10, p=5614, layered=True).name, choose(n=1000, d=2, p=50, layered=False).name
@@ -137,7 +139,8 @@ def get_solver(solver: str | LinearSolver, **settings: Any) -> LinearSolver:
     """A solver by name, with settings; a solver itself passes through.
 
     Args:
-        solver: "auto", "primal", "dual", "cg", "block-pcg", "pcg", "minres", "lsmr", or any callable as `LinearSolver` says.
+        solver: "auto", "primal", "dual", "cg", "block-pcg", "pcg", "minres", "lsmr", or any callable as
+            `LinearSolver` says.
         settings: fields of the named solver, such as rtol=1e-6.
 
     Raises:

@@ -59,7 +59,7 @@ class PWGF(MapReplay):
         reference: λ, e.g. `Gaussian(dim)`.
         tolerance: largest rms displacement error of a sample per step, in units of x; None means 1e-4 for explicit
             steps and 1e-3 for implicit ones, whose estimate is that of a lower order.
-        integrator: `auto` (explicit steps until the flow is stiff or strains the map, then implicit ones), `implicit`,
+        integrator: `auto` (implicit steps, and explicit ones once the flow is smooth), `implicit`,
             `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
         damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-7 for implicit steps of a map
@@ -68,7 +68,8 @@ class PWGF(MapReplay):
             for implicit steps of a map with few parameters.
         num_samples: n, samples of a right side.
         num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
-        solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with its settings.
+        solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with
+            its settings.
         theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
         form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
         chunk_size: samples per block in densities and tangents; results do not depend on it but for rounding. None: as

@@ -23,12 +23,12 @@ class OutputBlocks(NamedTuple):
     """For each coordinate k of x, parameters that move x_k alone, and their blocks of Ĝ and of H.
 
     Args:
-        index: (d,m) places in θ.
+        places: (d,m) in θ.
         metric: (d,m,m).
         hessian: (d,m,m); None where there is none.
     """
 
-    index: Tensor
+    places: Tensor
     metric: Tensor
     hessian: Tensor | None = None
 

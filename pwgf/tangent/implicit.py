@@ -171,7 +171,7 @@ class Curvature:
             along2 = self.axis.view(len(self.axis), -1, self.tangent.d).square()
             for k, (index, columns) in enumerate(self.slopes.output_columns()):  # fewer: a shift has no slope
                 weights = self.across2 + (self.along2 - self.across2) * along2[:, :, k]
-                spots = torch.searchsorted(plain.index[k].cpu(), index)
+                spots = torch.searchsorted(plain.places[k].cpu(), index)
                 total[k][spots.unsqueeze(1), spots] += (weights.reshape(-1, 1) * columns).T @ columns
         return plain._replace(hessian=group.sum(total) / n)
 

@@ -149,11 +149,11 @@ def test_output_blocks_are_those_of_the_system(map_name, energy_name):
         assert system.output_share == 0.0
         return
     blocks, whole = system.output_blocks(), case.system(H)
-    for k, index in enumerate(blocks.index):
+    for k, index in enumerate(blocks.places):
         others = [j for j in range(case.map.dim) if j != k]
         assert float(case.J[:, others][:, :, index].abs().sum()) == 0
         assert_near(blocks.gram(H)[k], whole[index][:, index])
-    assert system.output_share == pytest.approx(blocks.index.numel() / case.map.num_params)
+    assert system.output_share == pytest.approx(blocks.places.numel() / case.map.num_params)
     assert system.output_share > {"affine": 0.99, "residual": 0.4}.get(map_name.split("-")[0], 0)
 
 
