@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import check_integer, check_number
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
-from ..progress import Progress
-from ..schemes.base import check_integer, check_number
-from ..schemes.settings import check_theta0
+from ..run.progress import Progress
+from ..schemes.pwgf.settings import check_theta0
 
 _CHECK_EVERY = 10  # iterations from one look at the held-out samples to the next
 _HALVINGS = 6  # of the learning rate after failures, before giving up

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
 from ..errors import ConfigError, NonFiniteError
 from ..linalg import get_solver
 from ..maps.base import PushForward
 from ..measures import Reference
-from ..schemes.base import check_integer
-from ..schemes.settings import check_theta0
+from ..run.trajectory import Trajectory
+from ..schemes.pwgf.settings import check_theta0
 from ..tangent import Tangent
-from ..trajectory import Trajectory
 
 
 class Reparametrised(NamedTuple):

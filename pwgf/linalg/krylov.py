@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pwgf.linalg._iterations import Iterate, conjugate_gradients, lsmr, minres
 from pwgf.linalg.base import NormalEquations, Solution, TangentLike, check_settings, refuse_rhs, spread_of
-from pwgf.linalg.iterations import Iterate, conjugate_gradients, lsmr, minres
 
 
 def iterate(problem: NormalEquations, rtol: float, run: Callable[[Tensor | None], Iterate]) -> Solution:

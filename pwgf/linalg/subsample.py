@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pwgf.linalg._factor import damped_inverse
+from pwgf.linalg._iterations import Iterate, conjugate_gradients
 from pwgf.linalg.base import NormalEquations, Solution, TangentLike, check_settings
-from pwgf.linalg.factor import damped_inverse
-from pwgf.linalg.iterations import Iterate, conjugate_gradients
 from pwgf.linalg.krylov import attempt, iterate, metric_of
 
 TARGET_ROWS, MAX_ROWS = 750, 1500

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim, check_points, solve_affine
+from ..checks import check_dim
+from .base import Block, Layer, Linearisation, PushForward, blocks, check_points, solve_affine
 
 
 def with_ones(z: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, jvp, vmap
 
-from ..errors import ConfigError, ShapeError, SolverError
+from ..errors import ShapeError, SolverError
 
 _CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
 
@@ -277,17 +277,6 @@ def products(
         return torch.autograd.grad(x, sources, u, retain_graph=True, materialize_grads=True)
 
     return push, pull
-
-
-def check_dim(dim: int, call: str) -> None:
-    """Raises ConfigError unless dim is a positive integer."""
-    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-        raise ConfigError(f"{call}: dim must be an integer ≥ 1; got {dim!r}.")
-
-
-def is_real(value: object) -> bool:
-    """Whether value is a finite number (and no bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def samples_per_block(units: int, z: Tensor) -> int:

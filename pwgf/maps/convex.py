@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..checks import is_real
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
-from .base import Pushed, PushForward, is_real
+from .base import Pushed, PushForward
 
 SHARE = 0.5  # of the identity at the start that the units make, the linear part makes the rest
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import check_dim
 from ..errors import ConfigError
-from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, samples_per_block
+from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
     SHARE,
     ConvexGradient,

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, is_real
 from ..errors import ConfigError, nearest
-from .affine_after import Act, AffineAfter
-from .base import Block, Pushed, blocks, check_dim, is_real, score_by_inverse
+from ._affine_after import Act, AffineAfter
+from .base import Block, Pushed, blocks, score_by_inverse
 from .residual import default_gain, first_layer
 
 _KINDS = ("affine", "spline")

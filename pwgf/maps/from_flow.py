@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_dim
 from ..errors import ConfigError
-from .base import Linearisation, Pushed, check_dim, check_points, products, score_by_inverse
+from .base import Linearisation, Pushed, check_points, products, score_by_inverse
 from .coupling import import_zuko
 from .from_module import FromModule
 

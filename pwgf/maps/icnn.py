@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_dim
 from ..errors import ConfigError
-from .base import Block, blocks, check_dim
+from .base import Block, blocks
 from .convex import ConvexGradient, check_bends, softplus
 from .residual import first_layer
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from ..checks import check_dim, is_real
 from ..errors import ConfigError, SolverError, nearest
-from .affine_after import Act, AffineAfter
-from .base import Block, Pushed, PushForward, blocks, check_dim, is_real, newton_inverse
+from ._affine_after import Act, AffineAfter
+from .base import Block, Pushed, PushForward, blocks, newton_inverse
 from .residual import default_gain, first_layer
 
 _METHODS = {"euler": 1, "midpoint": 2, "rk4": 4}  # and how often a step evaluates the field

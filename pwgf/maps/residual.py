@@ -9,15 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, is_real
 from ..errors import ConfigError
-from .axis import (
-    axis_slopes,
-    axis_slopes_and_bends,
-    axis_start,
-    axis_values,
-)
-from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks, check_dim, is_real
-from .residual_layers import Activations, SlopeActivations
+from ._axis import axis_slopes, axis_slopes_and_bends, axis_start, axis_values
+from ._residual_layers import Activations, SlopeActivations
+from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim
 from ..energies.base import Energy
 from ..energies.interaction import Interaction, RadialPolynomial
-from ..maps.base import check_dim
 from ..measures import Gaussian
 from .base import Law, Problem, check_samples
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checks import check_dim, check_positive
 from ..energies.base import Energy
 from ..energies.local import PorousMedium
 from ..errors import ConfigError
-from ..maps.base import check_dim
 from ..measures import Barenblatt
-from .base import MeasureLaw, Problem, check_positive
+from .base import MeasureLaw, Problem
 
 
 class BarenblattFlow(Problem):

@@ -148,19 +148,6 @@ class Problem(ABC):
         return max(float(t), start)
 
 
-def check_positive(call: str, name: str, value: float) -> float:
-    """The value as a float; ConfigError unless it is a finite number above zero."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise ConfigError(f"{call}({name}=…) needs a finite number > 0; got {value!r}. Try {name}=1.0.")
-    return float(value)
-
-
-def check_count(call: str, name: str, value: int, *, least: int = 1) -> None:
-    """ConfigError unless the value is an integer ≥ least."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{call}({name}=…) needs an integer ≥ {least}; got {value!r}.")
-
-
 def check_samples(call: str, x: Tensor, dim: int) -> Tensor:
     """x itself; ShapeError unless it is (n, dim)."""
     if x.ndim != 2 or x.shape[1] != dim:

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_positive
 from ..errors import ConfigError
-from ..maps.base import check_dim
 from ..measures import Gaussian
-from .base import check_positive
 from .langevin import LangevinProblem, TargetLaw
 
 

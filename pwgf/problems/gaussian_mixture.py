@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..maps.base import check_dim
+from ..checks import check_count, check_dim, check_positive
 from ..measures import Gaussian
-from .base import check_count, check_positive, check_samples
+from .base import check_samples
 from .langevin import LangevinProblem, TargetLaw
 
 

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_positive
 from ..energies.base import Energy
 from ..energies.potential import KL
 from ..errors import ConfigError, NonFiniteError
-from .base import Law, MeasureLaw, Problem, check_count, check_positive, check_samples
+from .base import Law, MeasureLaw, Problem, check_samples
 
 _ROUGH = 0.25  # largest curvature × step before a particle's step is split; width errors are then a per cent
 _MAX_SPLIT = 2**12

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_positive, is_real
 from ..errors import ConfigError
-from ..maps.base import check_dim, is_real
 from ..measures import Gaussian
-from .base import check_positive
 from .langevin import LangevinProblem, TargetLaw
 
 

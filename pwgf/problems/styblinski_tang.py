@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_positive
 from ..energies.base import Energy
 from ..energies.local import Entropy
 from ..energies.potential import Potential
-from ..maps.base import check_dim
 from ..measures import Gaussian
-from .base import Law, MeasureLaw, Problem, check_positive, check_samples
-from .finite_volume import Marginal, fokker_planck_marginal
+from ..oracles.finite_volume import Marginal, fokker_planck_marginal
+from .base import Law, MeasureLaw, Problem, check_samples
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_integer, check_number
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
-from ..flow import solve
 from ..maps import PushForward, ResidualMLP
-from ..maps.base import check_dim
 from ..measures import Gaussian, PushedMeasure, Reference
+from ..run.solve import solve
+from ..run.trajectory import Trajectory
 from ..schemes import PWGF
-from ..schemes.base import check_integer, check_number
 from ..state import Info, State
-from ..trajectory import Trajectory
 from .chains import LogDensity, langevin
 from .coordinates import Coordinates, Linear, Target, Whiten, check_whiten, coordinates
 

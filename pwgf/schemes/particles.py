@@ -10,23 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_device, check_dtype, check_integer, check_number, check_points
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
 from ..measures import Reference
 from ..parallel import Shared
 from ..state import Info, Rows, State
-from .base import (
-    Row,
-    check_device,
-    check_dtype,
-    check_integer,
-    check_number,
-    check_points,
-    member_config,
-    merge_counters,
-    nearest_row,
-)
+from .base import Row, member_config, merge_counters, nearest_row
 
 
 class Cloud(Shared):

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from pwgf import distances, problems
 from pwgf.errors import NonFiniteError, ShapeError
 from pwgf.measures import Unnormalised
-from pwgf.problems import finite_volume
+from pwgf.oracles import finite_volume
 
 
 def seeded(seed=0):

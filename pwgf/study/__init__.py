@@ -1,0 +1,1 @@
+"""Studies of solved flows: `accuracy` against exact laws, `compare` of schemes on the same problems."""
