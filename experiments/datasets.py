@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pwgf.checks import check_count
+from pwgf.checks import check_integer
 from pwgf.errors import ConfigError, nearest
 
 _BASES = {"C": 0.0, "T": 1.0, "A": 2.0, "G": 3.0}
@@ -112,9 +112,9 @@ def load(name: str, seed: int = 0, train: float = 0.8) -> Split:
 
 def _draw(name: str, n: int, dim: int, seed: int) -> tuple[Tensor, Tensor, torch.Generator]:
     """Labels (n,), standard normals (n,d) and the generator."""
-    check_count(f"datasets.{name}", "n", n)
-    check_count(f"datasets.{name}", "dim", dim)
-    check_count(f"datasets.{name}", "seed", seed, least=0)
+    check_integer(n, "n", f"datasets.{name}")
+    check_integer(dim, "dim", f"datasets.{name}")
+    check_integer(seed, "seed", f"datasets.{name}", least=0)
     generator = torch.Generator().manual_seed(seed)
     y = 2.0 * torch.randint(2, (n,), generator=generator).double() - 1
     return y, torch.randn(n, dim, generator=generator, dtype=torch.float64), generator

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_points
 from .affine import with_ones
-from .base import Layer, Linearisation, PushForward, check_points, products, solve_affine
+from .base import Layer, Linearisation, PushForward, products, solve_affine
 
 Act = Callable[[int, Tensor], Tensor]  # (k, fed (n,in)) → (n,out)
 
@@ -54,7 +55,7 @@ class AffineAfter(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """Φ⁻¹(A⁻¹(x − b)); raises SolverError where A is singular."""
-        check_points(self, x)
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
         theta, x = theta.detach(), x.detach()
         return self.inner_inverse(theta, solve_affine(self.unpack(theta)[0], x, type(self).__name__))
 

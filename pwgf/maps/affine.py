@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
-from .base import Block, Layer, Linearisation, PushForward, blocks, check_points, solve_affine
+from ..checks import check_dim, check_points
+from .base import Block, Layer, Linearisation, PushForward, blocks, solve_affine
 
 
 def with_ones(z: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Affine(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """A⁻¹(x − b); raises SolverError where A is singular."""
-        check_points(self, x)
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
         (w,) = self.unpack(theta.detach())
         return solve_affine(w, x, "Affine")
 

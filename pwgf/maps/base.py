@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, jvp, vmap
 
-from ..errors import ShapeError, SolverError
+from ..checks import check_points
+from ..errors import SolverError
 
 _CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
 
@@ -284,15 +285,6 @@ def samples_per_block(units: int, z: Tensor) -> int:
     return max(256, _CACHE // (units * z.element_size())) if z.device.type == "cpu" else max(len(z), 1)
 
 
-def check_points(map: PushForward, x: Tensor) -> None:
-    """Raises ShapeError unless x is (n,d)."""
-    if x.ndim != 2 or x.shape[1] != map.dim:
-        raise ShapeError(
-            f"{type(map).__name__}.inverse(theta, x): x must have shape (n, {map.dim}); got {tuple(x.shape)}. "
-            f"Reshape it: x.view(-1, {map.dim})."
-        )
-
-
 def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:
     """y with A y + b = x, (n,d), from [A b] (d,d+1).
 
@@ -325,7 +317,7 @@ def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations
     Raises:
         SolverError: some rows have no solution that the method finds (a folded map, or x outside its range).
     """
-    check_points(map, x)
+    check_points(x, map.dim, f"{type(map).__name__}.inverse(theta, x): x")
     theta, x = theta.detach(), x.detach()
     accuracy = 100 * torch.finfo(x.dtype).eps
     z, solved = _newton(map, theta, x, x.clone(), accuracy, max_iterations)

@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
-from ..errors import ConfigError
+from ..checks import check_dim, check_integer
 from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
     SHARE,
@@ -82,9 +81,7 @@ class ConvexMax(ConvexGradient):
     def __post_init__(self) -> None:
         check_dim(self.dim, "ConvexMax(dim, groups, size)")
         for name, least in (("groups", 1), ("size", 2)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"ConvexMax({name}=…) must be an integer ≥ {least}; got {value!r}.")
+            check_integer(getattr(self, name), name, "ConvexMax", least=least)
         check_bends("ConvexMax", self.floor, scale=self.scale, sharpness=self.sharpness, gain=self.gain)
 
     @property

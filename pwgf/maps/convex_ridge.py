@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
-from ..errors import ConfigError
+from ..checks import check_dim, check_integer
 from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
     SHARE,
@@ -83,10 +82,8 @@ class ConvexRidge(ConvexGradient):
 
     def __post_init__(self) -> None:
         check_dim(self.dim, "ConvexRidge(dim, width)")
-        if self.width is not None and (
-            not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1
-        ):
-            raise ConfigError(f"ConvexRidge(width=…) must be an integer ≥ 1; got {self.width!r}.")
+        if self.width is not None:
+            check_integer(self.width, "width", "ConvexRidge")
         check_bends("ConvexRidge", self.floor, self.axis_share, scale=self.scale, gain=self.gain)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, is_real
+from ..checks import check_dim, check_integer, check_positive, is_real
 from ..errors import ConfigError, nearest
 from ._affine_after import Act, AffineAfter
 from .base import Block, Pushed, blocks, score_by_inverse
@@ -88,12 +88,10 @@ class CouplingFlow(AffineAfter):
             value = getattr(self, name)
             if name == "width" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"CouplingFlow({name}=…) must be an integer ≥ {least}; got {value!r}.")
+            check_integer(value, name, "CouplingFlow", least=least)
         if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
             raise ConfigError(f"CouplingFlow(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
-        if not (is_real(self.scale) and self.scale > 0):
-            raise ConfigError(f"CouplingFlow(scale=…) must be positive and finite; got {self.scale!r}.")
+        check_positive(self.scale, "scale", "CouplingFlow")
         if self.gain is None:
             object.__setattr__(self, "gain", default_gain(self.dim))
         if not (is_real(self.gain) and self._weight > 0):

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
-from ..errors import ConfigError
+from ..checks import check_dim, check_integer
 from .base import Block, blocks
 from .convex import ConvexGradient, check_bends, softplus
 from .residual import first_layer
@@ -67,9 +66,7 @@ class GradientICNN(ConvexGradient):
     def __post_init__(self) -> None:
         check_dim(self.dim, "GradientICNN(dim, width, depth)")
         for name in ("width", "depth"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"GradientICNN({name}=…) must be an integer ≥ 1; got {value!r}.")
+            check_integer(getattr(self, name), name, "GradientICNN")
         check_bends("GradientICNN", self.floor, self.axis_share, gain=self.gain)
 
     def layout(self) -> list[Block]:

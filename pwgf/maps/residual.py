@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, is_real
+from ..checks import check_dim, check_integer, check_positive, is_real
 from ..errors import ConfigError
 from ._axis import axis_slopes, axis_slopes_and_bends, axis_start, axis_values
 from ._residual_layers import Activations, SlopeActivations
@@ -79,21 +79,17 @@ class ResidualMLP(PushForward):
         if self.width is None:
             object.__setattr__(self, "width", max(32, min(16 * self.dim, 12 * self.dim + 40, 200)))
         for name in ("width", "depth"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"ResidualMLP({name}=…) must be an integer ≥ 1; got {value!r}.")
+            check_integer(getattr(self, name), name, "ResidualMLP")
         if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
             raise ConfigError(f"ResidualMLP(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
-        if not (is_real(self.scale) and self.scale > 0):
-            raise ConfigError(f"ResidualMLP(scale=…) must be positive and finite; got {self.scale!r}.")
+        check_positive(self.scale, "scale", "ResidualMLP")
         if self.gain is None:
             object.__setattr__(self, "gain", max(0.1, 0.3 / self.dim))
         if self.axis_gain is None:
             object.__setattr__(self, "axis_gain", min(0.3, 5 / self.dim))
         if not (is_real(self.gain) and self._weight > 0):
             raise ConfigError(f"ResidualMLP(gain=…) must be positive and finite; got {self.gain!r}.")
-        if not isinstance(self.axis_units, int) or isinstance(self.axis_units, bool) or self.axis_units < 0:
-            raise ConfigError(f"ResidualMLP(axis_units=…) must be an integer ≥ 0; got {self.axis_units!r}.")
+        check_integer(self.axis_units, "axis_units", "ResidualMLP", least=0)
         if not (is_real(self.axis_gain) and self._axis_weight > 0):
             raise ConfigError(f"ResidualMLP(axis_gain=…) must be positive and finite; got {self.axis_gain!r}.")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_count
+from ..checks import check_integer
 from ..errors import ShapeError
 from ._expectation_propagation import Approximation, expectation_propagation
 
@@ -87,7 +87,7 @@ class WeightsGivenPrecision:
         Raises:
             ConfigError: a count below 1.
         """
-        check_count("LogisticRegression.coordinates().directions", "count", count)
+        check_integer(count, "count", "LogisticRegression.coordinates().directions")
         rows = self._directions[:count]
         return torch.cat([rows, torch.zeros_like(rows[:, :1])], 1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..checks import check_count, check_positive
+from ..checks import check_integer, check_positive
 from ..energies.potential import KL
 from ..errors import ConfigError, ShapeError
 from ._weights_given_precision import WeightsGivenPrecision
@@ -65,14 +65,14 @@ class LogisticRegression:
         seed: int = 0,
     ) -> None:
         X, y = _checked_data(X, y)
-        self.intercept, self.prior_rate = intercept, check_positive("LogisticRegression", "prior_rate", prior_rate)
+        self.intercept, self.prior_rate = intercept, check_positive(prior_rate, "prior_rate", "LogisticRegression")
         self._signed = y[:, None] * self._design(X)  # y x, so that the margin is w · y x
         self.dim = self._signed.shape[1] + 1
         self._scale = 1.0
         self._correction: tuple[Tensor, Tensor, Tensor] | None = None  # mode, slope and curvature that the batch lacks
         if batch_size is not None:
-            check_count("LogisticRegression", "batch_size", batch_size)
-            check_count("LogisticRegression", "seed", seed, least=0)
+            check_integer(batch_size, "batch_size", "LogisticRegression")
+            check_integer(seed, "seed", "LogisticRegression", least=0)
             if batch_size < len(X):
                 self._reduce(batch_size, torch.Generator().manual_seed(seed))
 

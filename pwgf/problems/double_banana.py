@@ -57,8 +57,8 @@ class DoubleBanana(LangevinProblem):
             raise ConfigError(f"DoubleBanana(observation=…) needs a finite number; got {observation!r}. Try log 30.")
         super().__init__(num_particles, dt, particle_seed)
         self.dim, self.observation = dim, float(observation)
-        self.noise = check_positive("DoubleBanana", "noise", noise)
-        self.end_time = check_positive("DoubleBanana", "end_time", end_time)
+        self.noise = check_positive(noise, "noise", "DoubleBanana")
+        self.end_time = check_positive(end_time, "end_time", "DoubleBanana")
 
     def _misfit(self, x: Tensor) -> Tensor:
         """½(y − G(x))²/σ², (n,)."""

@@ -5,91 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import schemes, storage
+from ..checks import check_integer
 from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Reference
 from ..schemes import Replay
 from ..schemes.base import hermite_between
 from ..state import State
+from ._restart import restart_to_state
+from .memory import Source
 
 _log = logging.getLogger("pwgf")
-
-
-class Source(Protocol):
-    """Where rows come from: a file's `storage.Record`, or memory."""
-
-    config: dict[str, Any]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Scalar columns."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def column(self, name: str) -> np.ndarray:
-        """A scalar column, (T,) float64."""
-        ...
-
-    def vector(self, name: str, k: int) -> np.ndarray:
-        """Row k of theta or theta_dot, (p,)."""
-        ...
-
-    def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
-        """All rows in order, at most `batch` at a time, by name."""
-        ...
-
-    def restart(self) -> dict[str, Any]:
-        """The last restart state, as plain values."""
-        ...
-
-
-class Memory:
-    """Rows of a run without a file."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-        self._rows: list[dict[str, Any]] = []
-        self._restart: dict[str, Any] = {}
-
-    def append(self, row: Mapping[str, Any], restart: Mapping[str, Any]) -> None:
-        """Adds a row with the state that follows it."""
-        self._rows.append(dict(row))
-        self._restart = dict(restart)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Scalar columns."""
-        return tuple(name for name, value in self._rows[0].items() if np.ndim(value) == 0)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def column(self, name: str) -> np.ndarray:
-        """(T,) float64."""
-        return np.array([row[name] for row in self._rows], dtype=np.float64)
-
-    def vector(self, name: str, k: int) -> np.ndarray:
-        """Row k of theta or theta_dot, (p,)."""
-        return np.asarray(self._rows[k][name], dtype=np.float64)
-
-    def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of rows by name."""
-        for start in range(0, len(self), batch):
-            rows = self._rows[start : start + batch]
-            yield {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
-
-    def restart(self) -> dict[str, Any]:
-        """The last state."""
-        return self._restart
 
 
 class Trajectory:
@@ -160,8 +94,7 @@ class Trajectory:
         Raises:
             ConfigError: `batch` is no integer ≥ 1.
         """
-        if not isinstance(batch, int) or batch < 1:
-            raise ConfigError(f"run.iter_rows(batch=…) must be an integer ≥ 1; got {batch!r}. Give e.g. batch=64.")
+        check_integer(batch, "batch", "run.iter_rows")
         return self._source.iter_rows(batch)
 
     def state(self) -> State:
@@ -181,8 +114,7 @@ class Trajectory:
 
     def sample(self, t: float, n: int, seed: int = 0) -> Tensor:
         """n samples of ρ_t, (n,d); equal seeds couple times and runs."""
-        if not isinstance(n, int) or n < 1:
-            raise ConfigError(f"run.sample(n=…) must be an integer ≥ 1; got {n!r}. Give e.g. n=1000.")
+        check_integer(n, "n", "run.sample")
         if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
             raise ConfigError(f"run.sample(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
         reader = self._read()
@@ -336,33 +268,3 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
             f"load(map=…): the run has {record.num_params} parameters; got a map with {map.num_params}. Give the one "
             "that it was solved with."
         )
-
-
-def state_to_restart(state: State, fingerprint: np.ndarray) -> dict[str, Any]:
-    """A state as plain arrays and numbers, for the store."""
-    plain: dict[str, Any] = {
-        "t": float(state.t), "dt": float(state.dt), "theta": state.theta.detach().cpu().numpy(),
-        "theta_dot": state.theta_dot.detach().cpu().numpy(), "rng": state.rng.numpy(),
-        "counters": json.dumps(dict(state.counters)), "fingerprint": np.asarray(fingerprint, dtype=np.float64),
-    }  # fmt: skip
-    plain.update({f"extra_{name}": value.detach().cpu().numpy() for name, value in state.extra.items()})
-    return plain
-
-
-def restart_to_state(plain: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> State:
-    """The state again, to the bit."""
-
-    def tensor(name: str) -> Tensor:
-        return torch.from_numpy(np.array(plain[name])).to(dtype).to(device)
-
-    own = {name.removeprefix("extra_"): np.array(plain[name]) for name in plain if name.startswith("extra_")}
-    extra = {name: torch.from_numpy(value).to(device) for name, value in own.items()}
-    return State(
-        t=float(plain["t"]),
-        theta=tensor("theta"),
-        theta_dot=tensor("theta_dot"),
-        dt=float(plain["dt"]),
-        rng=torch.from_numpy(np.array(plain["rng"], dtype=np.uint8)),
-        counters=json.loads(str(plain["counters"])),
-        extra=extra,
-    )

@@ -272,7 +272,7 @@ def _check(
 ) -> None:
     if not callable(log_density):
         raise ConfigError(f"sample(log_density=…) must be a function (n,d) → (n,); got {type(log_density).__name__}.")
-    check_dim(dim, "sample(log_density, dim)")  # type: ignore[arg-type]
+    check_dim(dim, "sample(log_density, dim)")
     check_integer(n, "n", "sample", least=2)
     check_integer(polish, "polish", "sample", least=0)
     check_number(tolerance, "tolerance", "sample", low=0.0, high=math.inf, open_low=True)

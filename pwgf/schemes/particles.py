@@ -17,6 +17,7 @@ from ..maps.base import Block
 from ..measures import Reference
 from ..parallel import Shared
 from ..state import Info, Rows, State
+from ._arguments import check_law
 from .base import Row, member_config, merge_counters, nearest_row
 
 
@@ -113,14 +114,7 @@ class EulerMaruyama(ParticleReplay):
         self, energy: Energy, reference: Reference, *, num_samples: int = 10_000, dt: float,
         dtype: torch.dtype = torch.float64, device: str = "cpu",
     ) -> None:  # fmt: skip
-        if not isinstance(energy, Energy):
-            raise ConfigError(
-                f"EulerMaruyama(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}."
-            )
-        if not isinstance(reference, Reference):
-            raise ConfigError(
-                f"EulerMaruyama(reference=…) must be a reference measure; got {type(reference).__name__}."
-            )
+        check_law(energy, reference, "EulerMaruyama")
         check_integer(num_samples, "num_samples", "EulerMaruyama")
         check_number(dt, "dt", "EulerMaruyama", low=0.0, high=math.inf, open_low=True)
         check_dtype(dtype, "EulerMaruyama")

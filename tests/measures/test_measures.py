@@ -300,7 +300,7 @@ def test_a_reference_is_deterministic_and_is_rebuilt_from_its_config(law):
         (lambda: Barenblatt(2, "2", 1), ConfigError, r"Barenblatt\(m=…\) must be > 1 .*; got '2'"),
         (lambda: Barenblatt(2, 2, 0), ConfigError, r"Barenblatt\(t=…\) must be > 0 .*; got 0"),
         (lambda: UniformBall(0), ConfigError, r"UniformBall\(dim, radius\): dim must be an integer ≥ 1; got 0"),
-        (lambda: UniformBall(2, -1), ConfigError, r"UniformBall\(radius=…\) must be a finite number > 0; got -1"),
+        (lambda: UniformBall(2, -1), ConfigError, r"UniformBall\(radius=…\) must be positive and finite; got -1"),
         (lambda: Barenblatt(2, 2, math.inf), ConfigError, r"Barenblatt\(t=…\) must be > 0 .*; got inf"),
         (
             lambda: measures.from_config({"name": "Gausian", "dim": 2}),

@@ -172,7 +172,7 @@ def test_directions_are_those_of_the_rows_that_tell():
     assert rows.shape == (8, 3) and float(rows[:, 2].abs().max()) == 0
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(8).double())
     assert coordinates.directions(100).shape == (30, 3)
-    with pytest.raises(ConfigError, match=r"directions\(count=…\) needs an integer ≥ 1; got 0"):
+    with pytest.raises(ConfigError, match=r"directions\(count=…\) must be an integer ≥ 1; got 0"):
         coordinates.directions(0)
 
 

@@ -213,7 +213,7 @@ def test_rows_in_batches(run):
 
 @pytest.mark.parametrize("batch", [0, -1, 2.5, None])
 def test_a_bad_batch(run, batch):
-    with pytest.raises(ConfigError, match=r"run\.iter_rows\(batch=…\) must be an integer ≥ 1; got .*Give e\.g\."):
+    with pytest.raises(ConfigError, match=r"run\.iter_rows\(batch=…\) must be an integer ≥ 1; got"):
         run.iter_rows(batch)
 
 

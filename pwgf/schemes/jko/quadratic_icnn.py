@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...checks import check_dim, is_real
+from ...checks import check_dim, check_integer, check_positive, is_real
 from ...errors import ConfigError
 from ...maps.base import Block, blocks
 from ...maps.convex import ConvexGradient, softplus
@@ -63,11 +63,8 @@ class QuadraticICNN(ConvexGradient):
     def __post_init__(self) -> None:
         check_dim(self.dim, "QuadraticICNN(dim, width, rank)")
         for name in ("width", "rank"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"QuadraticICNN({name}=…) must be an integer ≥ 1; got {value!r}.")
-        if not (is_real(self.gain) and self.gain > 0):
-            raise ConfigError(f"QuadraticICNN(gain=…) must be positive and finite; got {self.gain!r}.")
+            check_integer(getattr(self, name), name, "QuadraticICNN")
+        check_positive(self.gain, "gain", "QuadraticICNN")
         if not (is_real(self.floor) and 0 < self.floor <= 0.5):
             raise ConfigError(f"QuadraticICNN(floor=…) must lie in (0, 0.5]; got {self.floor!r}.")
 

@@ -18,6 +18,7 @@ from ...maps.base import Block
 from ...maps.convex import ConvexGradient
 from ...measures import PushedMeasure, Reference
 from ...state import Info, State
+from .._arguments import check_law, check_map
 from ..base import Row, fork, member_config, merge_counters
 from .inner import Adam, Cloud, Objective, Seen, exact_log_det, minimise, stochastic_log_det
 from .quadratic_icnn import QuadraticICNN
@@ -100,7 +101,14 @@ class JKOICNN(JKOReplay):
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
     ) -> None:
-        _check_members(energy, reference, map)
+        check_law(energy, reference, "JKOICNN")
+        if map is not None:
+            check_map(map, reference, "JKOICNN")
+            if not isinstance(map, ConvexGradient):
+                raise ConfigError(
+                    f"JKOICNN(map=…) must be the gradient of a convex function: schemes.jko.QuadraticICNN, "
+                    f"maps.GradientICNN or maps.ConvexRidge; got {type(map).__name__}."
+                )
         _check_choice("samples", samples, ["cached", "redrawn", "fresh"])
         _check_choice("log_det", log_det, ["exact", "stochastic"])
         num_batches = min(64, max(16, 5 * reference.dim)) if num_batches is None else num_batches
@@ -293,29 +301,6 @@ class JKOICNN(JKOReplay):
             **dataclasses.asdict(self.adam), "log_det": self.log_det,
             "dtype": str(self.dtype).removeprefix("torch."), "device": self.device,
         }  # fmt: skip
-
-
-def _check_members(energy: object, reference: object, map: object) -> None:
-    if not isinstance(energy, Energy):
-        hint = " Wrap a potential: energies.Potential(V)." if callable(energy) else ""
-        raise ConfigError(f"JKOICNN(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
-    if not isinstance(reference, Reference):
-        raise ConfigError(
-            f"JKOICNN(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
-            f"got {type(reference).__name__}."
-        )
-    if map is None:
-        return
-    if not isinstance(map, ConvexGradient):
-        raise ConfigError(
-            f"JKOICNN(map=…) must be the gradient of a convex function: maps.QuadraticICNN, maps.GradientICNN or "
-            f"maps.ConvexRidge; got {type(map).__name__}."
-        )
-    if map.dim != reference.dim:
-        raise ConfigError(
-            f"JKOICNN: map and reference must have the same dimension; got map.dim = {map.dim} and reference.dim = "
-            f"{reference.dim}."
-        )
 
 
 def _check_choice(name: str, value: object, known: list[str]) -> None:

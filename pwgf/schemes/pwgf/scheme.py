@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_number
+from ...checks import check_device, check_number, check_theta0
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
@@ -24,7 +24,7 @@ from ...state import Info, State
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .evaluation import evaluate_row
 from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
-from .settings import auto_solver, check_members, check_numbers, check_theta0, choose_chunk_size, solve_settings
+from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, solve_settings
 
 _log = logging.getLogger("pwgf")
 _TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
@@ -106,7 +106,7 @@ class PWGF(MapReplay):
             check_number(tolerance, "tolerance", "PWGF", low=0.0, high=math.inf, open_low=True)
         chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
         super().__init__(map, reference, dtype, check_device(device, "PWGF"))
-        self.energy, self.theta0 = energy, check_theta0(theta0, map)
+        self.energy, self.theta0 = energy, check_theta0(theta0, map.num_params, "PWGF")
         self.num_samples, self.num_eval, self.momentum = num_samples, num_eval, momentum
         self.integrator = self._chosen(integrator, form).resolved(tolerance)
         self.tolerance = getattr(self.integrator, "tolerance", tolerance)

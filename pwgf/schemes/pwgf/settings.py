@@ -6,15 +6,15 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ...checks import check_dtype, check_integer, check_number
 from ...energies import Energy
-from ...errors import ConfigError, ShapeError, nearest
+from ...errors import ConfigError, nearest
 from ...linalg import Auto
 from ...linalg.choice import MAX_PRIMAL
 from ...maps.base import PushForward
 from ...measures import Reference
+from .._arguments import check_law, check_map
 
 _ROWS_PER_PARAMETER = 4  # numbers of a velocity for each parameter that make noise harmless
 
@@ -93,47 +93,3 @@ def check_members(energy: Energy, map: PushForward, reference: Reference) -> Non
     """The right kinds in the right places of PWGF, of one dimension."""
     check_law(energy, reference, "PWGF")
     check_map(map, reference, "PWGF")
-
-
-def check_law(energy: Energy, reference: Reference, call: str) -> None:
-    """ConfigError unless both are of the right kind."""
-    if not isinstance(energy, Energy):
-        hint = " Wrap a potential: energies.Potential(V)." if callable(energy) else ""
-        raise ConfigError(f"{call}(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
-    if not isinstance(reference, Reference):
-        raise ConfigError(
-            f"{call}(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
-            f"got {type(reference).__name__}."
-        )
-
-
-def check_map(map: PushForward, reference: Reference, call: str) -> None:
-    """ConfigError unless map is one, of the reference's dimension."""
-    if not isinstance(map, PushForward):
-        hint = " Wrap a module: maps.FromModule(module, dim)." if isinstance(map, torch.nn.Module) else ""
-        raise ConfigError(f"{call}(map=…) must be a map from pwgf.maps; got {type(map).__name__}.{hint}")
-    if map.dim != reference.dim:
-        raise ConfigError(
-            f"{call}: map and reference must have the same dimension; got map.dim = {map.dim} and reference.dim = "
-            f"{reference.dim}."
-        )
-
-
-def check_theta0(theta0: Tensor | None, map: PushForward, call: str = "PWGF") -> Tensor | None:
-    """theta0 (p,) as a tensor of its own; ConfigError or ShapeError where it is not one for this map."""
-    if theta0 is None:
-        return None
-    try:
-        theta = torch.as_tensor(theta0).detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"{call}(theta0=…) must be a tensor like map.initial(); got {type(theta0).__name__} ({error})."
-        ) from error
-    if theta.shape != (map.num_params,):
-        raise ShapeError(
-            f"{call}(theta0=…) must have shape ({map.num_params},) for this map; got {tuple(theta.shape)}. "
-            "Start from map.initial()."
-        )
-    if not bool(torch.isfinite(theta).all()):
-        raise ConfigError(f"{call}(theta0=…) must be finite; got NaN or infinite entries. Start from map.initial().")
-    return theta

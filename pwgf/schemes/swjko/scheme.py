@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number
+from ...checks import check_device, check_dtype, check_integer, check_number, check_theta0
 from ...distances import sliced_w2
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference
 from ...state import Info, Rows, State
+from .._arguments import check_law, check_map
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from ..particles import Cloud, ParticleReplay
-from ..pwgf.settings import check_law, check_map, check_theta0
 from .descent import descend
 from .evaluation import evaluate_law
 
@@ -111,7 +111,7 @@ class SWJKO:
             self.replay = ParticleReplay(reference, dtype)
         else:
             check_map(map, reference, "SWJKO")
-            self.theta0 = check_theta0(theta0, map, "SWJKO")
+            self.theta0 = check_theta0(theta0, map.num_params, "SWJKO")
             self.replay = MapReplay(map, reference, dtype, self.device)
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
