@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from .. import storage
 from ..errors import PathError, ResumeMismatchError, SchemaError, StorageError
 from ..schemes import Scheme
 from ..state import State
+from ._restart import restart_to_state
+from .spec import RunSpec
 
 
 def has_rows(out: str) -> bool:
@@ -31,13 +33,61 @@ def has_rows(out: str) -> bool:
         return False  # killed before anything was published
 
 
+class Stored(NamedTuple):
+    """A stored run as it goes on.
+
+    Args:
+        spec: with the stored times and those added by this call.
+        state: where it was left.
+        times: those whose rows are not yet stored.
+        finished: whether nothing is left to do.
+        grown: whether this call adds times.
+        spent: seconds of wall time and of CPU so far.
+        begun_with: threads and processes that began it.
+    """
+
+    spec: RunSpec
+    state: State
+    times: np.ndarray
+    finished: bool
+    grown: bool
+    spent: tuple[float, float]
+    begun_with: tuple[Any, Any]
+
+
+def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
+    """The run at `out`.
+
+    Raises:
+        ResumeMismatchError: it is another one.
+        StorageError: it has no state to go on from.
+    """
+    with storage.open_record(out) as record:
+        check_same(record.config, spec.to_config())
+        restart = stored_state(record)
+        spec = spec.continuing(record.config)
+        state = restart_to_state(restart, scheme.dtype, spec.device)
+        check_fingerprint(scheme, state, np.asarray(restart["fingerprint"]))
+        grown = len(record.config["times"]) != len(spec.times)
+        return Stored(
+            spec,
+            state,
+            times=spec.times[spec.times > float(record.column("t")[-1])],
+            finished=record.complete and not grown,
+            grown=grown,
+            spent=(float(record.column("wall_time")[-1]), float(record.column("cpu_time")[-1])),
+            begun_with=(record.provenance.get("threads"), record.provenance.get("processes", 1)),
+        )
+
+
 def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
     """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may grow at its end.
 
-    Names of an energy's functions may differ (a script's module is `__main__`): `check_fingerprint` compares values.
+    Names of an energy's functions may differ (a script's module is `__main__`): `check_fingerprint` compares values. So
+    may the user's metadata.
     """
     now = json.loads(json.dumps(now))  # tuples become lists, as they did in the file
-    old, new = flatten(stored), flatten(now)
+    old, new = ({k: v for k, v in flatten(of).items() if k.partition(".")[0] != "metadata"} for of in (stored, now))
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
     differ = [key for key in differ if not _names_function(key, old, new)]
     if not same_times(stored["times"], now["times"]):

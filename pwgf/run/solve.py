@@ -1,4 +1,4 @@
-"""The main loop: `evolve` makes steps, `solve` stores rows, resumes, reports and stops."""
+"""`solve`: a run from its arguments to its trajectory, begun or resumed, in a file or in memory."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,18 +20,20 @@ from ..schemes import Scheme
 from ..schemes.base import tensor_config
 from ..state import State
 from ._one_writer import OneWriter
-from .loop import Callback, Loop, Settings, check_times
+from .loop import Callback, Loop, Options
+from .memory import Memory
 from .provenance import provenance
-from .resume import check_fingerprint, check_same, flatten, has_rows, pack_finished, stored_state
+from .resume import flatten, has_rows, pack_finished, stored_run
 from .signals import Signals
-from .trajectory import Memory, Trajectory, restart_to_state
+from .spec import RunSpec, Times, check_times
+from .trajectory import Trajectory
 
 _log = logging.getLogger("pwgf")
 
 
 def solve(
     scheme: Scheme,
-    times: Sequence[float] | np.ndarray | torch.Tensor,
+    times: Times,
     *,
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -40,6 +42,7 @@ def solve(
     start: State | None = None,
     max_cost: float | None = None,
     checkpoint_seconds: float = 60,
+    metadata: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
     problem: Any = None,
@@ -57,6 +60,8 @@ def solve(
         start: a state to begin from instead of `scheme.start(seed)`; its t must be times[0].
         max_cost: share of the run time that writing may take; None publishes every row as soon as it is known.
         checkpoint_seconds: between rows the restart state is published this often.
+        metadata: your own entries, JSON values by name, stored as `run.config["metadata"]`; a resumed run keeps those
+            that it began with.
         callbacks: each is called as f(state, info) after every step; returning True stores a row and ends the run.
         progress: show progress; None means yes unless `PWGF_PROGRESS=0`.
         problem: a `pwgf.problems` problem, recorded so that `pwgf plot` can draw its exact law.
@@ -72,47 +77,33 @@ def solve(
         ResumeMismatchError: the stored run had other settings or another energy.
     """
     _check_scheme(scheme)
-    _check_problem(problem)
-    t, settings = check_times(times), Settings(checkpoint_seconds, callbacks, progress)
-    config = {
-        "scheme": scheme.to_config(),
-        "times": t.tolist(),
-        "seed": seed,
-        "problem": None if problem is None else problem.to_config(),
-    }
+    options = Options(checkpoint_seconds, callbacks, progress)
+    t = check_times(times)
     start = _checked_start(scheme, start, t)
-    if start is not None:
-        config["start"] = {"t": start.t, "counters": dict(start.counters)}
-    out = None if out is None else storage.checked_path(out, "solve(out=…)")
-    stored = _rows_to_resume(config, out, resume, overwrite, start)
-    if out is None:
-        if resume:
-            raise ConfigError(
-                "solve(resume=True) needs the file to resume: solve(…, out='results/run.h5', resume=True)."
-            )
-        memory = Memory(config)
-        with Signals() as signals:
-            _fresh(scheme, t, memory, _first_state(scheme, seed, t, start), settings, signals)
-        return Trajectory(memory, scheme)
+    spec = RunSpec.of(scheme, t, seed, problem, start, metadata)
+    path = None if out is None else storage.checked_path(out, "solve(out=…)")
+    if resume and path is None:
+        raise ConfigError("solve(resume=True) needs the file to resume: solve(…, out='results/run.h5', resume=True).")
+    found = _has_rows_to_resume(spec, start, path, resume, overwrite)
     with Signals() as signals:  # from here on: also the first row, the last and the packing end in order
-        if stored:
-            return _resume(scheme, t, out, config, max_cost, settings, signals)
-        state = _first_state(scheme, seed, t, start)
-        header = _header(scheme, config, state)
-        replace = overwrite or (resume and not os.path.exists(out))  # resumed after a kill before the first row
-        create = functools.partial(storage.Writer.create, out, header, overwrite=replace, max_cost=max_cost)
-        with OneWriter(world(), create) as writer:
-            _fresh(scheme, t, writer, state, settings, signals)
-    return _opened(scheme, out)
+        if path is None:
+            return _in_memory(scheme, spec, start, options, signals)
+        if found:
+            way = _continued(scheme, spec, path, max_cost)
+        else:
+            replace = overwrite or (resume and not os.path.exists(path))  # resumed after a kill before the first row
+            way = _begun(scheme, spec, start, path, replace, max_cost)
+        return _in_file(scheme, way, path, options, signals)
 
 
-def _rows_to_resume(config: dict[str, Any], out: Any, resume: bool, overwrite: bool, start: State | None) -> bool:
+def _has_rows_to_resume(spec: RunSpec, start: State | None, out: str | None, resume: bool, overwrite: bool) -> bool:
     """Whether there are; ConfigError where several processes differ in that, or in the settings."""
-    stored = resume and out is not None and has_rows(out)
-    same: dict[str, Any] = {"out": out and os.fspath(out), "resume": resume, "overwrite": overwrite}
-    same |= {"rows in out": stored, "start.theta": None if start is None else tensor_config(start.theta)}
-    world().agree({**flatten(config), **same}, "solve")
-    return stored
+    found = resume and out is not None and has_rows(out)
+    same: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite, "rows in out": found}
+    same["start.theta"] = None if start is None else tensor_config(start.theta)
+    settings = dataclasses.replace(spec, metadata=None).to_config()  # process 0 writes its own
+    world().agree({**flatten(settings), **same}, "solve")
+    return found
 
 
 def _check_scheme(scheme: object) -> None:
@@ -123,27 +114,6 @@ def _check_scheme(scheme: object) -> None:
             f"solve(scheme=…) needs a scheme, which has the methods {', '.join(needed)}; got {got}. "
             "Make one: pwgf.PWGF(energy, map, reference)."
         )
-
-
-def _check_problem(problem: object) -> None:
-    known = not isinstance(problem, type) and callable(getattr(problem, "to_config", None))
-    if problem is not None and not known:
-        raise ConfigError(
-            f"solve(problem=…) needs a problem with to_config(), out of pwgf.problems; got {problem!r:.60}. "
-            "Make one, e.g. pwgf.problems.OrnsteinUhlenbeck(2), or leave it out."
-        )
-
-
-def _first_state(scheme: Scheme, seed: int, t: np.ndarray, start: State | None) -> State:
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ConfigError(f"solve(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
-    if start is None:
-        return scheme.start(seed, float(t[0]))
-    if abs(start.t - float(t[0])) > 1e-9 * max(1.0, abs(start.t)):
-        raise ConfigError(
-            f"solve(start=…) is a state at t = {start.t:g}, but times begin at {t[0]:g}; let times[0] = start.t."
-        )
-    return start
 
 
 def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State | None:
@@ -168,80 +138,98 @@ def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State 
             f"{tuple(start.theta.shape)} and {tuple(start.theta_dot.shape)}. Take the state from a run with the same "
             "map (or number of particles)."
         )
+    if abs(start.t - float(t[0])) > 1e-9 * max(1.0, abs(start.t)):
+        raise ConfigError(
+            f"solve(start=…) is a state at t = {start.t:g}, but times begin at {t[0]:g}; let times[0] = start.t."
+        )
     device = scheme.to_config().get("device", "cpu")
     theta, theta_dot = (x.detach().to(device, scheme.dtype) for x in (start.theta, start.theta_dot))
     return dataclasses.replace(start, theta=theta, theta_dot=theta_dot)
 
 
-def _fresh(
-    scheme: Scheme,
-    t: np.ndarray,
-    store: Memory | OneWriter,
-    state: State,
-    settings: Settings,
-    signals: Signals,
-) -> None:
-    """Stores the first row and runs; a run in memory that fails hands its rows over with the error."""
-    loop = Loop(scheme, store, settings, signals, float(t[0]), float(t[-1]))
+def _first(scheme: Scheme, spec: RunSpec, start: State | None) -> tuple[State, np.ndarray]:
+    """The first state, and the times whose rows are to be stored: its own and the later ones."""
+    state = scheme.start(spec.seed, spec.span[0]) if start is None else start
+    return state, np.concatenate([[state.t], spec.times[1:]])
+
+
+def _in_memory(scheme: Scheme, spec: RunSpec, start: State | None, options: Options, signals: Signals) -> Trajectory:
+    """The run without a file; where it fails it hands its rows over with the error."""
+    memory = Memory(spec.to_config())
+    state, times = _first(scheme, spec, start)
     try:
-        loop.save(state)
-        loop.act()
-        loop.run(state, t[1:])
+        Loop(scheme, memory, options, signals, spec.span).run(state, times)
     except PWGFError as error:
-        if isinstance(store, Memory) and len(store):
-            error.run = Trajectory(store, scheme)
+        if len(memory):
+            error.run = Trajectory(memory, scheme)
         raise
+    return Trajectory(memory, scheme)
 
 
-def _resume(
-    scheme: Scheme,
-    t: np.ndarray,
-    out: str,
-    config: dict[str, Any],
-    max_cost: float | None,
-    settings: Settings,
-    signals: Signals,
-) -> Trajectory:
-    """Continues a stored run after checking that it is the same one."""
-    with storage.open_record(out) as record:
-        check_same(record.config, config)
-        restart, stored_times = stored_state(record), record.config["times"]
-        t = check_times(np.concatenate([stored_times, t[len(stored_times) :]]))  # the stored ones, to the bit
-        config = {**config, "times": t.tolist()}
-        state = restart_to_state(restart, scheme.dtype, config["scheme"].get("device", "cpu"))
-        check_fingerprint(scheme, state, np.asarray(restart["fingerprint"]))
-        finished = record.complete and len(record.config["times"]) == len(t)
-        grown, last_row = len(record.config["times"]) != len(t), float(record.column("t")[-1])
-        spent = (float(record.column("wall_time")[-1]), float(record.column("cpu_time")[-1]))
-        begun = (record.provenance.get("threads"), record.provenance.get("processes", 1))
-    if finished:
-        world().on_first(lambda: pack_finished(out))
-        return _opened(scheme, out)
-    group, now = world(), (torch.get_num_threads(), world().size)
-    if begun != now and group.rank == 0:
+class _Way(NamedTuple):
+    """What is left to do of a run in a file.
+
+    Args:
+        state: where it goes on from.
+        times: those whose rows are to be stored.
+        span: the initial and the last time of all.
+        open: gives the writer; None where nothing is left to do.
+        spent: seconds of wall time and of CPU so far.
+        header: replaces the stored one, which lacks times that were added.
+    """
+
+    state: State
+    times: np.ndarray
+    span: tuple[float, float]
+    open: Callable[[], storage.Writer] | None
+    spent: tuple[float, float] = (0.0, 0.0)
+    header: storage.Header | None = None
+
+
+def _begun(scheme: Scheme, spec: RunSpec, start: State | None, out: str, replace: bool, max_cost: float | None) -> _Way:
+    """The whole of a new run."""
+    state, times = _first(scheme, spec, start)
+    header = _header(scheme, spec, state)
+    create = functools.partial(storage.Writer.create, out, header, overwrite=replace, max_cost=max_cost)
+    return _Way(state, times, spec.span, create)
+
+
+def _continued(scheme: Scheme, spec: RunSpec, out: str, max_cost: float | None) -> _Way:
+    """The rest of the run stored at `out`, after checking that it is the same one."""
+    stored = stored_run(scheme, spec, out)
+    if stored.finished:
+        return _Way(stored.state, stored.times, stored.spec.span, None)
+    now = torch.get_num_threads(), world().size
+    if stored.begun_with != now and world().rank == 0:
         _log.warning(
             "resuming with %d threads in %d processes a run begun with %s in %s: results may differ in the last bits",
             *now,
-            *begun,
+            *stored.begun_with,
         )
-    with OneWriter(group, lambda: storage.Writer.resume(out, max_cost=max_cost)[0]) as writer:
-        if grown:
-            writer.update_header(_header(scheme, config, state))
-        loop = Loop(scheme, writer, settings, signals, float(t[0]), float(t[-1]), spent)
-        loop.run(state, t[t > last_row])
-    return _opened(scheme, out)
+    header = _header(scheme, stored.spec, stored.state) if stored.grown else None
+    return _Way(
+        stored.state,
+        stored.times,
+        stored.spec.span,
+        lambda: storage.Writer.resume(out, max_cost=max_cost)[0],
+        stored.spent,
+        header,
+    )
 
 
-def _opened(scheme: Scheme, out: str) -> Trajectory:
+def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Signals) -> Trajectory:
+    """Goes the way, be it a new run's or a resumed one's."""
+    if way.open is None:
+        world().on_first(lambda: pack_finished(out))
+    else:
+        with OneWriter(world(), way.open) as writer:
+            if way.header is not None:
+                writer.update_header(way.header)
+            Loop(scheme, writer, options, signals, way.span, way.spent).run(way.state, way.times)
     return Trajectory(storage.open_record(out), scheme, out)
 
 
-def _header(scheme: Scheme, config: dict[str, Any], state: State) -> storage.Header:
+def _header(scheme: Scheme, spec: RunSpec, state: State) -> storage.Header:
     layout = [{"name": b.name, "shape": list(b.shape), "offset": b.offset} for b in scheme.layout()]
-    return storage.Header(
-        config,
-        layout,
-        provenance(config["scheme"].get("device", "cpu"), world().size),
-        scheme.reference.dim,
-        state.theta.numel(),
-    )
+    made_with = provenance(spec.device, world().size)
+    return storage.Header(spec.to_config(), layout, made_with, scheme.reference.dim, state.theta.numel())

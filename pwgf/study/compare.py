@@ -17,8 +17,8 @@ from ..checks import check_integer
 from ..errors import ConfigError, ParallelError, PathError, PWGFError, StorageError, nearest
 from ..parallel import world
 from ..problems import Law, Problem
-from ..run.loop import check_times
 from ..run.solve import solve
+from ..run.spec import check_times
 from ..run.trajectory import Trajectory, load
 from ..schemes import JKOICNN, PWGF, SWJKO, EulerMaruyama, Scheme
 from . import accuracy

@@ -11,7 +11,8 @@ import pwgf
 from pwgf import energies, maps
 from pwgf.errors import ConfigError, ShapeError
 from pwgf.problems import OrnsteinUhlenbeck
-from pwgf.run.trajectory import Memory, Trajectory
+from pwgf.run.memory import Memory
+from pwgf.run.trajectory import Trajectory
 
 TIMES = np.linspace(0, 1, 6)
 
