@@ -36,6 +36,19 @@ BESIDE = {
 LAYER_OF = {part: k for k, parts in enumerate(LAYERS) for part in parts}
 
 
+# Folders of members of one family. A member imports `base` and helpers (with an underscore) of its folder, and these:
+BASES = {
+    "energies": {"hessian"},
+    "integrate": set(),
+    "linalg": set(),
+    "maps": {"convex", "from_module"},
+    "measures": {"pushed"},
+    "problems": {"langevin"},
+    "schemes": {"particles"},
+}
+CHOOSES = {"integrate/auto.py", "linalg/choice.py", "energies/_posed.py"}  # each knows the other members
+
+
 def part_of(name: str) -> str:
     """'maps/base.py' → 'maps', 'errors.py' → 'errors'."""
     return name.split("/")[0].removesuffix(".py")
@@ -109,6 +122,26 @@ def test_modules_import_only_from_layers_below():
             other = parts[0] if parts else "__init__"
             if other != mine and LAYER_OF[other] >= LAYER_OF[mine] and (mine, other) not in BESIDE:
                 offenders.append(f"{name}:{line} (layer {LAYER_OF[mine]}) imports {other} (layer {LAYER_OF[other]})")
+    assert offenders == []
+
+
+def test_the_top_level_holds_the_layers_and_nothing_else():
+    found = {path.name.removesuffix(".py") for path in ROOT.iterdir() if path.name not in ("__pycache__", "py.typed")}
+    assert found == set(LAYER_OF)
+
+
+def test_members_know_their_base_and_not_each_other():
+    """A scheme that is a folder may import all of its own."""
+    offenders = []
+    for name in TREES:
+        folder, *inner = name.removesuffix(".py").split("/")
+        if folder not in BASES or inner[-1] == "__init__" or name in CHOOSES:
+            continue
+        for line, parts in imported(name):
+            if parts[:1] != [folder] or len(parts) < 2 or parts[1] == inner[0]:
+                continue
+            if parts[1] not in BASES[folder] | {"base"} and not parts[1].startswith("_"):
+                offenders.append(f"{name}:{line} imports {'/'.join(parts)}")
     assert offenders == []
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_points
-from .affine import with_ones
+from ._networks import with_ones
 from .base import Layer, Linearisation, PushForward, products, solve_affine
 
 Act = Callable[[int, Tensor], Tensor]  # (k, fed (n,in)) → (n,out)

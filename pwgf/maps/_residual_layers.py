@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._axis import axis_features, axis_layers, axis_slope_features
-from .affine import with_ones
+from ._networks import with_ones
 from .base import Layer, Linearisation, samples_per_block
 
 

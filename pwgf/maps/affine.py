@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_dim, check_points
+from ._networks import with_ones
 from .base import Block, Layer, Linearisation, PushForward, blocks, solve_affine
-
-
-def with_ones(z: Tensor) -> Tensor:
-    """[z, 1]: (n,k) → (n,k+1), so that a bias is the last column of its matrix."""
-    return torch.cat([z, z.new_ones(len(z), 1)], dim=1)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_dim, check_integer
+from ._networks import first_layer
 from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
     SHARE,
@@ -23,7 +24,6 @@ from .convex import (
     weight_slopes,
     weights,
 )
-from .residual import first_layer
 
 _LENGTH = 1.5  # of the directions of `first_layer`
 

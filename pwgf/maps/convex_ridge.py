@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_dim, check_integer
+from ._networks import first_layer
 from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
     SHARE,
@@ -23,7 +24,6 @@ from .convex import (
     weight_slopes,
     weights,
 )
-from .residual import first_layer
 
 _SPREAD = 1.2  # outer centres of the three units along a preferred direction, for scale 1
 _SLOPE = 1.5  # κ of a unit at the start, for scale 1

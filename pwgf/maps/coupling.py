@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +10,9 @@ from torch import Tensor
 from ..checks import check_dim, check_integer, check_positive, is_real
 from ..errors import ConfigError, nearest
 from ._affine_after import Act, AffineAfter
+from ._networks import default_gain, first_layer
+from ._zuko import import_zuko
 from .base import Block, Pushed, blocks, score_by_inverse
-from .residual import default_gain, first_layer
 
 _KINDS = ("affine", "spline")
 _BOUND = 5.0  # the splines bend within so many times `scale`, and are the identity beyond
@@ -222,17 +221,3 @@ class CouplingFlow(AffineAfter):
         sign, log_abs_det = torch.linalg.slogdet(affine[:, :-1])
         score = torch.linalg.solve_ex(affine[:, :-1].T, score.T)[0].T  # from y to x = A y + b
         return Pushed(score, sign.expand(len(z)), log_abs_det - log_det.detach())
-
-
-def import_zuko(call: str) -> Any:
-    """The package zuko.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return importlib.import_module("zuko")
-    except ImportError as error:
-        raise ConfigError(
-            f'{call} needs the package zuko, which is not installed. Install it with pip install "pwgf[flows]".'
-        ) from error

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..checks import check_dim, check_points
 from ..errors import ConfigError
+from ._zuko import import_zuko
 from .base import Linearisation, Pushed, products, score_by_inverse
-from .coupling import import_zuko
 from .from_module import FromModule
 
 _ACCURACY = 1e-5  # to which the flow's log det must be that of its own map: zuko's bisections go no further

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..checks import check_dim, check_integer
+from ._networks import first_layer
 from .base import Block, blocks
 from .convex import ConvexGradient, check_bends, softplus
-from .residual import first_layer
 
 _ROW = 1.5  # length of a row of W_l at the start
 _SHARE = 0.5  # of the identity at the start that the network makes, the linear part makes the rest

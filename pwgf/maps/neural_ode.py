@@ -11,8 +11,8 @@ from torchdiffeq import odeint
 from ..checks import check_dim, check_integer, check_positive, is_real
 from ..errors import ConfigError, SolverError, nearest
 from ._affine_after import Act, AffineAfter
+from ._networks import default_gain, first_layer
 from .base import Block, Pushed, PushForward, blocks, newton_inverse
-from .residual import default_gain, first_layer
 
 _METHODS = {"euler": 1, "midpoint": 2, "rk4": 4}  # and how often a step evaluates the field
 _LOG_DETS = ("dense", "series")

@@ -2,3 +2,7 @@
 
 `finite_volume` solves a flow on a line, `langevin` moves particles; `kalman`, `grid_filter` and `bootstrap` filter.
 """
+
+from . import bootstrap, finite_volume, grid_filter, kalman, langevin
+
+__all__ = ["bootstrap", "finite_volume", "grid_filter", "kalman", "langevin"]

@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -255,6 +257,11 @@ def test_interrupt_gives_130(monkeypatch, capsys):
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"pwgf {pwgf.__version__}\n"
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "pwgf", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"pwgf {pwgf.__version__}\n"
 
 
 def test_help_gives_every_setting_with_default_and_unit(capsys):

@@ -9,9 +9,9 @@ import torch
 
 from pwgf.errors import ConfigError
 from pwgf.linalg import CG, LSMR, MINRES, Auto, Primal, Solution, SubsamplePCG, choose, for_interval, get_solver
+from pwgf.linalg._attempts import iterate
 from pwgf.linalg._iterations import Iterate
 from pwgf.linalg.base import NormalEquations
-from pwgf.linalg.krylov import iterate
 from tests.linalg.helpers import DenseTangent, decaying, dense_solution
 
 

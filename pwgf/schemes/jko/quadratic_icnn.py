@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ...checks import check_dim, check_integer, check_positive, is_real
 from ...errors import ConfigError
+from ...maps._networks import first_layer
 from ...maps.base import Block, blocks
 from ...maps.convex import ConvexGradient, softplus
-from ...maps.residual import first_layer
 
 _BEND = 0.5  # size of the quadratic skips beside the linear ones at the start
 
