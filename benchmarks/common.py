@@ -22,8 +22,8 @@ import pwgf
 from pwgf import linalg, problems
 from pwgf.maps import PushForward
 from pwgf.parallel import ALONE, Group
-from pwgf.schemes.right_side import Problem, RightSide
-from pwgf.schemes.settings import choose_chunk_size
+from pwgf.schemes.pwgf.right_side import Problem, RightSide
+from pwgf.schemes.pwgf.settings import choose_chunk_size
 
 GEMM_SIZE = 2048
 _GEMM = "GEMM"

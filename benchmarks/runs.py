@@ -27,8 +27,8 @@ from benchmarks.common import exponent, gemm_seconds, heading, short
 from experiments.common import table
 from experiments.targets import ou_target
 from pwgf import linalg, maps, problems
-from pwgf.accuracy import errors
-from pwgf.trajectory import Trajectory
+from pwgf.run.trajectory import Trajectory
+from pwgf.study.accuracy import errors
 
 LEVELS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the symmetric KL
 

@@ -29,10 +29,11 @@ import numpy as np
 import torch
 import tyro
 
+from experiments import datasets
 from experiments.common import RESULTS, save, table
 from pwgf import maps, sampling
 from pwgf.errors import ConfigError
-from pwgf.problems import LogisticRegression, datasets
+from pwgf.posteriors import LogisticRegression
 from pwgf.sampling.coordinates import Target
 
 matplotlib.use("Agg")

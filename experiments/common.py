@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 import pwgf
 from pwgf import parallel
-from pwgf.accuracy import errors
 from pwgf.problems import Problem
+from pwgf.study.accuracy import errors
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SCORES = 20_000  # points each way for the symmetric KL

@@ -22,8 +22,9 @@ import tyro
 import pwgf
 from experiments.common import RESULTS, save, table
 from experiments.targets import ou_target, published, published_seconds
-from pwgf import compare_plots, maps, problems
-from pwgf.compare import NUMBERS, TEXTS, Comparison, Entry, Make, compare, named
+from pwgf import maps, problems
+from pwgf.plots import compare as compare_plots
+from pwgf.study.compare import NUMBERS, TEXTS, Comparison, Entry, Make, compare, named
 
 FOLDER = RESULTS / "compare"
 _PUBLISHED = "JKO-ICNN, published"

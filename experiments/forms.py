@@ -17,7 +17,7 @@ import tyro
 import pwgf
 from experiments.common import RESULTS, table
 from pwgf import linalg, maps, problems
-from pwgf.accuracy import errors
+from pwgf.study.accuracy import errors
 
 
 def _error(name: str, problem: problems.OrnsteinUhlenbeck, t: float, seed: int, **settings) -> list[str]:

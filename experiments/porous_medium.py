@@ -18,7 +18,7 @@ import tyro
 import pwgf
 from experiments.common import RESULTS, cost, samples, save, solved, table
 from pwgf import energies, maps, problems
-from pwgf.problems import finite_volume
+from pwgf.oracles import finite_volume
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

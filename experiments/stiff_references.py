@@ -26,8 +26,8 @@ import pwgf
 from experiments.common import RESULTS, sym_kl
 from pwgf import maps, problems
 from pwgf.measures import PushedMeasure
-from pwgf.problems import finite_volume
-from pwgf.problems.finite_volume import Tridiagonal, _diffusivity, _fitted
+from pwgf.oracles import finite_volume
+from pwgf.oracles.finite_volume import Tridiagonal, _diffusivity, _fitted
 from pwgf.problems.langevin import LangevinProblem, TargetLaw
 
 Array = np.ndarray

@@ -6,7 +6,7 @@ picks θ̇ = argmin E|J θ̇ − v|². An *integrator* takes the step, a *scheme
 remembers it.
 """
 
-from . import distances, energies, filtering, fitting, integrate, linalg, maps, problems, sampling
+from . import distances, energies, filtering, fitting, integrate, linalg, maps, posteriors, problems, sampling
 from ._version import __version__
 from .errors import (
     ConfigError,
@@ -19,12 +19,12 @@ from .errors import (
     SolverError,
     StorageError,
 )
-from .flow import solve
 from .integrate import Euler, Explicit, FixedStep, Implicit
-from .loop import evolve
 from .measures import Barenblatt, Gaussian, UniformBall, Unnormalised
+from .run.loop import evolve
+from .run.solve import solve
+from .run.trajectory import Trajectory, load
 from .schemes import JKOICNN, PWGF, SWJKO, EulerMaruyama
-from .trajectory import Trajectory, load
 
 __all__ = [
     "JKOICNN",
@@ -59,6 +59,7 @@ __all__ = [
     "linalg",
     "load",
     "maps",
+    "posteriors",
     "problems",
     "sampling",
     "solve",

@@ -16,7 +16,7 @@ import torch
 import pwgf
 from pwgf import energies, linalg, maps, parallel
 from pwgf.energies.base import Energy
-from pwgf.schemes.right_side import RightSide
+from pwgf.schemes.pwgf.right_side import RightSide
 from pwgf.storage import Writer
 
 TIMES = [0.0, 0.05, 0.1, 0.15]

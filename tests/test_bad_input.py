@@ -9,15 +9,7 @@ import torch
 
 import pwgf
 from pwgf import energies, maps
-from pwgf.errors import (
-    ConfigError,
-    NonFiniteError,
-    PathError,
-    PWGFError,
-    SchemaError,
-    ShapeError,
-    StorageError,
-)
+from pwgf.errors import ConfigError, NonFiniteError, PathError, PWGFError, SchemaError, ShapeError, StorageError
 
 FREE = energies.Potential(lambda x: x.square().sum(-1) / 2) + energies.Entropy()
 

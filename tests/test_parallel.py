@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import parallel_worker
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ import pwgf
 from pwgf import parallel
 from pwgf.errors import ConfigError
 from pwgf.parallel import ALONE, Group
+from tests import parallel_worker
 
 WORKER = Path(parallel_worker.__file__)
 ENVIRONMENT = {

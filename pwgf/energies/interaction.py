@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import is_real
 from ..errors import ConfigError
-from ..maps.base import is_real
 from ..measures import PushedMeasure
 from .base import Energy, Once, check_callable, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_integer, is_real
 from ..errors import ConfigError, ShapeError, nearest
-from ..maps.base import is_real
 from ..measures import PushedMeasure
 from .base import Energy, Once, shares
 from .hessian import Hessian, hessian_of
@@ -142,7 +142,7 @@ class MMD(ToSamples):
             raise ConfigError(f"MMD(kernel=…) must be 'energy' or 'gaussian'; got {kernel!r}.{hint}")
         if bandwidth is None and kernel == "gaussian":
             bandwidth = float(torch.pdist(self.y[:1000].double()).median())
-        if kernel == "gaussian" and not (is_real(bandwidth) and bandwidth > 0):  # type: ignore[operator]
+        if kernel == "gaussian" and not (is_real(bandwidth) and bandwidth > 0):
             raise ConfigError(f"MMD(bandwidth=…) must be a positive length in units of x; got {bandwidth!r}.")
         self.kernel, self.bandwidth = kernel, bandwidth if kernel == "gaussian" else None
         self._within_target: float | None = None
@@ -230,8 +230,7 @@ class SlicedW2(ToSamples):
     def __init__(self, y: Tensor, num_directions: int = 128, seed: int = 0) -> None:
         super().__init__(y)
         for name, value, least in (("num_directions", num_directions, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"SlicedW2({name}=…) must be an integer ≥ {least}; got {value!r}.")
+            check_integer(value, name, "SlicedW2", least=least)
         self.num_directions, self.seed = num_directions, seed
         d, generator = y.shape[1], torch.Generator().manual_seed(seed)
         frames = -(-num_directions // d)

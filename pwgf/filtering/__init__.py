@@ -3,9 +3,11 @@
 `run` filters by flows; `particles`, `finite_volumes` and `kalman` are there to compare with.
 """
 
+from ..oracles.bootstrap import Particles, particles
+from ..oracles.grid_filter import finite_volumes
+from ..oracles.kalman import kalman
 from .by_flow import Filtered, Law, Updated, predict, run, update
 from .model import StateSpace
-from .references import Particles, finite_volumes, kalman, particles
 
 __all__ = [
     "Filtered",

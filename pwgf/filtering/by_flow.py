@@ -13,12 +13,13 @@ from torch import Tensor
 
 from .. import fitting, sampling
 from ..errors import ConfigError
-from ..flow import solve
 from ..maps import PushForward, ResidualMLP
 from ..measures import PushedMeasure, Reference
+from ..oracles._observations import check_observation, schedule
+from ..run.solve import solve
+from ..run.trajectory import Trajectory
 from ..schemes import PWGF
-from ..trajectory import Trajectory
-from .model import StateSpace, check_observation, schedule, weighted_moments
+from .model import StateSpace, weighted_moments
 
 _PILOT = 4000  # samples whose weighted moments say where an update goes
 _ENOUGH = 20  # effective ones of them for each coordinate

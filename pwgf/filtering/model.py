@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..energies import Entropy, Potential
 from ..energies.base import Energy, check_callable
 from ..errors import ConfigError, ShapeError
 from ..measures import Reference
-from ..schemes.base import check_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,38 +97,6 @@ class StateSpace:
 
 def _shown(y: Any) -> str:
     return f"of shape {tuple(y.shape)}" if isinstance(y, (Tensor, np.ndarray)) and y.ndim else f"{y!r:.60}"
-
-
-def schedule(times: Sequence[float], observations: Sequence[Any], end: float | None) -> tuple[list[float], float]:
-    """Times of observation and the end.
-
-    Raises:
-        ConfigError: they do not increase from above 0, differ in number from the observations, or pass the end.
-    """
-    try:
-        at = [float(t) for t in times]
-        count = len(observations)
-    except TypeError as error:
-        raise ConfigError(f"filtering: times and observations must be sequences; {error}.") from error
-    if len(at) != count:
-        raise ConfigError(f"filtering: each observation needs its time; got {len(at)} times, {count} observations.")
-    if not all(math.isfinite(t) for t in at) or any(b <= a for a, b in zip([0.0, *at], at, strict=False)):
-        raise ConfigError(f"filtering: times must increase strictly from above 0, the time of `initial`; got {at}.")
-    last = at[-1] if at else 0.0
-    end = last if end is None else float(end)
-    if not (math.isfinite(end) and end >= last and end > 0):
-        raise ConfigError(f"filtering(end=…) must not lie before the last observation at t = {last:g}; got {end}.")
-    return at, end
-
-
-def check_observation(log_likelihood: Tensor, t: float) -> None:
-    """ConfigError where no sample of the law could have been observed so."""
-    if not bool((log_likelihood > -math.inf).any()):
-        raise ConfigError(
-            f"filtering: the observation at t = {t:g} has zero likelihood at each of {len(log_likelihood)} samples of "
-            "the law: it cannot have come from this model. Causes: (a) a wrong observation or unit; (b) a "
-            "likelihood of bounded support, or one that underflows: return log p, not torch.log of p."
-        )
 
 
 def weighted_moments(x: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
 from ..energies import Energy
 from ..errors import ConfigError
 from ..maps import Affine
 from ..measures import PushedMeasure, Reference
-from ..schemes.base import check_integer
 
 _NOISE = 1e-12  # of E|v|²: what an affine velocity leaves by rounding
 

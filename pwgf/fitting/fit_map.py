@@ -10,12 +10,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import check_integer, check_number, check_theta0
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
-from ..progress import Progress
-from ..schemes.base import check_integer, check_number
-from ..schemes.settings import check_theta0
+from ..run.progress import Progress
 
 _CHECK_EVERY = 10  # iterations from one look at the held-out samples to the next
 _HALVINGS = 6  # of the learning rate after failures, before giving up
@@ -91,7 +90,7 @@ def fit(
     settings = {"batch_size": batch_size, "patience": patience}
     _check_settings(map, reference, learning_rate, max_iterations, polish, held_out, settings)
     generator = torch.Generator().manual_seed(seed)
-    theta = check_theta0(theta0, map, "fit")
+    theta = check_theta0(theta0, map.num_params, "fit")
     theta = (map.initial(seed) if theta is None else theta).double().cpu()
     if isinstance(target, Tensor):
         objective: _Objective = _Likelihood(

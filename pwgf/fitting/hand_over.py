@@ -8,14 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_integer, check_theta0
 from ..errors import ConfigError, NonFiniteError
 from ..linalg import get_solver
 from ..maps.base import PushForward
 from ..measures import Reference
-from ..schemes.base import check_integer
-from ..schemes.settings import check_theta0
+from ..run.trajectory import Trajectory
 from ..tangent import Tangent
-from ..trajectory import Trajectory
 
 
 class Reparametrised(NamedTuple):
@@ -80,7 +79,7 @@ def reparametrise(
         True
     """
     reference = _check_takeover(run, new_map, num_samples, num_eval, max_iterations)
-    start = check_theta0(theta0, new_map, "reparametrise")
+    start = check_theta0(theta0, new_map.num_params, "reparametrise")
     theta = (new_map.initial(seed) if start is None else start).double().cpu()
     n = num_samples or max(2000, math.ceil(4 * new_map.num_params / new_map.dim))
     generator = torch.Generator().manual_seed(seed)

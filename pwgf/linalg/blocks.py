@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pwgf.linalg._attempts import attempt, iterate, metric_of
+from pwgf.linalg._iterations import Iterate, conjugate_gradients
 from pwgf.linalg.base import NormalEquations, Solution, TangentLike, check_settings
-from pwgf.linalg.iterations import Iterate, conjugate_gradients
-from pwgf.linalg.krylov import attempt, iterate, metric_of
 
 _LEAST_DAMPING = 1e-8  # of the preconditioner: nearer to rounding its inverse would be noise
 

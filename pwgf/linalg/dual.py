@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pwgf.linalg._factor import damped_inverse, refine
 from pwgf.linalg.base import Check, NormalEquations, Solution, TangentLike, group_of, refuse_rhs
-from pwgf.linalg.factor import damped_inverse, refine
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pwgf.linalg._factor import damped_inverse, refine
 from pwgf.linalg.base import NormalEquations, Solution, TangentLike
-from pwgf.linalg.factor import damped_inverse, refine
 
 
 @dataclass(frozen=True)

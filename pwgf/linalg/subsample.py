@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pwgf.linalg._attempts import attempt, iterate, metric_of
+from pwgf.linalg._factor import damped_inverse
+from pwgf.linalg._iterations import Iterate, conjugate_gradients
 from pwgf.linalg.base import NormalEquations, Solution, TangentLike, check_settings
-from pwgf.linalg.factor import damped_inverse
-from pwgf.linalg.iterations import Iterate, conjugate_gradients
-from pwgf.linalg.krylov import attempt, iterate, metric_of
 
 TARGET_ROWS, MAX_ROWS = 750, 1500
 
@@ -36,7 +36,7 @@ class SubsamplePCG:
         max_iterations: cap; at it the last iterate is returned with converged False.
         num_subsample: m; None takes about 750 rows, m = 750/d, but at least 50. Never above n or 1500 rows.
         shift: s in units of μ, > 0; above 1 because the subset's metric overrates its own directions.
-        mixed: products in float32 inside a float64 iteration where that is safe, see `krylov.single_precision`.
+        mixed: products in float32 inside a float64 iteration where that is safe, see `_attempts.single_precision`.
 
     Returns:
         A `Solution` when called; `num_products` counts a product on the subset as m/n of one, rounded up. See

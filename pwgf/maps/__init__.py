@@ -15,7 +15,6 @@ from .from_flow import FromFlow
 from .from_module import FromModule
 from .icnn import GradientICNN
 from .neural_ode import NeuralODE
-from .quadratic_icnn import QuadraticICNN
 from .residual import ResidualMLP
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "Linearisation",
     "NeuralODE",
     "PushForward",
-    "QuadraticICNN",
     "ResidualMLP",
     "from_config",
 ]
@@ -47,7 +45,6 @@ _SHELF: dict[str, type[PushForward]] = {
         CouplingFlow,
         GradientICNN,
         NeuralODE,
-        QuadraticICNN,
         ResidualMLP,
     )
 }

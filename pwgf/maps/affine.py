@@ -8,12 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Block, Layer, Linearisation, PushForward, blocks, check_dim, check_points, solve_affine
-
-
-def with_ones(z: Tensor) -> Tensor:
-    """[z, 1]: (n,k) → (n,k+1), so that a bias is the last column of its matrix."""
-    return torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+from ..checks import check_dim, check_points
+from ._networks import with_ones
+from .base import Block, Layer, Linearisation, PushForward, blocks, solve_affine
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Affine(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """A⁻¹(x − b); raises SolverError where A is singular."""
-        check_points(self, x)
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
         (w,) = self.unpack(theta.detach())
         return solve_affine(w, x, "Affine")
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, jvp, vmap
 
-from ..errors import ConfigError, ShapeError, SolverError
+from ..checks import check_points
+from ..errors import SolverError
 
 _CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
 
@@ -281,29 +282,9 @@ def products(
     return push, pull
 
 
-def check_dim(dim: int, call: str) -> None:
-    """Raises ConfigError unless dim is a positive integer."""
-    if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
-        raise ConfigError(f"{call}: dim must be an integer ≥ 1; got {dim!r}.")
-
-
-def is_real(value: object) -> bool:
-    """Whether value is a finite number (and no bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def samples_per_block(units: int, z: Tensor) -> int:
     """Samples whose activations (units,) of one kind stay, with those of others, in a core's cache; elsewhere all n."""
     return max(256, _CACHE // (units * z.element_size())) if z.device.type == "cpu" else max(len(z), 1)
-
-
-def check_points(map: PushForward, x: Tensor) -> None:
-    """Raises ShapeError unless x is (n,d)."""
-    if x.ndim != 2 or x.shape[1] != map.dim:
-        raise ShapeError(
-            f"{type(map).__name__}.inverse(theta, x): x must have shape (n, {map.dim}); got {tuple(x.shape)}. "
-            f"Reshape it: x.view(-1, {map.dim})."
-        )
 
 
 def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:
@@ -338,7 +319,7 @@ def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations
     Raises:
         SolverError: some rows have no solution that the method finds (a folded map, or x outside its range).
     """
-    check_points(map, x)
+    check_points(x, map.dim, f"{type(map).__name__}.inverse(theta, x): x")
     theta, x = theta.detach(), x.detach()
     accuracy = 100 * torch.finfo(x.dtype).eps
     z, solved = _newton(map, theta, x, x.clone(), accuracy, max_iterations)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_points
 from ..errors import ConfigError, ShapeError
-from .base import Block, Layer, Linearisation, Pushed, PushForward, check_points
+from .base import Block, Layer, Linearisation, Pushed, PushForward
 
 
 @dataclass(frozen=True, init=False)
@@ -142,7 +143,7 @@ class Composed(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """The parts' inverses, the last map's first; raises what they raise."""
-        check_points(self, x)
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
         for map, part in reversed(list(zip(self.maps, self._split(theta.detach()), strict=True))):
             x = map.inverse(part, x)
         return x

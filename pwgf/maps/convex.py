@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..checks import check_positive, is_real
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
-from .base import Pushed, PushForward, is_real
+from .base import Pushed, PushForward
 
 SHARE = 0.5  # of the identity at the start that the units make, the linear part makes the rest
 
@@ -93,8 +94,7 @@ def check_bends(call: str, floor: float, axis_share: float = 0.0, **positive: fl
     if not (is_real(axis_share) and 0 <= axis_share <= 1):
         raise ConfigError(f"{call}(axis_share=…) must lie in [0, 1]; got {axis_share!r}.")
     for name, value in positive.items():
-        if not (is_real(value) and value > 0):
-            raise ConfigError(f"{call}({name}=…) must be positive and finite; got {value!r}.")
+        check_positive(value, name, call)
     if not (is_real(floor) and 0 < floor <= 0.5):
         raise ConfigError(f"{call}(floor=…) must lie in (0, 0.5]; got {floor!r}.")
 

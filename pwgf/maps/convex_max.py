@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, samples_per_block
+from ..checks import check_dim, check_integer
+from ._networks import first_layer
+from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
     SHARE,
     ConvexGradient,
@@ -23,7 +24,6 @@ from .convex import (
     weight_slopes,
     weights,
 )
-from .residual import first_layer
 
 _LENGTH = 1.5  # of the directions of `first_layer`
 
@@ -81,9 +81,7 @@ class ConvexMax(ConvexGradient):
     def __post_init__(self) -> None:
         check_dim(self.dim, "ConvexMax(dim, groups, size)")
         for name, least in (("groups", 1), ("size", 2)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"ConvexMax({name}=…) must be an integer ≥ {least}; got {value!r}.")
+            check_integer(getattr(self, name), name, "ConvexMax", least=least)
         check_bends("ConvexMax", self.floor, scale=self.scale, sharpness=self.sharpness, gain=self.gain)
 
     @property

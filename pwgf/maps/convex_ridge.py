@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from .base import Block, Layer, Linearisation, Pushed, blocks, check_dim, samples_per_block
+from ..checks import check_dim, check_integer
+from ._networks import first_layer
+from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
     SHARE,
     ConvexGradient,
@@ -23,7 +24,6 @@ from .convex import (
     weight_slopes,
     weights,
 )
-from .residual import first_layer
 
 _SPREAD = 1.2  # outer centres of the three units along a preferred direction, for scale 1
 _SLOPE = 1.5  # κ of a unit at the start, for scale 1
@@ -82,10 +82,8 @@ class ConvexRidge(ConvexGradient):
 
     def __post_init__(self) -> None:
         check_dim(self.dim, "ConvexRidge(dim, width)")
-        if self.width is not None and (
-            not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1
-        ):
-            raise ConfigError(f"ConvexRidge(width=…) must be an integer ≥ 1; got {self.width!r}.")
+        if self.width is not None:
+            check_integer(self.width, "width", "ConvexRidge")
         check_bends("ConvexRidge", self.floor, self.axis_share, scale=self.scale, gain=self.gain)
 
     @property

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_integer, check_positive, is_real
 from ..errors import ConfigError, nearest
-from .affine_after import Act, AffineAfter
-from .base import Block, Pushed, blocks, check_dim, is_real, score_by_inverse
-from .residual import default_gain, first_layer
+from ._affine_after import Act, AffineAfter
+from ._networks import default_gain, first_layer
+from ._zuko import import_zuko
+from .base import Block, Pushed, blocks, score_by_inverse
 
 _KINDS = ("affine", "spline")
 _BOUND = 5.0  # the splines bend within so many times `scale`, and are the identity beyond
@@ -87,12 +87,10 @@ class CouplingFlow(AffineAfter):
             value = getattr(self, name)
             if name == "width" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"CouplingFlow({name}=…) must be an integer ≥ {least}; got {value!r}.")
+            check_integer(value, name, "CouplingFlow", least=least)
         if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
             raise ConfigError(f"CouplingFlow(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
-        if not (is_real(self.scale) and self.scale > 0):
-            raise ConfigError(f"CouplingFlow(scale=…) must be positive and finite; got {self.scale!r}.")
+        check_positive(self.scale, "scale", "CouplingFlow")
         if self.gain is None:
             object.__setattr__(self, "gain", default_gain(self.dim))
         if not (is_real(self.gain) and self._weight > 0):
@@ -223,17 +221,3 @@ class CouplingFlow(AffineAfter):
         sign, log_abs_det = torch.linalg.slogdet(affine[:, :-1])
         score = torch.linalg.solve_ex(affine[:, :-1].T, score.T)[0].T  # from y to x = A y + b
         return Pushed(score, sign.expand(len(z)), log_abs_det - log_det.detach())
-
-
-def import_zuko(call: str) -> Any:
-    """The package zuko.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        return importlib.import_module("zuko")
-    except ImportError as error:
-        raise ConfigError(
-            f'{call} needs the package zuko, which is not installed. Install it with pip install "pwgf[flows]".'
-        ) from error

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_dim, check_points
 from ..errors import ConfigError
-from .base import Linearisation, Pushed, check_dim, check_points, products, score_by_inverse
-from .coupling import import_zuko
+from ._zuko import import_zuko
+from .base import Linearisation, Pushed, products, score_by_inverse
 from .from_module import FromModule
 
 _ACCURACY = 1e-5  # to which the flow's log det must be that of its own map: zuko's bisections go no further
@@ -138,7 +139,7 @@ class FromFlow(FromModule):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """The transform at x."""
-        check_points(self, x)
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
         with torch.no_grad():
             return self._pull(theta.detach(), x.detach())[0]
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..checks import check_dim
 from ..errors import ConfigError, ShapeError
-from .base import Block, Linearisation, PushForward, blocks, check_dim, products
-from .module_layers import linear_spots, linearise_layers
+from ._module_layers import linear_spots, linearise_layers
+from .base import Block, Linearisation, PushForward, blocks, products
 
 _STATEFUL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from .base import Block, blocks, check_dim
+from ..checks import check_dim, check_integer
+from ._networks import first_layer
+from .base import Block, blocks
 from .convex import ConvexGradient, check_bends, softplus
-from .residual import first_layer
 
 _ROW = 1.5  # length of a row of W_l at the start
 _SHARE = 0.5  # of the identity at the start that the network makes, the linear part makes the rest
@@ -66,9 +66,7 @@ class GradientICNN(ConvexGradient):
     def __post_init__(self) -> None:
         check_dim(self.dim, "GradientICNN(dim, width, depth)")
         for name in ("width", "depth"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"GradientICNN({name}=…) must be an integer ≥ 1; got {value!r}.")
+            check_integer(getattr(self, name), name, "GradientICNN")
         check_bends("GradientICNN", self.floor, self.axis_share, gain=self.gain)
 
     def layout(self) -> list[Block]:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from ..checks import check_dim, check_integer, check_positive, is_real
 from ..errors import ConfigError, SolverError, nearest
-from .affine_after import Act, AffineAfter
-from .base import Block, Pushed, PushForward, blocks, check_dim, is_real, newton_inverse
-from .residual import default_gain, first_layer
+from ._affine_after import Act, AffineAfter
+from ._networks import default_gain, first_layer
+from .base import Block, Pushed, PushForward, blocks, newton_inverse
 
 _METHODS = {"euler": 1, "midpoint": 2, "rk4": 4}  # and how often a step evaluates the field
 _LOG_DETS = ("dense", "series")
@@ -87,10 +88,8 @@ class NeuralODE(AffineAfter):
             value = getattr(self, name)
             if name == "width" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"NeuralODE({name}=…) must be an integer ≥ 1; got {value!r}.")
-        if not isinstance(self.probe_seed, int) or isinstance(self.probe_seed, bool) or self.probe_seed < 0:
-            raise ConfigError(f"NeuralODE(probe_seed=…) must be an integer ≥ 0; got {self.probe_seed!r}.")
+            check_integer(value, name, "NeuralODE")
+        check_integer(self.probe_seed, "probe_seed", "NeuralODE", least=0)
         if self.log_det is None:
             object.__setattr__(self, "log_det", "dense" if self.dim <= _DENSE_DIM else "series")
         for name, known in (("method", tuple(_METHODS)), ("log_det", _LOG_DETS)):
@@ -100,8 +99,7 @@ class NeuralODE(AffineAfter):
                 raise ConfigError(f"NeuralODE({name}=…) must be one of {list(known)}; got {value!r}.{hint}")
         if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
             raise ConfigError(f"NeuralODE(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
-        if not (is_real(self.scale) and self.scale > 0):
-            raise ConfigError(f"NeuralODE(scale=…) must be positive and finite; got {self.scale!r}.")
+        check_positive(self.scale, "scale", "NeuralODE")
         if self.gain is None:
             object.__setattr__(self, "gain", default_gain(self.dim))
         if not (is_real(self.gain) and self._weight > 0):

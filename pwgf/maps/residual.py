@@ -9,15 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_integer, check_positive, is_real
 from ..errors import ConfigError
-from .axis import (
-    axis_slopes,
-    axis_slopes_and_bends,
-    axis_start,
-    axis_values,
-)
-from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks, check_dim, is_real
-from .residual_layers import Activations, SlopeActivations
+from ._axis import axis_slopes, axis_slopes_and_bends, axis_start, axis_values
+from ._networks import first_layer
+from ._residual_layers import Activations, SlopeActivations
+from .base import Block, Layer, Linearisation, Pushed, PushForward, blocks
 
 
 @dataclass(frozen=True)
@@ -83,21 +80,17 @@ class ResidualMLP(PushForward):
         if self.width is None:
             object.__setattr__(self, "width", max(32, min(16 * self.dim, 12 * self.dim + 40, 200)))
         for name in ("width", "depth"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"ResidualMLP({name}=…) must be an integer ≥ 1; got {value!r}.")
+            check_integer(getattr(self, name), name, "ResidualMLP")
         if not (is_real(self.axis_share) and 0 <= self.axis_share <= 1):
             raise ConfigError(f"ResidualMLP(axis_share=…) must lie in [0, 1]; got {self.axis_share!r}.")
-        if not (is_real(self.scale) and self.scale > 0):
-            raise ConfigError(f"ResidualMLP(scale=…) must be positive and finite; got {self.scale!r}.")
+        check_positive(self.scale, "scale", "ResidualMLP")
         if self.gain is None:
             object.__setattr__(self, "gain", max(0.1, 0.3 / self.dim))
         if self.axis_gain is None:
             object.__setattr__(self, "axis_gain", min(0.3, 5 / self.dim))
         if not (is_real(self.gain) and self._weight > 0):
             raise ConfigError(f"ResidualMLP(gain=…) must be positive and finite; got {self.gain!r}.")
-        if not isinstance(self.axis_units, int) or isinstance(self.axis_units, bool) or self.axis_units < 0:
-            raise ConfigError(f"ResidualMLP(axis_units=…) must be an integer ≥ 0; got {self.axis_units!r}.")
+        check_integer(self.axis_units, "axis_units", "ResidualMLP", least=0)
         if not (is_real(self.axis_gain) and self._axis_weight > 0):
             raise ConfigError(f"ResidualMLP(axis_gain=…) must be positive and finite; got {self.axis_gain!r}.")
 
@@ -223,30 +216,3 @@ class ResidualMLP(PushForward):
             return super().linearise_slope(theta, z, xi)
         kept = SlopeActivations(self, theta.detach(), z.detach(), xi)
         return Linearisation(kept.jv, kept.jtu, kept.layers, repeats=True)
-
-
-def default_gain(dim: int) -> float:
-    """Weight of a network beside an affine part, as `ResidualMLP(gain=…)` explains.
-
-    In high dimension the affine part fills the trace by itself (d² of it), and a small gain would damp away a network
-    that has to move coordinates one by one; so it rises to 1 from d = 14 to 50, as (d − 10)/40.
-    """
-    return max(0.1, 0.3 / dim, min(1.0, (dim - 10) / 40))
-
-
-def first_layer(dim: int, units: int, axis_share: float, generator: torch.Generator) -> Tensor:
-    """Rows [direction, bias] of a first layer on the scale of a standard normal law, (units, dim + 1).
-
-    A share `axis_share` looks at single coordinates, with centres spread evenly; the rest in random directions.
-    """
-    on_axis = round(axis_share * units)
-    rows = torch.randn(units, dim + 1, generator=generator, dtype=torch.float64)
-    rows[:, :-1] *= 1.5 / rows[:, :-1].norm(dim=1, keepdim=True)
-    rows[:on_axis] = 0
-    # Unit k looks at coordinate k mod d; the units of an axis have evenly spread centres.
-    for k in range(min(dim, on_axis)):
-        mine = torch.arange(k, on_axis, dim)
-        centres = (torch.arange(len(mine), dtype=torch.float64) + 0.5) / max(len(mine), 1) * 5 - 2.5
-        rows[mine, k] = 1.5
-        rows[mine, -1] = -1.5 * centres
-    return rows

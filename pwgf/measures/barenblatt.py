@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, is_real
 from ..errors import ConfigError
-from ..maps.base import check_dim, is_real
 from .base import antithetic
 
 

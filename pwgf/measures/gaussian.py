@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_dim
 from ..errors import ConfigError, ShapeError
-from ..maps.base import check_dim
 
 
 @dataclass(frozen=True, init=False, eq=False)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..maps.base import check_dim, is_real
+from ..checks import check_dim, check_positive
 from .base import antithetic
 
 
@@ -39,8 +38,7 @@ class UniformBall:
 
     def __post_init__(self) -> None:
         check_dim(self.dim, "UniformBall(dim, radius)")
-        if not (is_real(self.radius) and self.radius > 0):
-            raise ConfigError(f"UniformBall(radius=…) must be a finite number > 0; got {self.radius!r}.")
+        check_positive(self.radius, "radius", "UniformBall")
 
     @property
     def second_moment(self) -> float:

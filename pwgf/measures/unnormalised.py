@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_dim
 from ..errors import ConfigError, NonFiniteError, ShapeError
-from ..maps.base import check_dim
 
 
 class Unnormalised:

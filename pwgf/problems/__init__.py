@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, nearest
-from . import datasets
 from .aggregation import Aggregation
 from .barenblatt import BarenblattFlow
 from .base import Law, Problem
@@ -18,7 +17,6 @@ from .double_banana import DoubleBanana
 from .funnel import Funnel
 from .gaussian_mixture import GaussianMixture
 from .langevin import LangevinProblem, SampleLaw
-from .logistic_regression import LogisticRegression
 from .ornstein_uhlenbeck import OrnsteinUhlenbeck
 from .rosenbrock import Rosenbrock
 from .styblinski_tang import ProductLaw, StyblinskiTang
@@ -31,14 +29,12 @@ __all__ = [
     "GaussianMixture",
     "LangevinProblem",
     "Law",
-    "LogisticRegression",
     "OrnsteinUhlenbeck",
     "Problem",
     "ProductLaw",
     "Rosenbrock",
     "SampleLaw",
     "StyblinskiTang",
-    "datasets",
     "find",
     "from_config",
     "names",

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_points
 from ..energies.base import Energy
 from ..energies.interaction import Interaction, RadialPolynomial
-from ..maps.base import check_dim
 from ..measures import Gaussian
-from .base import Law, Problem, check_samples
+from .base import Law, Problem
 
 
 class RadialMap(NamedTuple):
@@ -51,7 +51,7 @@ class RadialLaw(Law):
     def log_density(self, x: Tensor) -> Tensor:
         """−½|z|² + (d/2) log(q/2π) − (d/2 + 1) log(1 − 2β|x|²), |z|² = q|x|²/(1 − 2β|x|²); (n, d) -> (n,)."""
         dim, q = len(self.mean), self.map.q
-        squared = check_samples("RadialLaw", x, dim).square().sum(-1)
+        squared = check_points(x, dim, "RadialLaw.log_density(x): x").square().sum(-1)
         room = 1 - 2 * self.map.beta * squared
         inside = room > 0
         room = torch.where(inside, room, torch.ones_like(room))

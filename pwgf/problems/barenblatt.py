@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checks import check_dim, check_positive
 from ..energies.base import Energy
 from ..energies.local import PorousMedium
 from ..errors import ConfigError
-from ..maps.base import check_dim
 from ..measures import Barenblatt
-from .base import MeasureLaw, Problem, check_positive
+from .base import MeasureLaw, Problem
 
 
 class BarenblattFlow(Problem):
@@ -42,7 +42,7 @@ class BarenblattFlow(Problem):
         check_dim(dim, "BarenblattFlow(dim)")
         self.dim = dim
         self.m, self.t0, self.t1 = (
-            check_positive("BarenblattFlow", k, v) for k, v in (("m", m), ("t0", t0), ("t1", t1))
+            check_positive(v, k, "BarenblattFlow") for k, v in (("m", m), ("t0", t0), ("t1", t1))
         )
         if self.m <= 1:
             raise ConfigError(f"BarenblattFlow(m=…) needs m > 1; got {m}. For m = 1 use an OrnsteinUhlenbeck flow.")

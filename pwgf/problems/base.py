@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_points
 from ..energies.base import Energy
-from ..errors import ConfigError, ShapeError, nearest
+from ..errors import ConfigError, nearest
 from ..measures import Reference
 
 
@@ -57,7 +58,9 @@ class MeasureLaw(Law):
 
     def log_density(self, x: Tensor) -> Tensor:
         """Log density at x (n, d), (n,)."""
-        return self.measure.log_density(check_samples(type(self.measure).__name__, x, len(self.mean)))
+        return self.measure.log_density(
+            check_points(x, len(self.mean), f"{type(self.measure).__name__}.log_density(x): x")
+        )
 
 
 class Problem(ABC):
@@ -146,23 +149,3 @@ class Problem(ABC):
                 f"The problem's own times are {self.name}.times."
             )
         return max(float(t), start)
-
-
-def check_positive(call: str, name: str, value: float) -> float:
-    """The value as a float; ConfigError unless it is a finite number above zero."""
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-        raise ConfigError(f"{call}({name}=…) needs a finite number > 0; got {value!r}. Try {name}=1.0.")
-    return float(value)
-
-
-def check_count(call: str, name: str, value: int, *, least: int = 1) -> None:
-    """ConfigError unless the value is an integer ≥ least."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{call}({name}=…) needs an integer ≥ {least}; got {value!r}.")
-
-
-def check_samples(call: str, x: Tensor, dim: int) -> Tensor:
-    """x itself; ShapeError unless it is (n, dim)."""
-    if x.ndim != 2 or x.shape[1] != dim:
-        raise ShapeError(f"{call}.log_density(x) needs x of shape (n, {dim}); got {tuple(x.shape)}. Rows are samples.")
-    return x

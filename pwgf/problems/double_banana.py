@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_positive, is_real
 from ..errors import ConfigError
-from ..maps.base import check_dim, is_real
 from ..measures import Gaussian
-from .base import check_positive
 from .langevin import LangevinProblem, TargetLaw
 
 _REACH = 6.0  # |x_k| beyond which N(0, I), and π with it, has no mass in float64 quadrature
@@ -58,8 +57,8 @@ class DoubleBanana(LangevinProblem):
             raise ConfigError(f"DoubleBanana(observation=…) needs a finite number; got {observation!r}. Try log 30.")
         super().__init__(num_particles, dt, particle_seed)
         self.dim, self.observation = dim, float(observation)
-        self.noise = check_positive("DoubleBanana", "noise", noise)
-        self.end_time = check_positive("DoubleBanana", "end_time", end_time)
+        self.noise = check_positive(noise, "noise", "DoubleBanana")
+        self.end_time = check_positive(end_time, "end_time", "DoubleBanana")
 
     def _misfit(self, x: Tensor) -> Tensor:
         """½(y − G(x))²/σ², (n,)."""

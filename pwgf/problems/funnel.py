@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_positive
 from ..errors import ConfigError
-from ..maps.base import check_dim
 from ..measures import Gaussian
-from .base import check_positive
 from .langevin import LangevinProblem, TargetLaw
 
 
@@ -48,8 +47,8 @@ class Funnel(LangevinProblem):
         if dim < 2:
             raise ConfigError(f"Funnel(dim=…) needs d ≥ 2, a scale and a coordinate that has it; got {dim}.")
         super().__init__(num_particles, dt, particle_seed)
-        self.dim, self.scale = dim, check_positive("Funnel", "scale", scale)
-        self.end_time = check_positive("Funnel", "end_time", end_time)
+        self.dim, self.scale = dim, check_positive(scale, "scale", "Funnel")
+        self.end_time = check_positive(end_time, "end_time", "Funnel")
 
     def log_target(self, x: Tensor) -> Tensor:
         """log π(x), (n, d) -> (n,), normalised."""

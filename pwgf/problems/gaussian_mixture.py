@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..maps.base import check_dim
+from ..checks import check_dim, check_integer, check_points, check_positive
 from ..measures import Gaussian
-from .base import check_count, check_positive, check_samples
 from .langevin import LangevinProblem, TargetLaw
 
 
@@ -52,11 +51,11 @@ class GaussianMixture(LangevinProblem):
         particle_seed: int = 0,
     ) -> None:
         check_dim(dim, "GaussianMixture(dim)")
-        check_count("GaussianMixture", "components", components)
-        check_count("GaussianMixture", "seed", seed, least=0)
+        check_integer(components, "components", "GaussianMixture")
+        check_integer(seed, "seed", "GaussianMixture", least=0)
         super().__init__(num_particles, dt, particle_seed)
         self.dim, self.components, self.seed = dim, components, seed
-        self.span = check_positive("GaussianMixture", "span", (5.0 if dim < 32 else 3.0) if span is None else span)
+        self.span = check_positive((5.0 if dim < 32 else 3.0) if span is None else span, "span", "GaussianMixture")
         generator = torch.Generator().manual_seed(seed)
         self.centres = self.span * (2 * torch.rand(components, dim, generator=generator, dtype=torch.float64) - 1)
 
@@ -72,7 +71,7 @@ class GaussianMixture(LangevinProblem):
 
     def assign(self, x: Tensor) -> Tensor:
         """The component to which each sample most probably belongs, that of the nearest centre: (n, d) -> (n,)."""
-        return self._closeness(check_samples("GaussianMixture.assign", x, self.dim)).argmax(1)
+        return self._closeness(check_points(x, self.dim, "GaussianMixture.assign(x): x")).argmax(1)
 
     def masses(self, x: Tensor) -> Tensor:
         """Share of the samples that `assign` gives each component, (n, d) -> (k,) float64."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checks import check_integer, check_points, check_positive
 from ..energies.base import Energy
 from ..energies.potential import KL
-from ..errors import ConfigError, NonFiniteError
-from .base import Law, MeasureLaw, Problem, check_count, check_positive, check_samples
-
-_ROUGH = 0.25  # largest curvature × step before a particle's step is split; width errors are then a per cent
-_MAX_SPLIT = 2**12
+from ..errors import ConfigError
+from ..oracles.langevin import LangevinParticles
+from .base import Law, MeasureLaw, Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,24 +65,13 @@ class TargetLaw(Law):
 
     def log_density(self, x: Tensor) -> Tensor:
         """log π at x (n, d), (n,)."""
-        return self.density(check_samples("TargetLaw", x, len(self.mean)))
-
-
-class _Moment(NamedTuple):
-    """The particles after `steps` full steps, with the state of their generator."""
-
-    steps: int
-    x: Tensor
-    rng: Tensor
+        return self.density(check_points(x, len(self.mean), "TargetLaw.log_density(x): x"))
 
 
 class LangevinProblem(Problem):
     """F(ρ) = ∫ρ log(ρ/π), temperature 1; the law at t comes from particles dX = ∇log π dt + √2 dW.
 
-    They are moved by Heun's method, X̃ = X + h∇log π(X) + √(2h) ξ, X ← X + ½h(∇log π(X) + ∇log π(X̃)) + √(2h) ξ, of
-    weak order 2 for additive noise; where `curvature` times h exceeds ¼, a particle's step is split. They are computed
-    when `exact(t)` is first asked for and kept, one set of particles for each t; the law at t does not depend on what
-    was asked before.
+    They are moved when `exact(t)` is first asked for and kept, one set of particles for each t (`LangevinParticles`).
 
     A subclass gives `log_target`, `reference`, `times`, `equilibrium` and, where π is stiff, `curvature`.
 
@@ -91,17 +79,13 @@ class LangevinProblem(Problem):
         num_particles: N ≥ 2; moments and distances carry a sampling error of order 1/√N.
         dt: longest step h > 0, in units of t.
         particle_seed: of the particles' start and noise.
-
-    References:
-        P. E. Kloeden, E. Platen, Numerical Solution of Stochastic Differential Equations, 1992, §15.1.
     """
 
     def __init__(self, num_particles: int, dt: float, particle_seed: int) -> None:
-        check_count(self.name, "num_particles", num_particles, least=2)
-        check_count(self.name, "particle_seed", particle_seed, least=0)
+        check_integer(num_particles, "num_particles", self.name, least=2)
+        check_integer(particle_seed, "particle_seed", self.name, least=0)
         self.num_particles, self.particle_seed = num_particles, particle_seed
-        self.dt = check_positive(self.name, "dt", dt)
-        self._moments: list[_Moment] = []
+        self.dt = check_positive(dt, "dt", self.name)
         self._laws: dict[float, Law] = {}
 
     @abstractmethod
@@ -139,70 +123,21 @@ class LangevinProblem(Problem):
             self._laws[t] = self._law(t)
         return self._laws[t]
 
+    @cached_property
+    def _particles(self) -> LangevinParticles:
+        return LangevinParticles(
+            self.name, self.log_target, self.reference, self.num_particles, self.dt, self.particle_seed,
+            start=float(self.times[0]), curvature=self.curvature,
+        )  # fmt: skip
+
     def _law(self, t: float) -> Law:
-        start = float(self.times[0])
-        if t == start:
+        if t == float(self.times[0]):
             return MeasureLaw(*self._start_moments(), self.reference)
-        whole = (t - start) / self.dt
-        steps = math.floor(whole + 1e-9)
-        moment = self._at(steps)
-        x, rest = moment.x, (whole - steps) * self.dt
-        if rest > 1e-9 * self.dt:  # a last, shorter step, with noise that the path does not see
-            generator = torch.Generator().manual_seed(((self.particle_seed + 1) << 32) + steps)
-            x = self._checked(self._step(x, rest, generator), t)
+        x = self._particles.at(t)
         return SampleLaw(x.mean(0), torch.atleast_2d(torch.cov(x.T)), x)
 
     def _start_moments(self) -> tuple[Tensor, Tensor]:
         return self.reference.mean, self.reference.cov  # type: ignore[attr-defined]  # a Gaussian in every member
-
-    def _at(self, steps: int) -> _Moment:
-        """The particles after so many steps, from the latest ones kept before."""
-        earlier = [moment for moment in self._moments if moment.steps <= steps]
-        if earlier:
-            last = max(earlier, key=lambda moment: moment.steps)
-        else:
-            generator = torch.Generator().manual_seed(self.particle_seed)
-            last = _Moment(0, self.reference.sample(self.num_particles, generator), generator.get_state())
-        if last.steps == steps:
-            return last
-        x, generator = last.x, torch.Generator()
-        generator.set_state(last.rng)
-        for k in range(last.steps, steps):
-            x = self._checked(self._step(x, self.dt, generator), float(self.times[0]) + (k + 1) * self.dt)
-        self._moments.append(_Moment(steps, x, generator.get_state()))
-        return self._moments[-1]
-
-    def _step(self, x: Tensor, h: float, generator: torch.Generator) -> Tensor:
-        """One step of length h, (N, d); stiff particles take it in 2, 4, 8, … parts."""
-        rough = (self.curvature(x) * h / _ROUGH).clamp(1, _MAX_SPLIT)
-        parts = 2 ** torch.ceil(torch.log2(rough) - 1e-12).long()
-        moved = x.clone()
-        for count in parts.unique().tolist():
-            mine = parts == count
-            y = x[mine]
-            for _ in range(count):
-                y = self._heun(y, h / count, generator)
-            moved[mine] = y
-        return moved
-
-    def _heun(self, x: Tensor, h: float, generator: torch.Generator) -> Tensor:
-        noise = math.sqrt(2 * h) * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        drift = self._drift(x)
-        return x + 0.5 * h * (drift + self._drift(x + h * drift + noise)) + noise
-
-    def _drift(self, x: Tensor) -> Tensor:
-        leaf = x.detach().requires_grad_(True)
-        with torch.enable_grad():
-            return torch.autograd.grad(self.log_target(leaf).sum(), leaf)[0]
-
-    def _checked(self, x: Tensor, t: float) -> Tensor:
-        if not bool(torch.isfinite(x).all()):
-            raise NonFiniteError(
-                f"{self.name}.exact: {int((~torch.isfinite(x).all(1)).sum())} of {len(x)} Langevin particles are NaN "
-                f"or infinite at t = {t:.6g}. Cause: the step is unstable where the target is steep. Give a shorter "
-                f"one: {self.name}(…, dt={self.dt / 4:g})."
-            )
-        return x
 
     def _particle_arguments(self) -> dict[str, Any]:
         return {"num_particles": self.num_particles, "dt": self.dt, "particle_seed": self.particle_seed}

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim
 from ..energies.base import Energy
 from ..energies.local import Entropy
 from ..energies.potential import Potential
 from ..errors import ShapeError
-from ..maps.base import check_dim
 from ..measures import Gaussian, check_cov
 from .base import MeasureLaw, Problem
 

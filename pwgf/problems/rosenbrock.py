@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_positive, is_real
 from ..errors import ConfigError
-from ..maps.base import check_dim, is_real
 from ..measures import Gaussian
-from .base import check_positive
 from .langevin import LangevinProblem, TargetLaw
 
 
@@ -58,8 +57,8 @@ class Rosenbrock(LangevinProblem):
             raise ConfigError(f"Rosenbrock(mu=…) needs a finite number; got {mu!r}. Try mu=1.0.")
         super().__init__(num_particles, dt, particle_seed)
         self.dim, self.mu = dim, float(mu)
-        self.a, self.b = check_positive("Rosenbrock", "a", a), check_positive("Rosenbrock", "b", b)
-        self.end_time = check_positive("Rosenbrock", "end_time", end_time)
+        self.a, self.b = check_positive(a, "a", "Rosenbrock"), check_positive(b, "b", "Rosenbrock")
+        self.end_time = check_positive(end_time, "end_time", "Rosenbrock")
 
     def log_target(self, x: Tensor) -> Tensor:
         """log π(x), (n, d) -> (n,), normalised."""

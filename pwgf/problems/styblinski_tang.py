@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_points, check_positive
 from ..energies.base import Energy
 from ..energies.local import Entropy
 from ..energies.potential import Potential
-from ..maps.base import check_dim
 from ..measures import Gaussian
-from .base import Law, MeasureLaw, Problem, check_positive, check_samples
-from .finite_volume import Marginal, fokker_planck_marginal
+from ..oracles.finite_volume import Marginal, fokker_planck_marginal
+from .base import Law, MeasureLaw, Problem
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class ProductLaw(Law):
 
     def log_density(self, x: Tensor) -> Tensor:
         """Σ_k log ρ(x_k) at x (n, d), (n,)."""
-        return self.marginal.log_density(check_samples("ProductLaw", x, len(self.mean))).sum(-1)
+        return self.marginal.log_density(check_points(x, len(self.mean), "ProductLaw.log_density(x): x")).sum(-1)
 
 
 class StyblinskiTang(Problem):
@@ -60,8 +60,8 @@ class StyblinskiTang(Problem):
 
     def __init__(self, dim: int, c: float = 0.06, end_time: float | None = None) -> None:
         check_dim(dim, "StyblinskiTang(dim)")
-        self.dim, self.c = dim, check_positive("StyblinskiTang", "c", c)
-        self.end_time = check_positive("StyblinskiTang", "end_time", 0.12 / self.c if end_time is None else end_time)
+        self.dim, self.c = dim, check_positive(c, "c", "StyblinskiTang")
+        self.end_time = check_positive(0.12 / self.c if end_time is None else end_time, "end_time", "StyblinskiTang")
         self._marginals: dict[float, Marginal] = {}
 
     def potential(self, x: Tensor) -> Tensor:

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_dim, check_integer, check_number
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
-from ..flow import solve
 from ..maps import PushForward, ResidualMLP
-from ..maps.base import check_dim
 from ..measures import Gaussian, PushedMeasure, Reference
+from ..run.solve import solve
+from ..run.trajectory import Trajectory
 from ..schemes import PWGF
-from ..schemes.base import check_integer, check_number
 from ..state import Info, State
-from ..trajectory import Trajectory
 from .chains import LogDensity, langevin
 from .coordinates import Coordinates, Linear, Target, Whiten, check_whiten, coordinates
 
@@ -273,7 +272,7 @@ def _check(
 ) -> None:
     if not callable(log_density):
         raise ConfigError(f"sample(log_density=…) must be a function (n,d) → (n,); got {type(log_density).__name__}.")
-    check_dim(dim, "sample(log_density, dim)")  # type: ignore[arg-type]
+    check_dim(dim, "sample(log_density, dim)")
     check_integer(n, "n", "sample", least=2)
     check_integer(polish, "polish", "sample", least=0)
     check_number(tolerance, "tolerance", "sample", low=0.0, high=math.inf, open_low=True)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_integer
 from ..errors import ConfigError, NonFiniteError, ShapeError
-from ..schemes.base import check_integer
 
 LogDensity = Callable[[Tensor], Tensor]
 _FINE = 8  # one in so many trajectories takes as many steps, but 8, 64 and 512 times shorter in turn

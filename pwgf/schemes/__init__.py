@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from .. import maps, measures
+from .. import measures
 from ..errors import ConfigError, SchemaError
 from ..maps.base import PushForward
 from ..maps.convex import ConvexGradient
 from ..measures import Reference
 from .base import MapReplay, Replay, Row, Scheme
-from .jko import JKOICNN
-from .jko_replay import JKOReplay
+from .jko import JKOICNN, JKOReplay
+from .jko.replay import stored_map
 from .particles import EulerMaruyama, ParticleReplay
 from .pwgf import PWGF
 from .swjko import SWJKO
@@ -47,9 +47,9 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
     reference = reference if reference is not None else measures.from_config(config["reference"])
     dtype = getattr(torch, config["dtype"])
     if config["name"] == "PWGF" or (config["name"] == "SWJKO" and "map" in config):
-        return MapReplay(map if map is not None else maps.from_config(config["map"]), reference, dtype)
+        return MapReplay(map if map is not None else stored_map(config["map"]), reference, dtype)
     if config["name"] == "JKOICNN":
-        family = map if map is not None else maps.from_config(config["map"])
+        family = map if map is not None else stored_map(config["map"])
         if not isinstance(family, ConvexGradient):
             raise ConfigError(
                 f"this run needs its own family of convex gradients, {config['map']['name']}, to be read; got "

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ShapeError
+from ..checks import check_points
+from ..errors import ConfigError
 from ..maps.base import Block, PushForward
 from ..measures import PushedMeasure, Reference
 from ..state import Info, Rows, State
@@ -104,12 +105,6 @@ def nearest_row(times: np.ndarray, t: float) -> int | None:
     return k if abs(float(times[k]) - t) <= slack else None
 
 
-def check_points(x: Tensor, dim: int, call: str) -> None:
-    """ShapeError unless x has shape (n, dim)."""
-    if x.ndim != 2 or x.shape[1] != dim:
-        raise ShapeError(f"{call} must have shape (n, {dim}), a row per sample; got {tuple(x.shape)}.")
-
-
 class MapReplay:
     """ρ_t = (T_θ(t))#λ with θ interpolated between rows: what all schemes with one map share.
 
@@ -180,37 +175,14 @@ def member_config(member: Any) -> dict[str, Any]:
     return {"name": f"{type(member).__module__}.{type(member).__qualname__}"}
 
 
-def check_integer(value: object, name: str, call: str, *, least: int = 1) -> None:
-    """ConfigError unless value is an integer ≥ least."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{call}({name}=…) must be an integer ≥ {least}; got {value!r}.")
-
-
-def check_device(device: object, call: str) -> str:
-    """The device's name; ConfigError unless torch knows it and it is there."""
-    try:
-        name = str(torch.device(device))  # type: ignore[call-overload]
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"{call}(device=…) must be 'cpu' or 'cuda'; got {device!r} ({error}).") from error
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"{call}(device={name!r}) needs a CUDA device, and torch finds none here; use device='cpu'.")
-    return name
-
-
-def check_dtype(dtype: object, call: str) -> None:
-    """ConfigError unless dtype is float64 or float32."""
-    if dtype not in (torch.float32, torch.float64):
-        raise ConfigError(f"{call}(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}. Give torch.float64.")
-
-
-def check_number(value: object, name: str, call: str, *, low: float, high: float, open_low: bool = False) -> None:
-    """ConfigError unless value is a number in [low, high], or (low, high] when open_low."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (low < value if open_low else low <= value) or value > high:  # type: ignore[operator]
-        interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
-        raise ConfigError(f"{call}({name}=…) must be a number in {interval}; got {value!r}.")
-
-
 def merge_counters(old: Mapping[str, int], **more: int) -> dict[str, int]:
     """Counters with increments added."""
     return {**old, **{name: old.get(name, 0) + step for name, step in more.items()}}
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean of independent values; NaN for fewer than two."""
+    if len(values) < 2:
+        return math.nan
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))

@@ -10,23 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_device, check_dtype, check_integer, check_number, check_points
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
 from ..measures import Reference
 from ..parallel import Shared
 from ..state import Info, Rows, State
-from .base import (
-    Row,
-    check_device,
-    check_dtype,
-    check_integer,
-    check_number,
-    check_points,
-    member_config,
-    merge_counters,
-    nearest_row,
-)
+from ._arguments import check_law
+from .base import Row, member_config, merge_counters, nearest_row
 
 
 class Cloud(Shared):
@@ -122,14 +114,7 @@ class EulerMaruyama(ParticleReplay):
         self, energy: Energy, reference: Reference, *, num_samples: int = 10_000, dt: float,
         dtype: torch.dtype = torch.float64, device: str = "cpu",
     ) -> None:  # fmt: skip
-        if not isinstance(energy, Energy):
-            raise ConfigError(
-                f"EulerMaruyama(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}."
-            )
-        if not isinstance(reference, Reference):
-            raise ConfigError(
-                f"EulerMaruyama(reference=…) must be a reference measure; got {type(reference).__name__}."
-            )
+        check_law(energy, reference, "EulerMaruyama")
         check_integer(num_samples, "num_samples", "EulerMaruyama")
         check_number(dt, "dt", "EulerMaruyama", low=0.0, high=math.inf, open_low=True)
         check_dtype(dtype, "EulerMaruyama")

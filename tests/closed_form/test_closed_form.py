@@ -7,7 +7,7 @@ import torch
 
 import pwgf
 from pwgf import distances, energies, maps, problems
-from pwgf.problems import finite_volume
+from pwgf.oracles import finite_volume
 
 
 class Computed:

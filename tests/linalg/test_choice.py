@@ -21,11 +21,10 @@ from pwgf.linalg import (
     for_interval,
     get_solver,
 )
+from pwgf.linalg._attempts import iterate
+from pwgf.linalg._iterations import Iterate
 from pwgf.linalg.base import NormalEquations
-from pwgf.linalg.iterations import Iterate
-from pwgf.linalg.krylov import iterate
-
-from .helpers import DenseTangent, decaying, dense_solution
+from tests.linalg.helpers import DenseTangent, decaying, dense_solution
 
 
 def random(*shape: int, seed: int = 7) -> torch.Tensor:

@@ -7,8 +7,7 @@ import torch
 
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError
 from pwgf.linalg import CG, LSMR, MINRES, Auto, BlockPCG, Dual, Primal, SubsamplePCG
-
-from .helpers import DenseTangent, decaying, dense_solution
+from tests.linalg.helpers import DenseTangent, decaying, dense_solution
 
 SOLVERS = [
     Auto(),

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse.linalg as sla
 import torch
 
-from pwgf.linalg.iterations import conjugate_gradients, lsmr, minres
+from pwgf.linalg._iterations import conjugate_gradients, lsmr, minres
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from pwgf import distances, problems
 from pwgf.errors import NonFiniteError, ShapeError
 from pwgf.measures import Unnormalised
-from pwgf.problems import finite_volume
+from pwgf.oracles import finite_volume
 
 
 def seeded(seed=0):
@@ -116,7 +116,7 @@ def test_masses_of_components():
     assert problem.assign(x).tolist() == [0, 0, 3, 1]
     assert problem.masses(x).tolist() == [0.5, 0.25, 0, 0.25]
     assert torch.equal(problem.assign(x), torch.cdist(x, problem.centres).argmin(1))
-    with pytest.raises(ShapeError, match=r"GaussianMixture\.assign.* needs x of shape \(n, 2\)"):
+    with pytest.raises(ShapeError, match=r"GaussianMixture\.assign\(x\): x must have shape \(n, 2\)"):
         problem.masses(torch.zeros(3, 1))
 
 

@@ -141,7 +141,7 @@ def test_refuses_times_before_the_start_and_wrong_shapes(any_case):
         with pytest.raises(ConfigError, match=rf"{problem.name}\.exact\(t=…\) needs a finite time t ≥"):
             problem.exact(wrong)
     law = problem.exact(t) if problem.exact(t).has_density else problem.equilibrium
-    with pytest.raises(ShapeError, match=rf"log_density\(x\) needs x of shape \(n, {problem.dim}\)"):
+    with pytest.raises(ShapeError, match=rf"log_density\(x\): x must have shape \(n, {problem.dim}\)"):
         law.log_density(torch.zeros(3, problem.dim + 1))
 
 
@@ -185,7 +185,7 @@ def test_arguments_of_single_problems_are_checked():
         problems.OrnsteinUhlenbeck(dim=2, cov=torch.eye(3))
     with pytest.raises(ConfigError, match=r"OrnsteinUhlenbeck\(dim=2, cov=…\).*positive definite"):
         problems.OrnsteinUhlenbeck(dim=2, cov=-torch.eye(2))
-    with pytest.raises(ConfigError, match=r"StyblinskiTang\(c=…\) needs a finite number > 0; got -1"):
+    with pytest.raises(ConfigError, match=r"StyblinskiTang\(c=…\) must be positive and finite; got -1"):
         problems.StyblinskiTang(dim=1, c=-1)
     with pytest.raises(ConfigError, match=r"BarenblattFlow\(m=…\) needs m > 1; got 1"):
         problems.BarenblattFlow(dim=1, m=1)
@@ -198,17 +198,20 @@ def test_arguments_of_single_problems_are_checked():
     [
         (
             lambda: problems.GaussianMixture(2, components=0),
-            r"GaussianMixture\(components=…\) needs an integer ≥ 1; got 0",
+            r"GaussianMixture\(components=…\) must be an integer ≥ 1; got 0",
         ),
-        (lambda: problems.GaussianMixture(2, span=-1), r"GaussianMixture\(span=…\) needs a finite number > 0; got -1"),
-        (lambda: problems.GaussianMixture(2, seed=1.5), r"GaussianMixture\(seed=…\) needs an integer ≥ 0; got 1\.5"),
-        (lambda: problems.GaussianMixture(2, dt=0), r"GaussianMixture\(dt=…\) needs a finite number > 0; got 0"),
-        (lambda: problems.Funnel(2, num_particles=1), r"Funnel\(num_particles=…\) needs an integer ≥ 2; got 1"),
-        (lambda: problems.Funnel(2, particle_seed=-1), r"Funnel\(particle_seed=…\) needs an integer ≥ 0; got -1"),
+        (
+            lambda: problems.GaussianMixture(2, span=-1),
+            r"GaussianMixture\(span=…\) must be positive and finite; got -1",
+        ),
+        (lambda: problems.GaussianMixture(2, seed=1.5), r"GaussianMixture\(seed=…\) must be an integer ≥ 0; got 1\.5"),
+        (lambda: problems.GaussianMixture(2, dt=0), r"GaussianMixture\(dt=…\) must be positive and finite; got 0"),
+        (lambda: problems.Funnel(2, num_particles=1), r"Funnel\(num_particles=…\) must be an integer ≥ 2; got 1"),
+        (lambda: problems.Funnel(2, particle_seed=-1), r"Funnel\(particle_seed=…\) must be an integer ≥ 0; got -1"),
         (lambda: problems.Funnel(1), r"Funnel\(dim=…\) needs d ≥ 2, a scale and a coordinate that has it; got 1"),
         (lambda: problems.Rosenbrock(1), r"Rosenbrock\(dim=…\) needs d ≥ 2, a coordinate that bends.*; got 1"),
         (lambda: problems.Rosenbrock(2, mu=math.inf), r"Rosenbrock\(mu=…\) needs a finite number; got inf"),
-        (lambda: problems.Rosenbrock(2, b=0), r"Rosenbrock\(b=…\) needs a finite number > 0; got 0"),
+        (lambda: problems.Rosenbrock(2, b=0), r"Rosenbrock\(b=…\) must be positive and finite; got 0"),
         (lambda: problems.DoubleBanana(3), r"DoubleBanana\(dim=…\) lives in two dimensions; got 3"),
         (
             lambda: problems.DoubleBanana(observation="a"),

@@ -1,0 +1,74 @@
+"""The commands that look after a run's file: `pwgf pack`, `pwgf doctor` and `pwgf migrate`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from .. import storage
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Make one file of a run that was killed, failed or interrupted; it can still be resumed."""
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """what was given as out; its parts go once the file is written and checked"""
+
+    def perform(self) -> int:
+        """Packs and says what is there now; exit status 0."""
+        with storage.open_record(storage.pack(self.file)) as record:
+            print(f"{self.file}: one file, {len(record)} rows, {record.status}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Read and hash all of a run, say what is damaged and how many rows are good; exit status 1 for damage."""
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """what was given as out; nothing in it is changed"""
+    salvage: str | None = None
+    """copy the good rows, up to the first damaged one, to this new file"""
+
+    def perform(self) -> int:
+        """Examines, and salvages when asked to; exit status 1 for damage that was not salvaged."""
+        found = storage.examine(self.file) if self.salvage is None else storage.salvage(self.file, self.salvage)
+        print(f"{self.file}: {found.status}")
+        print(f"Rows: {found.rows} of {found.stored} are good{_span(found)}")
+        for problem in found.problems:
+            print(f"Damage: {problem}")
+        print(f"Can be resumed after its good rows: {'yes' if found.resumable else 'no'}")
+        if self.salvage is not None:
+            print(f"Salvaged: {self.salvage}, {found.rows} rows")
+        elif found.problems:
+            print(f"Cure: pwgf doctor {self.file} --salvage OUT copies the good rows", file=sys.stderr)
+            return 1
+        return 0
+
+
+@dataclass(frozen=True)
+class Migrate:
+    """Copy a run of an older schema into a file of the present one."""
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """what was given as out; it is left as it is"""
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """new file to write"""
+
+    def perform(self) -> int:
+        """Migrates and says so; exit status 0."""
+        done = storage.migrate(self.file, self.out)
+        print(f"Migrated: {self.out}" if done else f"{self.file}: has the present schema, nothing to do")
+        return 0
+
+
+def _span(found: storage.Health) -> str:
+    """The times of the good rows."""
+    if found.good is None:
+        return ""
+    t = found.good.column("t")
+    return f", from t = {t[0]:g} to {t[-1]:g}"

@@ -1,0 +1,81 @@
+"""The bootstrap filter of an observed diffusion, by particles in any dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_integer, check_number
+from ._observations import Observed, check_observation, schedule
+
+
+class Particles(NamedTuple):
+    """A bootstrap filter's result.
+
+    Args:
+        x: (n,d) equally weighted particles at the end.
+        log_evidence: log p(y_1, …, y_K).
+        shares: effective share of the particles at each observation.
+    """
+
+    x: Tensor
+    log_evidence: float
+    shares: list[float]
+
+
+def particles(
+    model: Observed,
+    times: Sequence[float],
+    observations: Sequence[Any],
+    *,
+    end: float | None = None,
+    n: int = 10_000,
+    dt: float = 0.01,
+    seed: int = 0,
+) -> Particles:
+    """The bootstrap filter: Euler–Maruyama steps, weights by the likelihood, systematic resampling at each observation.
+
+    Args:
+        model, times, observations, end: as in `run`.
+        n: particles ≥ 2.
+        dt: longest step > 0, in units of t.
+        seed: of all randomness.
+
+    Raises:
+        ConfigError: arguments out of range; an observation of zero likelihood at all particles.
+
+    References:
+        N. Gordon, D. Salmond, A. Smith, Novel approach to nonlinear/non-Gaussian Bayesian state estimation, 1993.
+    """
+    at, end = schedule(times, observations, end)
+    check_integer(n, "n", "filtering.particles", least=2)
+    check_number(dt, "dt", "filtering.particles", low=0.0, high=math.inf, open_low=True)
+    generator = torch.Generator().manual_seed(seed)
+    x, now, evidence, shares = model.initial.sample(n, generator), 0.0, 0.0, []
+    for t, y in zip(at, observations, strict=True):
+        x = _wander(model, x, t - now, dt, generator)
+        log_w = model.at(y)(x)
+        check_observation(log_w, t)
+        evidence += float(torch.logsumexp(log_w, 0)) - math.log(n)
+        w = torch.softmax(log_w, 0)
+        shares.append(float(1 / (n * w.square().sum())))
+        levels = (torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)) / n
+        x, now = x[torch.searchsorted(w.cumsum(0), levels).clamp(max=n - 1)], t
+    return Particles(_wander(model, x, end - now, dt, generator), evidence, shares)
+
+
+def _wander(model: Observed, x: Tensor, duration: float, dt: float, generator: torch.Generator) -> Tensor:
+    """Euler–Maruyama over the duration, in equal steps of at most dt."""
+    count = math.ceil(duration / dt - 1e-9)
+    h = duration / max(count, 1)
+    for _ in range(count):
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(model.potential(leaf).sum(), leaf)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        x = x - h * slope + math.sqrt(2 * model.temperature * h) * noise
+    return x

@@ -1,0 +1,178 @@
+"""The main loop: one step of a scheme after another, with rows, checkpoints, callbacks and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, ParallelError
+from ..parallel import world
+from ..schemes import Scheme
+from ..state import Info, State
+from ._restart import state_to_restart
+from ._warnings import Warnings
+from .progress import Progress
+from .signals import Signals
+from .spec import Times, check_times
+
+Callback = Callable[[State, Info], Any]
+
+
+class Store(Protocol):
+    """Where rows go: a file, or memory."""
+
+    def append(self, row: Mapping[str, Any], restart: Mapping[str, Any]) -> None:
+        """Adds a row with the state that follows it."""
+        ...
+
+    def checkpoint(self, restart: Mapping[str, Any]) -> None:
+        """Publishes the state between two rows."""
+        ...
+
+
+def evolve(scheme: Scheme, state: State, times: Times) -> Iterator[tuple[State, Info]]:
+    """Yields (state, info) after every step on the way through the given times, each of which is hit exactly.
+
+    Args:
+        scheme: e.g. `PWGF`.
+        state: where to begin, e.g. `scheme.start(seed)`.
+        times: increasing; those not after `state.t` are passed over.
+    """
+    if not isinstance(state, State):
+        raise ConfigError(
+            f"evolve(scheme, state, times) needs a State, such as scheme.start(seed); got {type(state).__name__}. "
+            "Give evolve(scheme, scheme.start(0), times)."
+        )
+    yield from _steps(scheme, state, check_times(times, "evolve"))
+
+
+def _steps(scheme: Scheme, state: State, times: np.ndarray) -> Iterator[tuple[State, Info]]:
+    for t1 in times:
+        while state.t < t1:
+            state, info = scheme.step(state, float(t1))
+            yield state, info
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The arguments of `solve` that the loop heeds and the file does not record; see there."""
+
+    checkpoint_seconds: float
+    callbacks: Sequence[Callback]
+    progress: bool | None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.checkpoint_seconds, (int, float)) and self.checkpoint_seconds > 0):
+            raise ConfigError(
+                f"solve(checkpoint_seconds=…) must be a positive number; got {self.checkpoint_seconds!r}. "
+                "Give e.g. 60, or math.inf for none between rows."
+            )
+        listed = isinstance(self.callbacks, (list, tuple))
+        wrong = [f for f in self.callbacks if not callable(f)] if listed else [self.callbacks]
+        if wrong:
+            raise ConfigError(
+                "solve(callbacks=…) needs a list of functions f(state, info); got "
+                f"{'a list with ' if listed else ''}{type(wrong[0]).__name__}. Give callbacks=[f]."
+            )
+
+
+class Loop:
+    """Steps, rows, checkpoints, callbacks and signals of one `solve`; several processes do all this together.
+
+    Args:
+        scheme: makes the steps.
+        store: takes the rows.
+        options: of the call.
+        signals: flag of what came from outside.
+        span: the initial and the last time of the run.
+        spent: seconds of wall time and of CPU that earlier parts of the run took.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        store: Store,
+        options: Options,
+        signals: Signals,
+        span: tuple[float, float],
+        spent: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        self.scheme, self.store, self.options, self.signals, self.span = scheme, store, options, signals, span
+        self.group = world()
+        self.warnings = Warnings(span, speaks=self.group.rank == 0)
+        self.began = time.monotonic() - spent[0]
+        self.cpu_spent = spent[1]
+        self.cpu_began = time.process_time()
+        self.saved = time.monotonic()
+        self.last_row = math.nan
+
+    def run(self, state: State, times: np.ndarray) -> None:
+        """On through the times, each of which is stored when it is reached, the first at once if the state is there.
+
+        A callback that returns True ends the run after a row.
+        """
+        rows = set(times.tolist())
+        if state.t in rows:
+            self._save(state)
+            self._act()
+        with self._told_what_is_stored(), contextlib.closing(self._progress()) as bar:
+            for after, info in _steps(self.scheme, state, times):
+                bar.update(after.t, dt=info.dt, **{k: v for k, v in info.values.items() if k == "energy"})
+                self.warnings.of_step(info)
+                stop, due = self._decided(after, info)
+                if after.t in rows or stop:
+                    self._save(after)
+                elif due:
+                    self._checkpoint(after)
+                self._act()
+                if stop:
+                    return
+
+    def _progress(self) -> Progress:
+        return Progress(*self.span, self.options.progress if self.group.rank == 0 else False)
+
+    @contextlib.contextmanager
+    def _told_what_is_stored(self) -> Iterator[None]:
+        """Where another process has stopped, the error says up to where rows are stored."""
+        try:
+            yield
+        except ParallelError as error:
+            raise ParallelError(f"{error} Rows up to t = {self.last_row:.6g} are stored.") from error
+
+    def _decided(self, state: State, info: Info) -> tuple[bool, bool]:
+        """Whether a callback of any process ends the run, and whether a checkpoint is due."""
+        stop = any([f(state, info) is True for f in self.options.callbacks])  # every callback is called
+        due = time.monotonic() - self.saved > self.options.checkpoint_seconds or self.signals.number > 0
+        stop, due = (flag > 0 for flag in self.group.greatest(stop, due))
+        return stop, due
+
+    def _act(self) -> None:
+        """Does what a signal asks for that has come to any of the processes."""
+        self.signals.act(int(self.group.greatest(self.signals.number)[0]))
+
+    def _save(self, state: State) -> None:
+        """Measures and stores the row of this state."""
+        row = self.scheme.measure(state)
+        self.warnings.of_row(row, state.t)
+        plain = {
+            k: v.detach().double().cpu().numpy() if isinstance(v, torch.Tensor) else float(v) for k, v in row.items()
+        }
+        cpu = torch.tensor(time.process_time() - self.cpu_began, dtype=torch.float64, device=self.group.device)
+        plain.update(
+            t=state.t, wall_time=time.monotonic() - self.began, cpu_time=self.cpu_spent + float(self.group.sum(cpu))
+        )
+        self.store.append(plain, state_to_restart(state, self.scheme.fingerprint(state)))
+        self.last_row = state.t
+        self.saved = time.monotonic()
+
+    def _checkpoint(self, state: State) -> None:
+        """Publishes the restart state between rows."""
+        self.store.checkpoint(state_to_restart(state, self.scheme.fingerprint(state)))
+        self.saved = time.monotonic()

@@ -1,0 +1,42 @@
+"""With what, and on what, a run was computed."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+import torchdiffeq
+
+from .._version import __version__
+
+
+def provenance(device: str, processes: int = 1) -> dict[str, Any]:
+    """Versions, platform, threads, processes, device, git commit of the working folder, command line; JSON values."""
+    return {
+        "pwgf": __version__,
+        "torch": torch.__version__,
+        "torchdiffeq": torchdiffeq.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "device": device,
+        "git_commit": _git_commit(),
+        "argv": sys.argv,
+    }
+
+
+def _git_commit() -> str:
+    """Commit of the working folder's repository, or ""; the run does not depend on it."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,146 @@
+"""What is run: all that the file records of a call of `solve`, checked and made once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..checks import is_integer
+from ..errors import ConfigError
+from ..schemes import Scheme
+from ..state import State
+
+Times = Sequence[float] | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class RunSpec:
+    """The settings of a run.
+
+    Args:
+        scheme: `scheme.to_config()`.
+        times: (T,) float64, strictly increasing; a row is stored at each, and the first is the initial time.
+        seed: of all randomness.
+        problem: `problem.to_config()`, or None.
+        start: t and counters of the state to begin from; None for `scheme.start(seed)`.
+        metadata: the user's own entries, or None.
+    """
+
+    scheme: Mapping[str, Any]
+    times: np.ndarray
+    seed: int
+    problem: Mapping[str, Any] | None = None
+    start: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls, scheme: Scheme, times: Times, seed: int, problem: Any, start: State | None, metadata: Any = None
+    ) -> RunSpec:
+        """The settings from the arguments of `solve`.
+
+        Raises:
+            ConfigError: an argument that cannot work.
+        """
+        _check_problem(problem)
+        return cls(
+            scheme=scheme.to_config(),
+            times=check_times(times),
+            seed=_checked_seed(seed),
+            problem=None if problem is None else problem.to_config(),
+            start=None if start is None else {"t": start.t, "counters": dict(start.counters)},
+            metadata=None if metadata is None else _checked_metadata(metadata),
+        )
+
+    @property
+    def device(self) -> str:
+        """Where θ lives."""
+        return str(self.scheme.get("device", "cpu"))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The initial and the last time."""
+        return float(self.times[0]), float(self.times[-1])
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as JSON values, as the file holds them; `start` and `metadata` only where they were given."""
+        config: dict[str, Any] = {
+            "scheme": dict(self.scheme),
+            "times": self.times.tolist(),
+            "seed": self.seed,
+            "problem": None if self.problem is None else dict(self.problem),
+        }
+        given = {"start": self.start, "metadata": self.metadata}
+        return config | {name: dict(value) for name, value in given.items() if value is not None}
+
+    def continuing(self, stored: Mapping[str, Any]) -> RunSpec:
+        """The settings of the stored run as it goes on: its times, to the bit, then the further ones of this call."""
+        begun = stored["times"]
+        times = check_times(np.concatenate([begun, self.times[len(begun) :]]))
+        return dataclasses.replace(self, times=times, metadata=stored.get("metadata"))
+
+
+def check_times(times: Times, call: str = "solve") -> np.ndarray:
+    """times as float64, (T,); ConfigError unless finite and strictly increasing."""
+    try:
+        values = times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times
+        t = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{call}(times=…) must be a sequence of numbers; got {times!r:.60} ({error}). "
+            "E.g. torch.linspace(0, 1, 11)."
+        ) from error
+    if t.ndim != 1 or len(t) == 0:
+        raise ConfigError(
+            f"{call}(times=…) must be a non-empty sequence of numbers; got shape {t.shape}. "
+            "E.g. torch.linspace(0, 1, 11)."
+        )
+    if not np.isfinite(t).all():
+        k = int((~np.isfinite(t)).argmax())
+        raise ConfigError(
+            f"{call}(times=…) must be finite; got {t[k]} at position {k}. Give the times you want stored."
+        )
+    if (np.diff(t) <= 0).any():
+        k = int((np.diff(t) <= 0).argmax())
+        raise ConfigError(
+            f"{call}(times=…) must increase strictly; got {t[k]:g} followed by {t[k + 1]:g}. "
+            "Sort them and drop repeats."
+        )
+    return t
+
+
+def _checked_seed(seed: object) -> int:
+    if not is_integer(seed) or not 0 <= seed < 2**63:
+        raise ConfigError(f"solve(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
+    return seed
+
+
+def _check_problem(problem: object) -> None:
+    known = not isinstance(problem, type) and callable(getattr(problem, "to_config", None))
+    if problem is not None and not known:
+        raise ConfigError(
+            f"solve(problem=…) needs a problem with to_config(), out of pwgf.problems; got {problem!r:.60}. "
+            "Make one, e.g. pwgf.problems.OrnsteinUhlenbeck(2), or leave it out."
+        )
+
+
+def _checked_metadata(metadata: object) -> dict[str, Any]:
+    try:
+        plain = json.loads(json.dumps(metadata, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"solve(metadata=…) needs a dictionary of texts, numbers and lists of them; {error}. "
+            'Give e.g. metadata={"note": "first try"}.'
+        ) from error
+    if not isinstance(plain, dict):
+        raise ConfigError(
+            f"solve(metadata=…) needs a dictionary of texts, numbers and lists of them; got {type(metadata).__name__}. "
+            'Give e.g. metadata={"note": "first try"}.'
+        )
+    return plain

@@ -1,0 +1,51 @@
+"""The figures of a row, measured on fresh samples: energy by term, projection residual, dissipation, folds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..base import standard_error
+from .right_side import Problem
+
+
+def evaluate_row(problem: Problem, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor]) -> dict[str, float]:
+    """Averages over blocks of fresh samples z at (θ, θ̇); all from the velocity as it is, also near folds.
+
+    Returns:
+        energy and energy_TERM; energy_stderr, the standard error of energy (NaN for a single block);
+        projection_residual = E|Jθ̇ − v|²/E|v|² (0 where v vanishes); dissipation = E[v·Jθ̇] ≈ −dF/dt;
+        velocity_rms = √E|v|²; fold_fraction, the share of samples with det ∂_zT ≤ 0.
+    """
+    terms = problem.energy.terms()
+    sums: dict[str, float] = {}
+    total = sum(len(z) for z in blocks)
+    energies = []
+    for z in blocks:
+        values = _block(problem, theta, theta_dot, z)
+        energies.append(sum(c * values[f"energy_{name}"] for name, c, _ in terms))
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value * len(z) / total
+    row = {f"energy_{name}": c * sums[f"energy_{name}"] for name, c, _ in terms}
+    row["energy"] = sum(row.values())
+    row["energy_stderr"] = standard_error(energies)
+    v2, miss2 = sums["v2"], sums["miss2"]
+    row["projection_residual"] = miss2 / v2 if v2 > 0 else 0.0
+    row["velocity_rms"] = math.sqrt(v2)
+    row.update({name: sums[name] for name in ("dissipation", "fold_fraction")})
+    return row
+
+
+def _block(problem: Problem, theta: Tensor, theta_dot: Tensor, z: Tensor) -> dict[str, float]:
+    rho = problem.pushed(theta, z)
+    v = problem.energy.velocity(rho)
+    w = problem.tangent(theta, z).jv(theta_dot)
+    with torch.no_grad():
+        values = {f"energy_{name}": part(rho) for name, _, part in problem.energy.terms()}
+        values["v2"] = rho.mean(v.square().sum(1))
+        values["miss2"] = rho.mean((w - v).square().sum(1))
+        values["dissipation"] = rho.mean((v * w).sum(1))
+        values["fold_fraction"] = rho.mean((rho.det_sign <= 0).to(v.dtype))
+    return {name: float(value) for name, value in values.items()}

@@ -1,0 +1,385 @@
+"""One right side: where energy, tangent and linear solve meet to give θ̇ = argmin E|J θ̇ − v|²."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ...energies import Energy
+from ...errors import ConfigError, NonFiniteError, SolverError
+from ...linalg import LinearSolver, Solution, for_interval
+from ...maps.base import PushForward
+from ...measures import FlooredMeasure, PushedMeasure, Reference
+from ...parallel import ALONE, Group
+from ...tangent import Curvature, ImplicitTangent, Tangent
+
+EXACT_SLOPES = 2
+"""Dimension up to which |∇u|² is formed from all d directions at a sample; above it from one random direction."""
+
+TAIL = 0.005
+"""Share of the samples at which the map may fold within a step: those in a tail of λ, where it is least known."""
+
+STRETCH = 2.0
+"""Slope of the map, relative to its typical one, above which a sample's displacement is measured in z instead of x."""
+
+_FIRST_ORDER = 1e-3  # share of a step over which the energy's slope along it is taken
+_ROUNDING = 1e-6  # relative to 1 + |F|: a rise of the energy below it is none
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The fixed part of a right side: what is solved, and how; `group` shares the samples out."""
+
+    energy: Energy
+    map: PushForward
+    reference: Reference
+    solver: LinearSolver
+    form: str
+    chunk_size: int | None
+    group: Group = ALONE
+
+    def pushed(self, theta: Tensor, z: Tensor) -> PushedMeasure:
+        """ρ_θ on the samples z (n,d), the same z in every process."""
+        return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size, self.group.for_samples(len(z)))
+
+    def floored(self, theta: Tensor, z: Tensor, floor: float | None) -> FlooredMeasure:
+        """The same with slopes kept above a floor, for right sides."""
+        group = self.group.for_samples(len(z))
+        return FlooredMeasure(self.map, self.reference, theta, z, self.chunk_size, group, floor=floor)
+
+    def tangent(self, theta: Tensor, z: Tensor) -> Tangent:
+        """J at θ and the samples z (n,d), the same z in every process."""
+        return Tangent(self.map, theta, z, self.chunk_size, self.group.for_samples(len(z)))
+
+
+class RightSide:
+    """θ̇(θ) on frozen samples z (n,d), damped towards a multiple of `last`; counts its calls and keeps the latest stage.
+
+    Args:
+        problem: what is solved.
+        z: (n,d) samples of λ, the same in every process.
+        last: last accepted θ̇ (p,), from other samples; zeros when there is none.
+        momentum, damping: of an explicit solve.
+        t: time, for messages.
+        implicit_damping, implicit_momentum: the same of the solves of implicit steps.
+        probes: (n,q,d) directions in which implicit steps see slopes; None where only explicit ones are taken.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        z: Tensor,
+        last: Tensor,
+        t: float,
+        *,
+        momentum: float,
+        damping: float,
+        implicit_damping: float = 0.0,
+        implicit_momentum: float = 0.0,
+        probes: Tensor | None = None,
+    ) -> None:
+        self.problem, self.z, self.t, self.damping, self.probes = problem, z, t, damping, probes
+        self.implicit_damping, self.implicit_momentum = implicit_damping, implicit_momentum
+        self.solver = for_interval(problem.solver)
+        self.last, self.momentum = last, momentum
+        self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
+        self.num_stages, self.num_products, self.extra_damping = 0, 0, 1.0
+        self.residual, self.fit = 0.0, 0.0
+        self.start: tuple[float, float] | None = None
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """One least-squares solve."""
+        if self.problem.form == "gradient":
+            self.num_stages += 1
+            self.tangent, self.rho = self.problem.tangent(theta, self.z), self.problem.floored(theta, self.z, None)
+            return self._accepted(self._gradient_form())
+        v = self._look(theta)
+        return self.solved(self.tangent, v, self.damping, self.momentum)
+
+    def solved(self, system: Tangent | ImplicitTangent, rhs: Tensor, damping: float, momentum: float) -> Tensor:
+        """η = argmin |Rη − r|²/n + damping, centred at the multiple of the last θ̇ that fits r best, up to momentum.
+
+        A fixed multiple would drag the rates of a fast transient into what follows it.
+        """
+        prior = torch.zeros_like(self.last)
+        if momentum > 0 and bool(self.last.any()):
+            moved = system.jv(self.last)
+            fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()])).tolist()
+            prior = min(momentum, max(0.0, fit / size if size > 0 else 0.0)) * self.last
+        return self._accepted(self.solver(system, rhs, damping=damping, prior=prior))
+
+    def _look(self, theta: Tensor) -> Tensor:
+        """v (n,d) at θ; keeps ρ and J there."""
+        self.num_stages += 1
+        self.tangent = self.problem.tangent(theta, self.z)
+        self.rho = self.problem.floored(theta, self.z, self.floor)
+        v = finite_velocity(self.problem.energy, self.rho, self.t)
+        if self.floor is None and self.rho.asked_for_density:
+            self.floor = self.rho.floor
+        if self.start is None:
+            energy = float(self.problem.energy(self.rho).detach())
+            self.start = (energy, float(self.rho.mean(v.square().sum(1))))
+        return v
+
+    def _accepted(self, solution: Solution) -> Tensor:
+        """θ̇ of a solve that has converged to finite numbers."""
+        solution = agreed(solution, self.problem.group)
+        self.num_products += solution.num_products
+        self.residual, self.fit = solution.residual, solution.fit
+        if not bool(torch.isfinite(solution.x).all()):
+            raise NonFiniteError(f"the linear solve gave NaN or infinite θ̇ at t = {self.t:.6g}")
+        if not solution.converged:
+            raise SolverError(
+                f"the linear solve stopped at relative residual {solution.residual:.1e} after {solution.num_products} "
+                f"products at t = {self.t:.6g}"
+            )
+        return solution.x
+
+    def _gradient_form(self) -> Solution:
+        """The paper's right side: −∇_θF of the sampled energy instead of Jᵀv/n."""
+        with torch.enable_grad():
+            theta = self.rho.theta.detach().requires_grad_(True)
+            energy = self.problem.energy(self.problem.pushed(theta, self.z))
+            gradient = self.rho.group.sum(torch.autograd.grad(energy, theta)[0])
+        if not bool(torch.isfinite(gradient).all()):
+            raise NonFiniteError(f"the energy's gradient in θ is NaN or infinite at t = {self.t:.6g}")
+        if self.start is None:
+            self.start = (float(energy.detach()), float("nan"))
+        unused = torch.zeros_like(self.rho.x)
+        return self.solver(self.tangent, unused, damping=self.damping, prior=self.momentum * self.last, rhs=-gradient)
+
+    def displacement(self, e: Tensor) -> Tensor:
+        """rms_i |J_i e| at the latest stage."""
+        return self.rho.mean(self.tangent.jv(e.to(self.z)).square().sum(1)).sqrt()
+
+    def linearise(self, theta: Tensor) -> Linearised:
+        """v, J and H at θ, for implicit steps."""
+        v = self._look(theta)
+        with torch.no_grad():
+            form = self.problem.energy.hessian(self.rho).majorant()
+        bends = form.slope is not None or form.divergence is not None
+        inverse = self.rho.inverse_jacobian if bends else None
+        exact = self.z.shape[1] <= EXACT_SLOPES
+        return Linearised(self, self.rho, v, Curvature(self.tangent, form, inverse, self.probes, exact))
+
+    def fault(self, start: Linearised, theta: Tensor, h: float) -> str | None:
+        """Why a step of length h from `start` must not end at θ; None if it may."""
+        rho = self.problem.floored(theta, self.z, self.floor)
+        energy = float(self.problem.energy(rho))
+        if not math.isfinite(energy):
+            return "the energy is not finite at its end"
+        if start.rho.asked_for_density and _share_folded(rho, start.rho) > TAIL:
+            return "the map would fold at more samples than a few in the tail"
+        rise = energy - start.energy
+        if rise <= _ROUNDING * (1 + abs(energy)):
+            return None
+        # v is the gradient of F, not of its mean over these samples: along the step that mean may rise at first order
+        near = self.problem.floored(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), self.z, self.floor)
+        slope = (float(self.problem.energy(near)) - start.energy) / _FIRST_ORDER
+        if rise > 2 * max(slope, 0.0) + 0.5 * start.fallen(h):
+            return f"the energy would rise by {rise:.2g} on the same samples"
+        return None
+
+    def strain(self) -> tuple[float, float]:
+        """Shares of samples that have folded beyond the tail's, and that are at the edge of it, at the latest stage."""
+        if not self.rho.asked_for_density:
+            return 0.0, 0.0
+        folded, unsound = self.rho.mean(
+            torch.stack([self.rho.det_sign <= 0, self.rho.unsound], 1).to(self.z.dtype)
+        ).tolist()
+        return (folded if folded > TAIL else 0.0), unsound
+
+    def diagnosis(self) -> str:
+        """What was measured at the latest stage, for the message of a run that cannot go on."""
+        v2 = self.rho.gather(self.problem.energy.velocity(self.rho).square().sum(1))
+        few = max(1, len(v2) // 100)
+        fastest = int(v2.argmax())
+        carried = float(v2.topk(few).values.sum() / v2.sum().clamp_min(1e-300))
+        place = _first(self.rho.gather(self.rho.x), v2 == v2[fastest])
+        found = f"rms|v| is {float(v2.mean().sqrt()):.2g}, of which the fastest {few} of {len(v2)} samples carry "
+        found += f"{100 * carried:.0f} % (the fastest at x = {place})"
+        if self.rho.asked_for_density:
+            flags = torch.stack([self.rho.det_sign <= 0, self.rho.unsound], 1).to(self.z.dtype)
+            folded, unsound = self.rho.mean(flags).tolist()
+            found += f"; the map has folded at {folded:.2g} of the samples and nearly so at {unsound - folded:.2g}"
+        return found
+
+    def energy_at(self, theta: Tensor) -> float:
+        """F on the same samples."""
+        same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
+        return float(self.problem.energy(self.rho if same else self.problem.floored(theta, self.z, self.floor)))
+
+
+class Linearised:
+    """The flow at one θ on frozen samples: v, J and H; see `integrate.Linearised`."""
+
+    def __init__(self, side: RightSide, rho: FlooredMeasure, v: Tensor, curvature: Curvature) -> None:
+        self.side, self.rho, self.v, self.curvature = side, rho, v, curvature
+        self.w: Tensor | None = None  # J η of the first solve
+
+    @cached_property
+    def energy(self) -> float:
+        """F on the samples."""
+        return float(self.side.problem.energy(self.rho))
+
+    def velocity(self, h: float, moved: Tensor | None = None) -> Tensor:
+        """η = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping, (p,)."""
+        side, system = self.side, ImplicitTangent(self.curvature, h)
+        v = self.v if moved is None else self.v - moved / h
+        momentum = side.implicit_momentum if moved is None else 0.0
+        eta = side.solved(system, system.right_side(v), side.extra_damping * side.implicit_damping, momentum)
+        if self.w is None:
+            self.w = self.curvature.tangent.jv(eta)
+            missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()])).tolist()
+            side.fit = missed / whole if whole > 0 else 0.0
+        return eta
+
+    def fallen(self, h: float) -> float:
+        """h·|E v·Jη| of the first solve: by how much F should fall within h."""
+        return 0.0 if self.w is None else h * abs(float(self.rho.mean((self.v * self.w).sum(1))))
+
+    def displacement(self, e: Tensor) -> float:
+        """rms_i of |J_i e|, but no more than `STRETCH` times the typical slope of T times |(∂_zT)⁻¹J_i e|.
+
+        Where the law is torn the map is a cliff: the few samples on it move far at the least change of θ, and would
+        decide the step alone. They are compared in the coordinates of λ.
+        """
+        u = self.curvature.tangent.jv(e)
+        size2 = u.square().sum(1)
+        if self.rho.asked_for_density:
+            back = (self.rho.inverse_jacobian @ u.unsqueeze(2)).squeeze(2)
+            size2 = torch.minimum(size2, (STRETCH * self.rho.typical_slope) ** 2 * back.square().sum(1))
+        return float(self.rho.mean(size2).sqrt())
+
+    def stiffness(self, e: Tensor) -> float:
+        """eᵀHe/E|Je|²."""
+        plain = float(self.rho.mean(self.curvature.tangent.jv(e).square().sum(1)))
+        return float(self.curvature.quadratic(e)) / plain if plain > 0 else 0.0
+
+    def moved_since(self, start: Linearised) -> Tensor:
+        """T_θ(z) − T_θ₀(z), (n,d)."""
+        return (self.rho.x - start.rho.x).detach()
+
+    def folded_since(self, start: Linearised) -> bool:
+        """Whether more samples have folded since than a few in the tail."""
+        return self.rho.asked_for_density and _share_folded(self.rho, start.rho) > TAIL
+
+
+def _share_folded(rho: FlooredMeasure, before: FlooredMeasure) -> float:
+    """Share of samples whose det ∂_zT has turned ≤ 0."""
+    return float(rho.mean(((rho.det_sign <= 0) & (before.det_sign > 0)).to(rho.z.dtype)))
+
+
+def agreed(solution: Solution, group: Group) -> Solution:
+    """The solution of rank 0 in all processes: rounding may differ between machines, θ may not."""
+    if group.size == 1:
+        return solution
+    residual, fit, num_products, converged = group.numbers_from_first(*solution[1:])
+    return Solution(group.from_first(solution.x), residual, fit, int(num_products), bool(converged))
+
+
+def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
+    """v (n,d) at ρ's samples.
+
+    Raises:
+        NonFiniteError: in all processes, where one has a sample without a finite v; names the term, the time, the
+            causes and the cures.
+    """
+    v = energy.velocity(rho)
+    if not rho.group.any(not bool(torch.isfinite(v).all())):
+        return v
+    term, bad = "the sum", _bad_samples(v, rho)
+    _refuse_singular(rho, bad, t)
+    for name, _, part in energy.terms():
+        wrong = _bad_samples(part.velocity(rho), rho)
+        if bool(wrong.any()):
+            term, bad = name, wrong
+            break
+    points = rho.gather(rho.x.detach())
+    raise NonFiniteError(
+        f"the velocity of energy term '{term}' is NaN or infinite at {int(bad.sum())} of {len(points)} samples at "
+        f"t = {t:.6g}, first at x = {_first(points, bad)}. Causes: (a) the energy itself is not finite or not "
+        "differentiable there: check it at this x; (b) the map folds there, so the density is lost: use more samples "
+        "(num_samples) or a map that cannot fold (maps.ConvexRidge); (c) the step was too long: lower tolerance or dt."
+    )
+
+
+def _bad_samples(v: Tensor, rho: PushedMeasure) -> Tensor:
+    """Where v is not finite, (n,) over the samples of all processes."""
+    return rho.gather(~torch.isfinite(v).all(1))
+
+
+def _refuse_singular(rho: PushedMeasure, bad: Tensor, t: float) -> None:
+    """NonFiniteError when det ∂_zT vanishes at bad samples: ρ has no density there, so terms that need one are lost."""
+    singular = bad & (rho.gather(rho.det_sign.detach()) == 0)
+    if bool(singular.any()):
+        raise NonFiniteError(
+            f"det ∂_zT = 0 at {int(singular.sum())} of {rho.num_samples} samples at t = {t:.6g}, first at z = "
+            f"{_first(rho.gather(rho.z), singular)}: the map squeezes them into fewer dimensions, so ρ has no density "
+            "there. Causes: (a) the map has not full rank, whatever θ: use maps.ResidualMLP, or "
+            "maps.FromModule(module, dim, residual=True); (b) theta0 is singular: start at map.initial(); (c) the step "
+            "was too long: lower tolerance or dt."
+        )
+
+
+def refuse_folded(rho: PushedMeasure) -> None:
+    """ConfigError when an energy has asked for a density that ρ has not: det ∂_zT changes its sign over the samples.
+
+    A map that turns space over everywhere, det < 0, is invertible and passes.
+    """
+    if not rho.asked_for_density:
+        return
+    signs = rho.gather(rho.det_sign.detach())
+    folded = signs <= 0
+    if bool(folded.any()) and bool((signs >= 0).any()):
+        raise ConfigError(
+            f"PWGF(energy, map): this energy needs the density of ρ, but the map is not invertible at its start: "
+            f"det ∂_zT ≤ 0 at {int(folded.sum())} of {rho.num_samples} samples, first at z = "
+            f"{_first(rho.gather(rho.z), folded)}. Causes: (a) a module that folds space: use "
+            "maps.FromModule(module, dim, residual=True), which starts as the identity, or another map of "
+            "pwgf.maps; (b) an energy that could do without: Potential and Interaction need no density."
+        )
+
+
+def _first(points: Tensor, chosen: Tensor) -> str:
+    """The first chosen point, up to four of its coordinates."""
+    values = points.detach()[int(chosen.nonzero()[0])].tolist()
+    return "(" + ", ".join(f"{value:.4g}" for value in values[:4]) + (", …)" if len(values) > 4 else ")")
+
+
+def check_shared(problem: Problem, theta: Tensor, z: Tensor) -> None:
+    """Whether several processes would compute one flow: the same energy in all, and terms that go over all samples.
+
+    Raises:
+        ConfigError: in all processes, where the energy differs between them, or a term is a mean over own samples only.
+    """
+    group = problem.group
+    if group.size == 1:
+        return
+    whole = PushedMeasure(problem.map, problem.reference, theta, z, problem.chunk_size)
+    rtol = 1e-3 if theta.dtype == torch.float32 else 1e-9
+    v = problem.energy.velocity(whole)
+    if group.any(not torch.allclose(v, group.from_first(v), rtol=rtol, atol=rtol)):
+        raise ConfigError(
+            f"PWGF(energy=…) must be the same in all {group.size} processes; at the same samples its velocity differs "
+            "between them. Give its random numbers a fixed seed (torch.Generator().manual_seed(0)), and load the same "
+            "data in all."
+        )
+    shared = problem.pushed(theta, z)
+    for name, _, part in problem.energy.terms():
+        value, same = float(part(whole)), float(part(shared))
+        moved = shared.gather(part.velocity(shared)) - part.velocity(whole)
+        apart = abs(value - same) > rtol * (1 + abs(value)) or float(moved.abs().max()) > rtol * (
+            1 + float(v.abs().max())
+        )
+        if group.any(apart):
+            raise ConfigError(
+                f"PWGF(energy=…): term '{name}' is {value:.6g} in one process and {same:.6g} when {group.size} share "
+                f"the samples out (its velocity then differs by up to {float(moved.abs().max()):.2g}). An energy of "
+                "your own must average by rho.mean(values), or see all samples as rho.gather(rho.x); or set "
+                "PWGF_PARALLEL=0."
+            )

@@ -1,0 +1,330 @@
+"""The parameterised Wasserstein gradient flow: θ̇ = argmin E|J θ̇ − v|², stepped on redrawn samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...checks import check_device, check_number, check_theta0
+from ...energies import Energy, refuse_ill_posed
+from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
+from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
+from ...integrate.base import NO_MEMORY
+from ...linalg import LinearSolver, get_solver
+from ...maps.base import PushForward
+from ...measures import Reference
+from ...parallel import ALONE, world
+from ...state import Info, State
+from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
+from .evaluation import evaluate_row
+from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
+from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, solve_settings
+
+_log = logging.getLogger("pwgf")
+_TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
+_REDRAWS = 4  # failed intervals in a row before the run stops
+
+
+class PWGF(MapReplay):
+    r"""Parameterised Wasserstein gradient flow of an energy by a push-forward map.
+
+    ρ_θ = (T_θ)#λ follows ∂ₜρ = ∇·(ρ∇δF/δρ) through θ̇ = argmin_η E_λ|∂_θT η − v|², v = −∇δF/δρ(T_θ(z)). Each right side
+    is one damped least-squares solve on `num_samples` samples of λ, which are frozen during a sampling interval and
+    redrawn after it.
+
+    Args:
+        energy: F, e.g. `energies.Potential(V) + energies.Entropy()`.
+        map: T, e.g. `maps.ResidualMLP(dim)`.
+        reference: λ, e.g. `Gaussian(dim)`.
+        tolerance: largest rms displacement error of a sample per step, in units of x; None means 1e-4 for explicit
+            steps and 1e-3 for implicit ones, whose estimate is that of a lower order.
+        integrator: `auto` (implicit steps, and explicit ones once the flow is smooth), `implicit`,
+            `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
+            Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
+        damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-7 for implicit steps of a map
+            with few parameters (up to 500, and up to n·d/4), 1e-8 for d = 1. Smaller is more accurate and less stable.
+        momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
+            for implicit steps of a map with few parameters.
+        num_samples: n, samples of a right side.
+        num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
+        solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with
+            its settings.
+        theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
+        form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
+        chunk_size: samples per block in densities and tangents; results do not depend on it but for rounding. None: as
+            many as `max_memory` allows.
+        max_memory: bytes for what densities and tangents hold for each sample of a block.
+        dtype, device: of θ and all computation.
+
+    Raises:
+        ConfigError: an argument that cannot work; the message says which and what would.
+
+    Example:
+        >>> import torch, pwgf
+        >>> from pwgf import energies, maps
+        >>> energy = energies.Potential(lambda x: 2 * (x - 3).square().sum(-1)) + energies.Entropy()
+        >>> scheme = pwgf.PWGF(energy, maps.Affine(dim=2), pwgf.Gaussian(dim=2), num_samples=200)
+        >>> run = pwgf.solve(scheme, times=[0.0, 0.5], progress=False)
+        >>> bool((run.sample(t=0.5, n=1000).mean(0) - 3 * (1 - torch.exp(torch.tensor(-2.0)))).abs().max() < 0.1)
+        True
+
+    References:
+        Jin, Liu, Wu, Ye, Zhou, Parameterized Wasserstein gradient flow, 2024, arXiv 2404.19133.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        map: PushForward,
+        reference: Reference,
+        *,
+        tolerance: float | None = None,
+        integrator: str | Integrator = "auto",
+        damping: float | None = None,
+        momentum: float | None = None,
+        num_samples: int = 1000,
+        num_eval: int = 10_000,
+        solver: str | LinearSolver = "auto",
+        theta0: Tensor | None = None,
+        form: str = "velocity",
+        chunk_size: int | None = None,
+        max_memory: float = 1e9,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+    ) -> None:
+        check_members(energy, map, reference)
+        check_numbers(
+            damping=damping, momentum=momentum, form=form, dtype=dtype, num_samples=num_samples, num_eval=num_eval,
+        )  # fmt: skip
+        refuse_ill_posed(energy)
+        if tolerance is not None:
+            check_number(tolerance, "tolerance", "PWGF", low=0.0, high=math.inf, open_low=True)
+        chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
+        super().__init__(map, reference, dtype, check_device(device, "PWGF"))
+        self.energy, self.theta0 = energy, check_theta0(theta0, map.num_params, "PWGF")
+        self.num_samples, self.num_eval, self.momentum = num_samples, num_eval, momentum
+        self.integrator = self._chosen(integrator, form).resolved(tolerance)
+        self.tolerance = getattr(self.integrator, "tolerance", tolerance)
+        solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
+        self.damping = damping
+        self.chunk_size, self.max_memory = chunk_size, max_memory
+        self._problem = Problem(energy, map, reference, solver_, form, chunk, world())
+        self._alone = dataclasses.replace(self._problem, group=ALONE)  # for a few samples, in every process
+
+    @staticmethod
+    def _chosen(integrator: str | Integrator, form: str) -> Integrator:
+        """The integrator; with the gradient form, which has no velocity, an explicit one."""
+        if form == "gradient" and integrator == "auto":
+            return Explicit()
+        chosen = get_integrator(integrator)
+        if form == "gradient" and isinstance(chosen, (Auto, Implicit)):
+            raise ConfigError(
+                "PWGF(form='gradient') has no velocity for implicit steps; use integrator='explicit' or "
+                "integrate.Euler(dt), or form='velocity'."
+            )
+        return chosen
+
+    def start(self, seed: int = 0, t: float = 0.0) -> State:
+        """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is told at once.
+
+        Raises:
+            ConfigError, ShapeError, NonFiniteError: the energy, map and reference do not work together.
+        """
+        theta = self.map.initial(seed) if self.theta0 is None else self.theta0
+        theta = theta.to(self.dtype).to(self.device)
+        generator = torch.Generator().manual_seed(seed)
+        rng = generator.get_state()
+        z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
+        rho = self._alone.pushed(theta, z)
+        value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
+        if self.theta0 is None:  # the θ of a run that goes on may have folded a little
+            refuse_folded(rho)
+        if not bool(torch.isfinite(value)):
+            bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(rho)))]
+            raise NonFiniteError(
+                f"the energy is {float(value)} at the start (term '{bad[0] if bad else 'sum'}'), t = {t:.6g}. Causes: "
+                "(a) its function is NaN or infinite at some samples T(z): check it there, or take another reference; "
+                "(b) theta0 makes the map singular: start at map.initial()."
+            )
+        check_shared(self._problem, theta, z)
+        if self.integrator_sees_slopes:
+            with torch.no_grad():
+                explicit = self.energy.hessian(rho).explicit
+            if explicit:
+                _log.info("implicit steps take the second variation of these terms as zero: %s", ", ".join(explicit))
+        dt = self.integrator.first_step
+        if dt is None:  # one per cent of the samples' spread; the error control takes over from there
+            spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
+            dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
+        counters = {
+            "num_steps": 0,
+            "num_stages": 0,
+            "num_rejected": 0,
+            "num_redraws": 0,
+            "num_products": 0,
+            "num_implicit": 0,
+        }
+        extra = {"integrator": NO_MEMORY, "tiny": torch.zeros(1, dtype=torch.float64)}
+        return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
+
+    def step(self, state: State, t1: float) -> tuple[State, Info]:
+        """One sampling interval towards t1: draw z, integrate, keep the proposal for the next.
+
+        Raises:
+            SolverError, NonFiniteError: no interval succeeded, however short; the last good state is untouched.
+        """
+        generator, dt, momentum = state.generator(), state.dt, self.momentum
+        memory = state.extra.get("integrator", NO_MEMORY)
+        rejected, stages = 0, 0
+        for redraw in range(_REDRAWS + 1):
+            z = self._draw(self.num_samples, generator, even=True)
+            length = t1 - state.t if dt >= (t1 - state.t) * (1 - 1e-9) else dt
+            side = self._side(z, state, generator, momentum)
+            try:
+                moved = self.integrator.advance(side, state.theta, length, dt, memory)
+                break
+            except (SolverError, NonFiniteError) as error:
+                rejected = rejected + getattr(self.integrator, "max_rejections", 0)
+                stages = stages + side.num_stages
+                if redraw == _REDRAWS or not self.integrator.adaptive:
+                    raise self._gave_up(error, state, dt, redraw) from error
+                dt, momentum = dt / 4, 0.0
+        t_end = t1 if moved.length == t1 - state.t else state.t + moved.length
+        counters = merge_counters(
+            state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
+            num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
+        )  # fmt: skip
+        before = state.extra.get("tiny", torch.zeros(1, dtype=torch.float64))
+        tiny = before + 1 if moved.dt < _TINY * (t1 - state.t) else torch.zeros_like(before)
+        if float(tiny) > _MOST_TINY:
+            raise self._stalled(side, state, moved)
+        extra = {"integrator": moved.memory, "tiny": tiny}
+        after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
+        after = self._agreed(after)
+        return after, self._info(side, state, after, moved, rejected)
+
+    def _side(self, z: Tensor, state: State, generator: torch.Generator, momentum: float | None) -> RightSide:
+        """The right side on the samples z, with random directions for slopes in high dimension."""
+        probes = None
+        if self.integrator_sees_slopes:
+            n, d = z.shape
+            if d <= EXACT_SLOPES:
+                probes = torch.eye(d, dtype=z.dtype, device=z.device).expand(n, d, d)
+            else:
+                signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
+                probes = (2 * signs - 1).to(z)
+        chosen = solve_settings(self.damping, momentum, self.map.num_params, *z.shape)
+        return RightSide(self._problem, z, state.theta_dot, state.t, probes=probes, **chosen._asdict())
+
+    @property
+    def integrator_sees_slopes(self) -> bool:
+        """Whether implicit steps are possible."""
+        return not isinstance(self.integrator, (Explicit, FixedStep))
+
+    def _agreed(self, state: State) -> State:
+        """Rank 0's state in all processes: what rounding makes of it may differ between machines."""
+        group = self._problem.group
+        if group.size == 1:
+            return state
+        theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
+        t, dt = group.numbers_from_first(state.t, state.dt)
+        extra = {name: group.from_first(values) for name, values in state.extra.items()}
+        return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
+
+    def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
+        energy, speed2 = side.start or (math.nan, math.nan)
+        end = side.energy_at(moved.theta)
+        values = {
+            "energy": end,
+            "energy_change": end - energy,
+            "predicted_change": -(after.t - before.t) * speed2 * (1 - min(side.fit, 1.0)),
+            "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
+            "solver_residual": side.residual,
+            "fit": side.fit,
+            "implicit": float(moved.implicit),
+            "num_products": float(side.num_products),
+        }
+        return Info(before.t, after.t, moved.dt, side.num_stages, rejected + moved.num_rejected, values)
+
+    def _stalled(self, side: RightSide, state: State, moved: Advance) -> SolverError:
+        return SolverError(
+            f"the step has stayed below {moved.dt:.1e} for {_MOST_TINY} steps up to t = {state.t:.6g}, where the state "
+            f"is good. Measured: {side.diagnosis()}; last rejection: {moved.reason or 'none'}. If few samples carry "
+            "the velocity or the map folds, it is too small there: a wider map, another family (maps.ConvexRidge "
+            "cannot fold), more samples (num_samples). If all are fast, the energy is steep: check it at that x, or "
+            "raise the tolerance."
+        )
+
+    def _gave_up(self, error: Exception, state: State, dt: float, redraws: int) -> Exception:
+        kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
+        return kind(
+            f"no step from t = {state.t:.6g} succeeded (last tried dt = {dt:.2e}, {redraws} redraws): {error}. The "
+            f"state at t = {state.t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the "
+            "way: check it at the samples there; (b) the map is too small for the flow, or folds: a wider map, another "
+            "family (maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too "
+            "ill-conditioned: larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: "
+            "integrator='auto'."
+        )
+
+    def measure(self, state: State) -> Row:
+        """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
+        generator = fork(state.rng, "measure")
+        side = self._side(self._draw(self.num_samples, generator, even=True), state, generator, self.momentum)
+        theta_dot = side(state.theta)
+        row: Row = {"theta": state.theta, "theta_dot": theta_dot}
+        row.update(evaluate_row(self._problem, state.theta, theta_dot, self._blocks(generator)))
+        row.update({name: float(count) for name, count in state.counters.items()})
+        row.update(
+            dt=state.dt,
+            damping=side.damping,
+            solver_residual=side.residual,
+            solver_iterations=float(side.num_products),
+        )
+        return row
+
+    def _blocks(self, generator: torch.Generator) -> list[Tensor]:
+        """Fresh evaluation samples in blocks of at most num_samples (pairwise energies couple only within a block)."""
+        size = max(self.num_samples, 100)
+        return [self._draw(min(size, self.num_eval - start), generator) for start in range(0, self.num_eval, size)]
+
+    def _draw(self, n: int, generator: torch.Generator, *, even: bool = False) -> Tensor:
+        """n samples of λ (n,d); evenly spread ones for right sides, and where the energy couples the samples."""
+        matched = getattr(self.reference, "matched_sample", None) if even or self.energy.pairwise else None
+        z = (matched or self.reference.sample)(n, generator)
+        if not isinstance(z, Tensor) or z.shape != (n, self.map.dim):
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ShapeError(
+                f"reference.sample(n={n}, generator) must return a tensor of shape ({n}, {self.map.dim}); got {got}. "
+                "Return a row per sample."
+            )
+        return z.to(self.dtype).to(self.device)
+
+    def fingerprint(self, state: State) -> np.ndarray:
+        """F and v on 16 fixed samples at this θ, (1 + 16d,) float64."""
+        rho = self._alone.pushed(state.theta, self._draw(16, torch.Generator().manual_seed(0)))
+        values = torch.cat([self.energy(rho).detach().reshape(1), self.energy.velocity(rho).reshape(-1)])
+        return values.double().cpu().numpy()
+
+    def to_config(self) -> dict[str, Any]:
+        """The resolved settings as JSON."""
+        problem = self._problem
+        solver = {"name": problem.solver.name}
+        if dataclasses.is_dataclass(problem.solver):
+            solver.update(
+                {f.name: getattr(problem.solver, f.name) for f in dataclasses.fields(problem.solver) if f.init}
+            )
+        return {
+            "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
+            "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
+            "num_samples": self.num_samples, "num_eval": self.num_eval, "tolerance": self.tolerance,
+            "integrator": self.integrator.to_config(), "damping": self.damping, "momentum": self.momentum,
+            "solver": solver, "form": problem.form, "chunk_size": self.chunk_size,
+            "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+        }  # fmt: skip
