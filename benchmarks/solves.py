@@ -65,7 +65,7 @@ TINY = Sizes((("1 × 30", maps.ResidualMLP(2, width=30)),), 60, (Size(2, 30, 10)
 
 
 class System:
-    """min |Jx − v|²/n + λ tr(Ĝ)|x − prior|² at n fresh samples of a flow, with its solution x*."""
+    """min |Jx − v|²/n + ε tr(Ĝ)|x − prior|² at n fresh samples of a flow, with its solution x*."""
 
     def __init__(self, state: MidFlow, n: int, damping: float) -> None:
         self.pieces, self.z, self.theta = state.pieces(), state.sample(n), state.theta

@@ -53,7 +53,7 @@ def test_the_velocity_form_is_the_dense_damped_least_squares_fit(kind, momentum)
     x = map(theta, z)
     v = -(x**3) + torch.tensor([1.0, 0.0], dtype=torch.float64) - 0.7 * dense_score(map, reference, theta, z)
     tangent = dense_tangent(map, theta, z)
-    weight = (DAMPING * tangent.square().sum() / N).sqrt()  # λ tr Ĝ
+    weight = (DAMPING * tangent.square().sum() / N).sqrt()  # ε tr Ĝ
     along = tangent @ last
     fit = float(along @ v.reshape(-1) / along.square().sum()) if last.any() else 0.0
     prior = min(1.0, max(0.0, fit)) * last  # the multiple of the last rate that fits v best, up to the momentum
