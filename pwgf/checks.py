@@ -1,6 +1,6 @@
-"""Checks of arguments, which every constructor and function uses at its door.
+"""Checks of arguments, made by every constructor and function before it computes anything.
 
-Each raises with the name of the argument, what it must be, and what came; `call` is the function's name.
+Each raises with the name of the argument, what it must be, and what was given; `call` is the name of the function.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .errors import ConfigError, ShapeError
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether value is an integer (and no bool)."""
+    """Whether value is an integer (and not a bool)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether value is a finite number (and no bool)."""
+    """Whether value is a finite number (and not a bool)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -57,7 +57,7 @@ def check_dtype(dtype: object, call: str) -> None:
 
 
 def check_device(device: object, call: str) -> str:
-    """The device's name; ConfigError unless torch knows it and it is there."""
+    """The name of the device; ConfigError unless torch knows it and finds it."""
     try:
         name = str(torch.device(device))  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:

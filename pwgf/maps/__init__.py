@@ -54,7 +54,7 @@ def from_config(config: dict[str, Any]) -> PushForward:
     """Rebuilds a map from `to_config()`.
 
     Raises:
-        ConfigError: the map is not one of this package's; hand it over instead.
+        ConfigError: the map is not one of this package; pass it instead.
     """
     settings = dict(config)
     name = settings.pop("name", "")
@@ -65,7 +65,7 @@ def from_config(config: dict[str, Any]) -> PushForward:
         )
     if name == "Composed":
         settings["maps"] = [from_config(part) for part in settings["maps"]]
-    if name == "ResidualMLP" and "axis_units" not in settings:  # a file of the time before them, with its defaults
+    if name == "ResidualMLP" and "axis_units" not in settings:  # stored before they existed
         dim, width = settings["dim"], settings.get("width")
         settings.update(axis_units=0, width=max(64, 24 * dim) if width is None else width)
     return _SHELF[name](**settings)

@@ -1,4 +1,4 @@
-"""Coupling flows: half of the coordinates moves at a time, as the other half says; the inverse is explicit."""
+"""Coupling flows: half of the coordinates moves at a time, as a function of the other half; the inverse is explicit."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class CouplingFlow(AffineAfter):
     self-similar flows exactly. T is a diffeomorphism for every θ with det A ≠ 0: it cannot fold.
 
     Inverse and log det are explicit, and the score is one backward pass: nothing of size d² is formed for a sample, so
-    densities are cheap in high dimension. With constant parameters a spline bends every coordinate by itself, which
-    suits potentials that are sums over coordinates; affine couplings cannot do that, but are smooth, while the score
-    behind a spline jumps at its knots, by a little that no tangent follows.
+    densities are cheap in high dimension. With constant parameters a spline bends every coordinate separately, which
+    suits potentials that are sums over coordinates; affine couplings cannot do that, but are smooth, while the score of
+    a spline has small jumps at its knots, which no tangent follows.
 
     Cost: about 2n·K·width·(d/2 + outputs) flops for T or T⁻¹, outputs = d for affine couplings, (3·bins − 1)·d/2 for
     splines; three times that for the score.
@@ -80,7 +80,7 @@ class CouplingFlow(AffineAfter):
             raise ConfigError(f"CouplingFlow(kind=…) must be one of {list(_KINDS)}; got {self.kind!r}.{hint}")
         if self.kind == "affine" and self.dim == 1:
             raise ConfigError(
-                "CouplingFlow(dim=1) with affine couplings would be no more than maps.Affine(1): there is no other "
+                "CouplingFlow(dim=1) with affine couplings would be the same as maps.Affine(1): there is no other "
                 "coordinate to depend on. Use kind='spline', or maps.ResidualMLP(1)."
             )
         for name, least in _CHOSEN.items():
@@ -115,7 +115,7 @@ class CouplingFlow(AffineAfter):
 
     @property
     def numbers_per_sample(self) -> int:
-        """What automatic differentiation keeps of every coupling, and d rows of factors."""
+        """The numbers that automatic differentiation keeps of every coupling, and d rows of factors."""
         return (8 + 2 * self.dim) * self.num_couplings * (self.units + self._per_coordinate * (self.dim + 1) // 2)
 
     def split(self, k: int) -> tuple[list[int], list[int]]:

@@ -22,18 +22,19 @@ _STATEFUL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 class FromModule(PushForward):
     r"""T_θ(z) = module_θ(z), with θ the flattened parameters of a module that maps (n,d) to (n,d).
 
-    `initial` gives the module's own parameters, so the flow starts at (module)#λ; with `residual=True` the map is
+    `initial` returns the parameters of the module, so the flow starts at (module)#λ; with `residual=True` the map is
     T_θ(z) = z + module_θ(z) − module_θ₀(z), which starts as the identity exactly, whatever the module. The module is
     not changed; its buffers are constants of the map.
 
-    Where all parameters sit in `nn.Linear` layers, each called once per run on one row a sample, with anything between
-    them, J comes as factors of these layers, so that Gram matrices and the trace are cheap and the solver `pcg` serves
-    large problems. This is found by itself and checked against plain differentiation; every other module (shared
-    weights, convolutions, attention, scales of a LayerNorm, …) is differentiated plainly. Jη and Jᵀu go by double
-    backward; Jη by forward mode, two to three times slower, where the module has no second derivative.
+    Where all parameters belong to `nn.Linear` layers, each called once per evaluation on one row per sample, with
+    anything between them, J comes as factors of these layers, so that Gram matrices and the trace are cheap and the
+    solver `pcg` can be used for large problems. This is detected automatically and checked against plain
+    differentiation; every other module (shared weights, convolutions, attention, scales of a LayerNorm, …) is
+    differentiated plainly. Jη and Jᵀu use double backward; Jη uses forward mode, two to three times slower, where the
+    module has no second derivative.
 
     Args:
-        module: differentiable, acting on each sample by itself (no BatchNorm), without randomness (no Dropout); twice
+        module: differentiable, acting on each sample separately (no BatchNorm), without randomness (no Dropout); twice
             differentiable for energies with a density.
         dim: d ≥ 1.
         residual: start as the identity.
@@ -64,7 +65,7 @@ class FromModule(PushForward):
             if isinstance(child, _STATEFUL):
                 raise ConfigError(
                     f"{type(self).__name__}: {name or 'the module'} is a {type(child).__name__}, which makes T depend "
-                    "on the other samples or on chance; a map must act on each sample by itself. Remove it, or use "
+                    "on the other samples or on chance; a map must act on each sample separately. Remove it, or use "
                     "LayerNorm."
                 )
         frozen = [name for name, q in module.named_parameters() if not q.requires_grad]
@@ -112,7 +113,7 @@ class FromModule(PushForward):
             )
 
     def _needs_forward_mode(self) -> bool:
-        """Whether Jη has to go by forward mode because the module has no second derivative.
+        """Whether Jη requires forward mode because the module has no second derivative.
 
         A Function marked `once_differentiable` raises nothing in a double backward but loses its part of Jη, hence the
         comparison with Jᵀu.
@@ -136,7 +137,7 @@ class FromModule(PushForward):
                 reasons.append(f"{name}: {error}")
                 continue
             gap = ((moved * u).sum() - eta @ pulled).abs() / (moved.norm() * u.norm() + eta.norm() * pulled.norm())
-            if not bool(gap > 1e-5):  # far above rounding; NaN is for the solve to report
+            if not bool(gap > 1e-5):  # far above rounding; the solve reports NaN
                 return name == "forward mode"
             reasons.append(f"{name}: Jη and Jᵀu disagree")
         raise ConfigError(
@@ -145,7 +146,7 @@ class FromModule(PushForward):
         )
 
     def _layers_agree(self) -> bool:
-        """Whether the factors are J: compared along random directions, which no error survives."""
+        """Whether the factors are J: compared along random directions, which detects every error."""
         theta, z, u, eta = self._random_point()
         try:
             found, plain = self._linearise_layers(theta, z), self._linearise_plainly(theta, z)
@@ -215,14 +216,14 @@ class FromModule(PushForward):
         return jvp(lambda at: self._apply(at, z), (theta,), (eta,))[1].detach()
 
     def _leaves(self, theta: Tensor) -> list[Tensor]:
-        """θ's blocks, each a leaf of its own: derivatives come without passing through one vector of length p."""
+        """The blocks of θ as separate leaves: derivatives need not pass through one vector of length p."""
         return [block.detach().requires_grad_(True) for block in self.unpack(theta)]
 
     def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
         """J itself, (n,d,p); n·d backward passes one by one where `torch.vmap` refuses the module."""
         try:
             return super().tangent_rows(theta, z)
-        except RuntimeError:  # control flow that looks at values, or an operation without a rule for vmap
+        except RuntimeError:  # control flow that depends on values, or an operation without a rule for vmap
             seeds = torch.eye(self.dim, dtype=z.dtype, device=z.device).unsqueeze(1)
             tangents = [self._linearise_plainly(theta.detach(), zi[None]) for zi in z.detach()]
             return torch.stack([torch.stack([tangent.jtu(seed) for seed in seeds]) for tangent in tangents])
@@ -251,7 +252,7 @@ class FromModule(PushForward):
             return found if followed else found.detach()
 
     def to_config(self) -> dict[str, Any]:
-        """Names the module's class; the module itself cannot be rebuilt from JSON and is handed to `load(map=…)`."""
+        """The class name of the module; the module cannot be rebuilt from JSON and is passed to `load(map=…)`."""
         return {
             "name": type(self).__name__,
             "dim": self.dim,

@@ -14,7 +14,7 @@ from .base import Block, blocks
 from .convex import ConvexGradient, check_bends, softplus
 
 _ROW = 1.5  # length of a row of W_l at the start
-_SHARE = 0.5  # of the identity at the start that the network makes, the linear part makes the rest
+_SHARE = 0.5  # of the identity at the start that the network contributes; the linear part contributes the rest
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class GradientICNN(ConvexGradient):
     convex too, and ψ is strictly convex for *every* θ: T cannot fold. At the start p = q, both terms together are
     quadratic, and L is such that T_θ₀ is the identity up to rounding; every h_u can bend T either way from there.
 
-    It represents more than `ConvexRidge`, whose units see one direction each, and costs more: its tangent goes through
+    It represents more than `ConvexRidge`, whose units see one direction each, and costs more: its tangent comes from
     automatic differentiation, so solves use J itself or LSMR.
 
     Cost: about 4n·depth·width² flops for T, 2n·depth·width·d(d + width) for ∂_zT, nd³/3 for log det.
@@ -78,7 +78,7 @@ class GradientICNN(ConvexGradient):
 
     @property
     def numbers_per_sample(self) -> int:
-        """The Jacobians of all units, and what automatic differentiation keeps of them."""
+        """The Jacobians of all units, and the numbers that automatic differentiation keeps of them."""
         return 4 * self.dim**2 + 6 * self.depth * self.width * (self.dim + 1)
 
     @property

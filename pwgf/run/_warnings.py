@@ -1,4 +1,4 @@
-"""What a run warns of while it goes on: folds, missed velocities, vanishing steps, a rising energy."""
+"""The warnings of a run: folds, missed velocities, vanishing steps, a rising energy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..schemes import Row
 from ..state import Info
 
 _log = logging.getLogger("pwgf")
-_ROUNDING = 1e-12  # a velocity, in units of x over t, below which there is nothing to be missed
+_ROUNDING = 1e-12  # rms |v|, in units of x over t, below which the law is at rest
 
 
 class Warnings:
@@ -48,7 +48,7 @@ class Warnings:
         self._fastest = max(self._fastest, speed)
         if residual > 0.25 and missed > max(
             0.05 * self._fastest, _ROUNDING
-        ):  # near equilibrium a large share of nothing is missed
+        ):  # near equilibrium a large share of a vanishing velocity is missed
             self._warn(
                 "residual",
                 "the map misses a velocity of %.2g (rms; %.0f %% of E|v|², projection_residual) at t = %.4g. Cure: a "
@@ -72,7 +72,7 @@ class Warnings:
             return
         change, predicted, energy = (info.values[name] for name in ("energy_change", "predicted_change", "energy"))
         self._highest = max(self._highest, energy - change)
-        # Near equilibrium F hovers; a rise by more than a thousandth of itself is named however far it has fallen.
+        # Near equilibrium F fluctuates; a rise by more than a thousandth of itself is reported in any case.
         noise = 1e-6 * (1 + abs(energy)) + min(1e-4 * (self._highest - energy), 1e-3 * (1 + abs(energy)))
         if math.isfinite(change) and change > 0.5 * abs(predicted) + noise:
             self._warn(

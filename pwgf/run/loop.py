@@ -43,7 +43,7 @@ def evolve(scheme: Scheme, state: State, times: Times) -> Iterator[tuple[State, 
     Args:
         scheme: e.g. `PWGF`.
         state: where to begin, e.g. `scheme.start(seed)`.
-        times: increasing; those not after `state.t` are passed over.
+        times: increasing; those not after `state.t` are skipped.
     """
     if not isinstance(state, State):
         raise ConfigError(
@@ -62,7 +62,7 @@ def _steps(scheme: Scheme, state: State, times: np.ndarray) -> Iterator[tuple[St
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The arguments of `solve` that the loop heeds and the file does not record; see there."""
+    """The arguments of `solve` that the loop uses and the file does not record; see `solve`."""
 
     checkpoint_seconds: float
     callbacks: Sequence[Callback]
@@ -88,9 +88,9 @@ class Loop:
 
     Args:
         scheme: makes the steps.
-        store: takes the rows.
+        store: receives the rows.
         options: of the call.
-        signals: flag of what came from outside.
+        signals: flag of the signal received.
         span: the initial and the last time of the run.
         spent: seconds of wall time and of CPU that earlier parts of the run took.
     """
@@ -114,7 +114,7 @@ class Loop:
         self.last_row = math.nan
 
     def run(self, state: State, times: np.ndarray) -> None:
-        """On through the times, each of which is stored when it is reached, the first at once if the state is there.
+        """Advances through the times and stores a row at each, the first at once if the state is there.
 
         A callback that returns True ends the run after a row.
         """
@@ -140,7 +140,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _told_what_is_stored(self) -> Iterator[None]:
-        """Where another process has stopped, the error says up to where rows are stored."""
+        """When another process has stopped, adds to the error up to where rows are stored."""
         try:
             yield
         except ParallelError as error:
@@ -154,7 +154,7 @@ class Loop:
         return stop, due
 
     def _act(self) -> None:
-        """Does what a signal asks for that has come to any of the processes."""
+        """Acts on a signal that any of the processes has received."""
         self.signals.act(int(self.group.greatest(self.signals.number)[0]))
 
     def _save(self, state: State) -> None:

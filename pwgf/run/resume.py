@@ -1,4 +1,4 @@
-"""Whether a stored run can be continued: is one there, and is it the same one?"""
+"""Whether a stored run can be continued: whether there is one, and whether it is the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def has_rows(out: str) -> bool:
         with storage.open_record(out) as record:
             return len(record) > 0
     except SchemaError:
-        raise  # damaged rows are no missing rows: beginning afresh would destroy what can be salvaged
+        raise  # damaged rows are not missing rows: starting again would destroy what can be salvaged
     except PathError:
         if os.path.exists(out):
             raise
@@ -34,11 +34,11 @@ def has_rows(out: str) -> bool:
 
 
 class Stored(NamedTuple):
-    """A stored run as it goes on.
+    """A stored run that is being continued.
 
     Args:
         spec: with the stored times and those added by this call.
-        state: where it was left.
+        state: the last one stored.
         times: those whose rows are not yet stored.
         finished: whether nothing is left to do.
         grown: whether this call adds times.
@@ -81,12 +81,12 @@ def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
 
 
 def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may grow at its end.
+    """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may be extended at its end.
 
     Names of an energy's functions may differ (a script's module is `__main__`): `check_fingerprint` compares values. So
     may the user's metadata.
     """
-    now = json.loads(json.dumps(now))  # tuples become lists, as they did in the file
+    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
     old, new = ({k: v for k, v in flatten(of).items() if k.partition(".")[0] != "metadata"} for of in (stored, now))
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
     differ = [key for key in differ if not _names_function(key, old, new)]
@@ -96,7 +96,7 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
         shown = "; ".join(f"{key}: stored {_shown(old, key)}, now {_shown(new, key)}" for key in differ[:8])
         raise ResumeMismatchError(
             f"solve(resume=True): the stored run has other settings ({shown}). Restore them, choose another out=…, or "
-            "start anew with overwrite=True. times may only grow at the end."
+            "start again with overwrite=True. times may only be extended at the end."
         )
 
 
@@ -106,13 +106,13 @@ def stored_state(record: storage.Record) -> dict[str, Any]:
     if not restart:
         raise StorageError(
             f"solve(out={record.path!r}, resume=True) needs a stored state to continue from; the file was salvaged "
-            "without one (the damage took it). Its rows can be read with pwgf.load; begin anew at another out=…."
+            "without one (it was damaged). Its rows can be read with pwgf.load; start again at another out=…."
         )
     return restart
 
 
 def pack_finished(out: str) -> None:
-    """Makes one file of a finished run that was stopped while it was packed; where that fails, it stays in parts."""
+    """Packs a finished run that was stopped while it was packed; if that fails, it stays in parts."""
     try:
         storage.pack(out)
     except StorageError as error:

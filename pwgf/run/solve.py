@@ -54,14 +54,14 @@ def solve(
         times: strictly increasing, in units of t; the first is the initial time, where ρ = λ (or T_θ0 #λ).
         out: HDF5 file to write; None keeps the run in memory.
         seed: of all randomness.
-        resume: continue what is at `out`: a killed run goes on to the bit, a finished one is returned (or extended when
-            `times` has grown at its end), and where nothing is it starts afresh.
-        overwrite: replace what is at `out`.
+        resume: continue the run at `out`: a killed one continues to the bit, a finished one is returned (or extended
+            when `times` is longer at its end), and where there is none a new one starts.
+        overwrite: replace the run at `out`.
         start: a state to begin from instead of `scheme.start(seed)`; its t must be times[0].
-        max_cost: share of the run time that writing may take; None publishes every row as soon as it is known.
+        max_cost: share of the run time that writing may take; None publishes every row at once.
         checkpoint_seconds: between rows the restart state is published this often.
         metadata: your own entries, JSON values by name, stored as `run.config["metadata"]`; a resumed run keeps those
-            that it began with.
+            with which it began.
         callbacks: each is called as f(state, info) after every step; returning True stores a row and ends the run.
         progress: show progress; None means yes unless `PWGF_PROGRESS=0`.
         problem: a `pwgf.problems` problem, recorded so that `pwgf plot` can draw its exact law.
@@ -70,9 +70,9 @@ def solve(
         The trajectory, with a row per time.
 
     Raises:
-        ConfigError, ShapeError: arguments that cannot work, told before anything is computed.
-        NonFiniteError, SolverError: the flow cannot go on; rows so far are in the file, or in the error's `run`.
-        StorageError: the disk refused; what was published stays good.
+        ConfigError, ShapeError: arguments that cannot work; raised before anything is computed.
+        NonFiniteError, SolverError: the flow cannot continue; rows so far are in the file, or in `run` of the error.
+        StorageError: writing failed; what was published stays valid.
         ParallelError: another of the processes that share this run has stopped.
         ResumeMismatchError: the stored run had other settings or another energy.
     """
@@ -85,7 +85,7 @@ def solve(
     if resume and path is None:
         raise ConfigError("solve(resume=True) needs the file to resume: solve(…, out='results/run.h5', resume=True).")
     found = _has_rows_to_resume(spec, start, path, resume, overwrite)
-    with Signals() as signals:  # from here on: also the first row, the last and the packing end in order
+    with Signals() as signals:  # also the first row, the last and the packing end in order
         if path is None:
             return _in_memory(scheme, spec, start, options, signals)
         if found:
@@ -97,7 +97,7 @@ def solve(
 
 
 def _has_rows_to_resume(spec: RunSpec, start: State | None, out: str | None, resume: bool, overwrite: bool) -> bool:
-    """Whether there are; ConfigError where several processes differ in that, or in the settings."""
+    """Whether rows are stored; ConfigError where several processes differ in that, or in the settings."""
     found = resume and out is not None and has_rows(out)
     same: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite, "rows in out": found}
     same["start.theta"] = None if start is None else tensor_config(start.theta)
@@ -154,7 +154,7 @@ def _first(scheme: Scheme, spec: RunSpec, start: State | None) -> tuple[State, n
 
 
 def _in_memory(scheme: Scheme, spec: RunSpec, start: State | None, options: Options, signals: Signals) -> Trajectory:
-    """The run without a file; where it fails it hands its rows over with the error."""
+    """The run without a file; if it fails, the error carries its rows."""
     memory = Memory(spec.to_config())
     state, times = _first(scheme, spec, start)
     try:
@@ -167,13 +167,13 @@ def _in_memory(scheme: Scheme, spec: RunSpec, start: State | None, options: Opti
 
 
 class _Way(NamedTuple):
-    """What is left to do of a run in a file.
+    """The part of a run in a file that remains to be done.
 
     Args:
-        state: where it goes on from.
+        state: from which it continues.
         times: those whose rows are to be stored.
-        span: the initial and the last time of all.
-        open: gives the writer; None where nothing is left to do.
+        span: the initial and the last time of the whole run.
+        open: returns the writer; None where nothing remains to be done.
         spent: seconds of wall time and of CPU so far.
         header: replaces the stored one, which lacks times that were added.
     """
@@ -218,7 +218,7 @@ def _continued(scheme: Scheme, spec: RunSpec, out: str, max_cost: float | None) 
 
 
 def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Signals) -> Trajectory:
-    """Goes the way, be it a new run's or a resumed one's."""
+    """Runs what remains, of a new run or a resumed one."""
     if way.open is None:
         world().on_first(lambda: pack_finished(out))
     else:

@@ -1,4 +1,4 @@
-"""What is run: all that the file records of a call of `solve`, checked and made once."""
+"""What the file records of a call of `solve`, checked and made once."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class RunSpec:
         return config | {name: dict(value) for name, value in given.items() if value is not None}
 
     def continuing(self, stored: Mapping[str, Any]) -> RunSpec:
-        """The settings of the stored run as it goes on: its times, to the bit, then the further ones of this call."""
+        """The settings of the continued run: the stored times, to the bit, then the further ones of this call."""
         begun = stored["times"]
         times = check_times(np.concatenate([begun, self.times[len(begun) :]]))
         return dataclasses.replace(self, times=times, metadata=stored.get("metadata"))
@@ -104,7 +104,7 @@ def check_times(times: Times, call: str = "solve") -> np.ndarray:
     if not np.isfinite(t).all():
         k = int((~np.isfinite(t)).argmax())
         raise ConfigError(
-            f"{call}(times=…) must be finite; got {t[k]} at position {k}. Give the times you want stored."
+            f"{call}(times=…) must be finite; got {t[k]} at position {k}. Give the times at which to store rows."
         )
     if (np.diff(t) <= 0).any():
         k = int((np.diff(t) <= 0).argmax())
@@ -125,7 +125,7 @@ def _check_problem(problem: object) -> None:
     known = not isinstance(problem, type) and callable(getattr(problem, "to_config", None))
     if problem is not None and not known:
         raise ConfigError(
-            f"solve(problem=…) needs a problem with to_config(), out of pwgf.problems; got {problem!r:.60}. "
+            f"solve(problem=…) needs a problem with to_config(), from pwgf.problems; got {problem!r:.60}. "
             "Make one, e.g. pwgf.problems.OrnsteinUhlenbeck(2), or leave it out."
         )
 

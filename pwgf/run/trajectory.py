@@ -36,7 +36,7 @@ class Trajectory:
 
     Args:
         source: rows.
-        reader: reads rows as measures; None when a user's own map or reference was not handed over.
+        reader: reads rows as measures; None when a user's own map or reference was not passed.
         path: of the file, or None.
     """
 
@@ -65,7 +65,7 @@ class Trajectory:
 
     @property
     def reference(self) -> Reference:
-        """λ of the run; ConfigError where a user's own was not handed to `pwgf.load`."""
+        """λ of the run; ConfigError where a user's own was not passed to `pwgf.load`."""
         return self._read().reference
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -92,7 +92,7 @@ class Trajectory:
             Columns (b,) and theta, theta_dot (b,p) by name.
 
         Raises:
-            ConfigError: `batch` is no integer ≥ 1.
+            ConfigError: `batch` is not an integer ≥ 1.
         """
         check_integer(batch, "batch", "run.iter_rows")
         return self._source.iter_rows(batch)
@@ -190,7 +190,7 @@ class Trajectory:
 
 
 def checked_time(t: Any) -> float:
-    """t as a float; ConfigError where it is no number (NaN is told by the rows, which know their range)."""
+    """t as a float; ConfigError unless it is a number. The rows refuse NaN and times outside their range."""
     try:
         return float(t)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -233,7 +233,7 @@ def load(
     Raises:
         PathError: no such file, or a folder.
         SchemaError: not a trajectory, damaged, or written by a newer version.
-        ConfigError, ShapeError: map or reference is none, or not the one of this run.
+        ConfigError, ShapeError: map or reference is not one, or not that of this run.
     """
     path = storage.checked_path(path, "load(path)")
     record = storage.open_record(path)
@@ -243,13 +243,13 @@ def load(
     missing, reader = "", None
     try:
         reader = schemes.replay(record.config["scheme"], map=map, reference=reference)
-    except ConfigError as error:  # told only when the map is needed: the columns can be read without it
+    except ConfigError as error:  # reported when the map is needed: the columns can be read without it
         missing = f"{path}: {error}"
     return Trajectory(record, reader, path, missing)
 
 
 def _check_given(record: storage.Record, map: PushForward | None, reference: Reference | None) -> None:
-    """Raises where what the user handed to `load` cannot have made this run; another map could read θ in silence."""
+    """Raises if what the user passed to `load` cannot have made this run; another map would read θ without an error."""
     kinds: tuple[tuple[str, Any, Any], ...] = (("map", map, PushForward), ("reference", reference, Reference))
     for name, given, kind in kinds:
         if given is None:
