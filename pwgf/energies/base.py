@@ -29,14 +29,14 @@ class Term(NamedTuple):
 
 
 class Energy(ABC):
-    """A functional F of a measure, with its velocity field. Energies add up and take factors: `V + 0.5 * Entropy()`.
+    """A functional F of a measure, with its velocity. Energies can be added and scaled: `V + 0.5 * Entropy()`.
 
     `pairwise` marks energies whose sampled value couples the samples (interactions, functionals): they get antithetic,
     moment-matched samples and are never split into blocks.
 
-    A subclass gives `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
-    implicitly. For F = ½E|x − a|², say, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in the dtype
-    of `rho.x`. `hessian_of` in `energies.hessian` guards one that may fail or come out infinite.
+    A subclass supplies `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
+    implicitly. For F = ½E|x − a|², for instance, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in
+    the dtype of `rho.x`. `hessian_of` in `energies.hessian` protects one that may fail or become infinite.
     """
 
     pairwise: bool = False
@@ -50,11 +50,11 @@ class Energy(ABC):
         """v = −∇ δF/δρ at ρ's samples x, (n,d), detached."""
 
     def hessian(self, rho: PushedMeasure) -> Hessian:
-        """The second variation of F along displacements of ρ's samples; here unknown, so the term is explicit."""
+        """The second variation of F along displacements of ρ's samples; unknown here, so the term is explicit."""
         return Hessian(explicit=(self.label,))
 
     def terms(self) -> list[Term]:
-        """The elementary energies this one is made of, each with its coefficient."""
+        """The elementary energies of which this one is the sum, each with its coefficient."""
         return [Term(self.label, 1.0, self)]
 
     @property
@@ -123,7 +123,7 @@ class Combination(Energy):
         return torch.stack([term.coefficient * term.energy.velocity(rho) for term in self._terms]).sum(0)
 
     def hessian(self, rho: PushedMeasure) -> Hessian:
-        """Σ c·Hess F, signed: what is concave in one term may be outweighed by another."""
+        """Σ c·Hess F, signed: a concave term may be outweighed by another."""
         total = Hessian()
         for term in self._terms:
             form = term.energy.hessian(rho)
@@ -149,7 +149,7 @@ class Combination(Energy):
 
 
 class Once(torch.autograd.Function):
-    """A known gradient, a function of x that refuses to be differentiated: its derivative would come out as zero."""
+    """A known gradient, a function of x that refuses to be differentiated: its derivative would appear as zero."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, x: Tensor, message: str) -> Tensor:
@@ -164,7 +164,7 @@ class Once(torch.autograd.Function):
 
 
 def shares(rho: PushedMeasure) -> Shared:
-    """Which of all samples rho holds: all, where it does not say (any object with `x` and what the energy reads)."""
+    """Which of all samples rho holds: all, unless it says so (any object with `x` and what the energy reads)."""
     return rho if getattr(rho, "group", None) is not None else Shared(len(rho.x))
 
 

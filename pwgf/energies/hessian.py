@@ -23,16 +23,16 @@ class Hessian:
 
     For F = E g(x, ℓ), ℓ = log ρ, the second derivative of F((id + su)#ρ) at s = 0 is
     E[u·g_xx u − 2(u·g_xℓ)∇·u + g_ℓℓ(∇·u)² + g_ℓ tr((∇u)²)]. The form writes tr((∇u)²) as |∇u|², which is equal for
-    gradient fields, and leaves out the cross term g_xℓ; an integrator that uses it as an approximation of the Jacobian
+    gradient fields, and omits the cross term g_xℓ; an integrator that uses it as an approximation of the Jacobian
     (a W-method) keeps its order. It is signed: sums and multiples of energies add and scale their forms, and only
-    `majorant` removes what is negative. Tensors are detached and of the samples' dtype and device.
+    `majorant` removes negative parts. Tensors are detached and have the dtype and device of the samples.
 
     Args:
         point: K (n,d,d), symmetric.
-        centred: C (n,d,d), symmetric; for energies that feel differences of displacements only.
+        centred: C (n,d,d), symmetric; for energies that depend only on differences of displacements.
         slope: a (n,).
         divergence: b (n,).
-        explicit: names of the terms whose second variation is unknown, in all or at some samples, and counts as zero.
+        explicit: names of the terms whose second variation is unknown, at all or some samples, and is taken as zero.
 
     Example:
         >>> import torch
@@ -184,7 +184,7 @@ def second_derivatives(value: Tensor, leaf: Tensor) -> Tensor | None:
 
 
 def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tensor | None]]) -> Hessian:
-    """The Hessian with these fields; where they cannot be computed, an empty one that names the term as explicit.
+    """The Hessian with these fields; if they cannot be computed, an empty one that names the term as explicit.
 
     Args:
         label: name of the term.

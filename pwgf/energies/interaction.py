@@ -16,7 +16,7 @@ from ..measures import PushedMeasure
 from .base import Energy, Once, check_callable, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
-_BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that what W makes of them stays in cache
+_BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that the values of W stay in cache
 _PARTNERS = 64  # of a sample, over which ∇²W is averaged
 
 _ONCE = (
@@ -121,7 +121,7 @@ class Interaction(Energy):
         return value
 
     def _shared_value(self, rho: PushedMeasure) -> Tensor:
-        """The value where processes share the samples out, differentiable in the own ones."""
+        """The value where several processes share the samples, differentiable in those of this process."""
         x, own = rho.gather(rho.x.detach()), rho.x.detach()
         if isinstance(self.W, RadialPolynomial):
             value = self.W.energy(x)
@@ -220,7 +220,7 @@ def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, 
         total[i] += g.sum(1)
         if whole and j.start > i.start:
             total[j] -= g.sum(0)
-    if not bool(total.any()):  # legal for a flat W, else W cannot be differentiated: `slope` tells them apart
+    if not bool(total.any()):  # legal for a flat W, else W cannot be differentiated: `slope` distinguishes the two
         with torch.enable_grad():
             r = (samples - samples.roll(1, 0)).requires_grad_(True)
             slope(_kernel(W, r), r, "Interaction: W(r)")
@@ -240,7 +240,7 @@ def mean_curvature(W: Callable[[Tensor], Tensor], samples: Tensor, own: slice) -
 
 
 def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
-    """Mean over the partners of (∇²W(r) + ∇²W(−r))/2, (b,c,d) → (b,d,d); −r is spared where W is even."""
+    """Mean over the partners of (∇²W(r) + ∇²W(−r))/2, (b,c,d) → (b,d,d); −r is skipped where W is even."""
     shift = torch.zeros_like(r[:, 0]).requires_grad_(True)  # the same for all partners of a sample: their sum at once
 
     def value(sign: float) -> Tensor:
@@ -254,7 +254,7 @@ def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
 
 
 def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
-    """(∇W(r) − ∇W(−r))/2, (b,c,d); the second gradient is spared where W(r) = W(−r) to the last bit."""
+    """(∇W(r) − ∇W(−r))/2, (b,c,d); the second gradient is skipped where W(r) = W(−r) to the last bit."""
 
     def value_and_slope(r: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

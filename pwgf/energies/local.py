@@ -1,4 +1,4 @@
-"""Local energies E_ρ[g(x, log ρ(x))]: entropy, internal energies, porous medium, and any g of the user's."""
+"""Local energies E_ρ[g(x, log ρ(x))]: entropy, internal energies, porous medium, and any g given by the user."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Local(Energy):
         return v.detach()
 
     def hessian(self, rho: PushedMeasure) -> Hessian:
-        """K = ∂²ₓg, a = ∂_ℓg, b = ∂²_ℓg, by automatic differentiation; the cross term ∂ₓ∂_ℓg is left out."""
+        """K = ∂²ₓg, a = ∂_ℓg, b = ∂²_ℓg, by automatic differentiation; the cross term ∂ₓ∂_ℓg is omitted."""
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
             ell = rho.log_density.detach().requires_grad_(True)

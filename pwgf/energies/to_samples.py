@@ -1,4 +1,4 @@
-"""Energies that draw ρ to a set of samples: ½ MMD², ½ sliced W₂², and the Sinkhorn divergence."""
+"""Energies that attract ρ to a set of samples: ½ MMD², ½ sliced W₂², and the Sinkhorn divergence."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PARTNERS = 256  # samples y over which a second derivative of the kernel is ave
 
 
 class ToSamples(Energy):
-    """An energy of ρ's samples x (n,d) and of fixed samples y (m,d) of the law that ρ is drawn to.
+    """An energy of ρ's samples x (n,d) and of fixed samples y (m,d) of the target law.
 
-    A subclass gives `_value` and `_velocity` of all samples, which agree, and the curvature of what draws ρ to y;
-    processes share rows out.
+    A subclass supplies `_value` and `_velocity` of all samples, which agree, and the curvature of the attraction to y;
+    processes share the samples x.
     """
 
     pairwise = True
@@ -67,7 +67,7 @@ class ToSamples(Energy):
         return self._velocity(share.gather(own), self._target(own), share.own)
 
     def hessian(self, rho: PushedMeasure) -> Hessian:
-        """K of the attraction to y; what repels the samples from each other is left out."""
+        """K of the attraction to y; the repulsion between the samples is omitted."""
         x = rho.x.detach()
         K = self._curvature(x, self._target(x))
         if K is None:
@@ -111,10 +111,10 @@ class _FirstOrder(torch.autograd.Function):
 class MMD(ToSamples):
     r"""F(ρ) = ½ MMD²(ρ, π) = ½∬k dρ dρ − ∬k dρ dπ + ½∬k dπ dπ, π the law of the samples y.
 
-    The velocity at x is ∇∫k(x,·) d(π − ρ). Pairs of a sample with itself are left out, so the value is unbiased (and
-    may fall slightly below 0). Kernel "energy": k = −|x−y|, 2F the squared energy distance, no bandwidth, a pull that
-    does not fade with distance; in one dimension by sorting, O((n+m) log(n+m)). Kernel "gaussian": k = e^{−|x−y|²/2h²},
-    which does not feel what is further than a few h. Otherwise O(n(n+m)d) in blocks of bounded memory.
+    The velocity at x is ∇∫k(x,·) d(π − ρ). Pairs of a sample with itself are excluded, so the value is unbiased (and
+    may be slightly below 0). Kernel "energy": k = −|x−y|, 2F the squared energy distance, no bandwidth, an attraction
+    that does not decay with distance; in one dimension by sorting, O((n+m) log(n+m)). Kernel "gaussian": k =
+    e^{−|x−y|²/2h²}, which is negligible beyond a few h. Otherwise O(n(n+m)d) in blocks of bounded memory.
 
     Args:
         y: (m,d) samples.
@@ -159,7 +159,7 @@ class MMD(ToSamples):
         return self._pull(x[own], y) / len(y) - self._pull(x[own], x) / max(len(x) - 1, 1)
 
     def _curvature(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """−mean of ∇²k(x − y) over at most 256 of the y; unknown for |x − y| on a line, where it is made of deltas."""
+        """−mean of ∇²k(x − y) over at most 256 of the y; unknown for |x − y| in d = 1, where it is a sum of deltas."""
         d = x.shape[1]
         if self.kernel == "energy" and d == 1:
             return None
@@ -277,7 +277,7 @@ class Sinkhorn(ToSamples):
 
     Args:
         y: (m,d) samples.
-        blur: √ε > 0, in units of x: details below it are not seen.
+        blur: √ε > 0, in units of x: finer details are not resolved.
         scaling: in (0, 1), ratio of annealing; nearer to 1 is more accurate and slower. Velocities were 9, 3, .5 and
             .1 % off the derivative of the value at .8, .95, .99 and .998.
 
@@ -316,7 +316,7 @@ class Sinkhorn(ToSamples):
         return -len(x) * slope[own]
 
     def _curvature(self, x: Tensor, y: Tensor) -> Tensor:
-        """The identity: a transport cost ½|x − y|², optimal over plans, bends no more than |u|² along u."""
+        """The identity: the second derivative of an optimal transport cost ½|x − y|² along u is at most |u|²."""
         return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
 
 

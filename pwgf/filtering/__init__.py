@@ -1,6 +1,6 @@
 """Filtering of noisy dynamics: the law of a diffusion given observations of it at times.
 
-`run` filters by flows; `particles`, `finite_volumes` and `kalman` are there to compare with.
+`run` filters by flows; `particles`, `finite_volumes` and `kalman` serve for comparison.
 """
 
 from ..oracles.bootstrap import Particles, particles

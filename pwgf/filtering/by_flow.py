@@ -21,16 +21,16 @@ from ..run.trajectory import Trajectory
 from ..schemes import PWGF
 from .model import StateSpace, weighted_moments
 
-_PILOT = 4000  # samples whose weighted moments say where an update goes
-_ENOUGH = 20  # effective ones of them for each coordinate
-_WIDER = 1.6  # how much further out a sixth of the points of the least squares lie
-_FITTED = 1e-8  # mean square misfit, as a share of the spread, below which it is good enough
+_PILOT_SAMPLES = 4000  # whose weighted moments give the start of an update
+_EFFECTIVE_PER_COORDINATE = 20  # effective ones of them that are enough
+_TAIL_FACTOR = 1.6  # by which a sixth of the points of the least squares lie further out
+_FIT_TOLERANCE = 1e-8  # mean square misfit, as a share of the spread, at which the least squares stop
 _CHUNK = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """T_θ#λ: what is known of the state at one time.
+    """T_θ#λ: the law of the state at one time, given the observations so far.
 
     Args:
         map, reference, theta: T, λ and θ (p,).
@@ -71,10 +71,10 @@ class Updated:
 
     Args:
         law: the new law.
-        log_evidence, log_evidence_stderr: log ∫p(y|x) dρ(x) by importance, with its standard error.
-        share: effective share of samples of the law before; small where the observation was a surprise.
+        log_evidence, log_evidence_stderr: log ∫p(y|x) dρ(x) by importance sampling, with its standard error.
+        share: effective share of the samples of the previous law; small where the observation is improbable under it.
         kl_flow: KL(ρ|posterior) at the end of the flow towards the posterior, nats, estimated from above.
-        kl_fit: KL between that law and the one map that has taken it over, nats.
+        kl_fit: KL between that law and the law of the one map that replaces it, nats.
     """
 
     law: Law
@@ -92,7 +92,7 @@ class Filtered:
     Args:
         times: of the observations.
         predicted: the laws just before each observation.
-        updates: what each observation made of them; `updates[k].law` is the law just after.
+        updates: the result of each observation; `updates[k].law` is the law just after it.
         end: the last time.
         law: the law at `end`.
         runs: the flows between observations, in times that begin at 0 for each.
@@ -127,18 +127,18 @@ def run(
 ) -> Filtered:
     """The law of X_t given all observations up to t, at the times of the observations and at the end.
 
-    Between observations ρ follows the Fokker–Planck equation of the model (`predict`); at each Bayes' rule is applied
-    (`update`). All laws are pushed from one λ = `model.initial` by one map, so nothing grows with time.
+    Between observations ρ follows the Fokker–Planck equation of the model (`predict`); at each, Bayes' rule is applied
+    (`update`). All laws are pushed from one λ = `model.initial` by one map, so the cost does not grow with time.
 
     Args:
         model: dynamics, likelihood and initial law.
         times: of the observations, increasing, > 0.
         observations: as many y as times, each as `model.log_likelihood` takes it.
-        end: the time asked for; None means that of the last observation.
+        end: the last time; None means that of the last observation.
         map: T; None means `ResidualMLP(dim)`.
         update_settings: of `update`.
         out: folder for the flows, flow-000.h5, …; None keeps them in memory.
-        overwrite: replace flows that are there.
+        overwrite: replace existing flows.
         seed: of all randomness.
         progress: as in `solve`.
         settings: of `PWGF` between observations.
@@ -199,7 +199,7 @@ def predict(
     progress: bool | None = None,
     **settings: Any,
 ) -> tuple[Law, Trajectory]:
-    """The law after so long without an observation, and the flow there, which begins at time 0.
+    """The law after the given duration without an observation, and the flow there, which begins at time 0.
 
     Args:
         model: dynamics.
@@ -228,9 +228,9 @@ def update(
 ) -> Updated:
     r"""Bayes' rule: the law with density ∝ ρ(x) p(y|x).
 
-    In the coordinates z of λ the posterior is known up to a constant without any inverse: λ(z) p(y|T(z)). A map S takes
-    λ there by the flow of KL to that density (`sampling.sample`), started at its moments by importance weights; then
-    one map takes T∘S over by least squares (`fitting.regress`). Both errors are measured and returned.
+    In the coordinates z of λ the posterior is known up to a constant without any inverse: λ(z) p(y|T(z)). A map S
+    reaches it by the flow of KL to that density (`sampling.sample`), started at its moments by importance weights; then
+    one map replaces T∘S by least squares (`fitting.regress`). Both errors are measured and returned.
 
     Args:
         law: before the observation, T_θ#λ.
@@ -248,7 +248,7 @@ def update(
         ConfigError: zero likelihood everywhere.
     """
     reference, generator = law.reference, torch.Generator().manual_seed(seed)
-    z = _even(reference, _PILOT, generator)
+    z = _even(reference, _PILOT_SAMPLES, generator)
     with torch.no_grad():
         log_w = log_likelihood(law.push(z))
     check_observation(log_w, t)
@@ -257,21 +257,21 @@ def update(
     def target(z: Tensor) -> Tensor:
         return reference.log_density(z) + log_likelihood(law.map(law.theta, z))
 
-    enough = share * len(z) > _ENOUGH * len(mean)
+    enough = share * len(z) > _EFFECTIVE_PER_COORDINATE * len(mean)
     map = law.map if map is None else map
     found = sampling.sample(
         target, law.map.dim, _CHUNK, map=map, tolerance=tolerance, max_time=max_time,
         whiten=(mean, torch.linalg.cholesky(cov)) if enough else "laplace", seed=seed, progress=False,
         **{"num_eval": 1000, **settings},
     )  # fmt: skip
-    n = num_fit or max(_PILOT, -(-4 * law.map.num_params // law.map.dim))
+    n = num_fit or max(_PILOT_SAMPLES, -(-4 * law.map.num_params // law.map.dim))
     moved = _compose(law, map, found, _even(found.run.reference, n, generator))
     wide = _compose(
-        law, map, found, _WIDER * _even(found.run.reference, n // 5, generator)
-    )  # the tails, lest they fold
+        law, map, found, _TAIL_FACTOR * _even(found.run.reference, n // 5, generator)
+    )  # the tails, so that the map does not fold there
     z, x = torch.cat([moved.z, wide.z]), torch.cat([moved.x, wide.x])
     theta, _ = fitting.regress(
-        law.map, law.theta, z, x, max_iterations, tolerance=_FITTED, least_damping=1e-8, call="filtering.update"
+        law.map, law.theta, z, x, max_iterations, tolerance=_FIT_TOLERANCE, least_damping=1e-8, call="filtering.update"
     )
     new = Law(law.map, reference, theta)
     return Updated(

@@ -43,7 +43,7 @@ class Linearised(Protocol):
         ...
 
     def folded_since(self, start: Any) -> bool:
-        """Whether more samples have turned det ∂_zT ≤ 0 since θ₀ than may."""
+        """Whether det ∂_zT has become ≤ 0 since θ₀ at more samples than the limit."""
         ...
 
 
@@ -83,9 +83,9 @@ class Advance(NamedTuple):
         dt: length of the last accepted substep.
         proposal: length to try next.
         num_rejected: substeps rejected.
-        memory: numbers that the integrator wants back at the next interval, (k,) float64.
+        memory: numbers that the integrator needs at the next interval, (k,) float64.
         implicit: whether an implicit step worked.
-        stiffness: h·|λ|, the step in units of the fastest time scale that it has seen.
+        stiffness: h·κ, the step times the fastest rate that it has seen.
         reason: why the last substep was rejected; empty when none was.
     """
 

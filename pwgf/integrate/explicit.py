@@ -37,7 +37,7 @@ class Explicit:
         tolerance: largest rms displacement error of a sample per substep, in units of x; None means that of the scheme,
             else 1e-4.
         first_step: length of the first step, in units of t; None: from the velocity.
-        max_rejections: substeps rejected within an interval before it is drawn anew.
+        max_rejections: substeps rejected within an interval before it is repeated with new samples.
 
     Raises:
         ConfigError: an argument outside its range.
@@ -186,7 +186,7 @@ class _Watch:
         return self.theta_dot
 
     def stiffness(self) -> float:
-        """h·|λ| of the last accepted substep: how fast θ̇ changes between its two last stages, per displacement."""
+        """h·κ of the last accepted substep: how fast θ̇ changes between its two last stages, per displacement."""
         if len(self.stages) < 2:
             return 0.0
         (before, slow), (after, fast) = self.stages

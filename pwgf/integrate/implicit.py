@@ -31,7 +31,7 @@ class Implicit:
     """Extrapolated linearly implicit Euler: stable for every step, however stiff the flow.
 
     A step of order 2 takes three linear solves at two points θ, one of order 3 six at four. The order in use is the one
-    that goes further per solve. A step is rejected, and a shorter one taken on the same samples, when the error
+    that advances further per solve. A step is rejected, and a shorter one tried on the same samples, when the error
     estimate exceeds the tolerance, when more than a few samples fold, or when the energy on these samples rises by more
     than half of what it should have fallen.
 
@@ -43,7 +43,7 @@ class Implicit:
         dt: None, or a fixed length for steps of plain implicit Euler without extrapolation and error control.
         newton: Newton iterations after the linear step, with `dt` only: 0 for the linearly implicit Euler step, a few
             for the minimising-movement (JKO) step of length dt.
-        max_rejections: steps rejected within an interval before it is drawn anew.
+        max_rejections: steps rejected within an interval before it is repeated with new samples.
 
     Raises:
         ConfigError: an argument outside its range.

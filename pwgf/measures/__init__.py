@@ -32,7 +32,7 @@ def from_config(config: dict[str, Any]) -> Reference:
     """Rebuilds a reference from `to_config()`.
 
     Raises:
-        ConfigError: the reference is not one of this package's; hand it over instead.
+        ConfigError: the reference is not one of this package; pass it instead.
     """
     settings = dict(config)
     name = settings.pop("name", "")

@@ -20,8 +20,8 @@ class PushedMeasure(Shared):
         theta: (p,). When it requires a gradient, x and log_density stay differentiable in it.
         z: (n,d) samples of λ.
         chunk_size: samples per block for densities and scores; bounds the memory at chunk_size·(d² + width).
-        group: processes that share the samples out; all give the same z, and each keeps its own rows: from here on n
-            counts those. `mean` and `gather` go over all.
+        group: processes that share the samples; all give the same z, and each keeps its own part: below, n counts that
+            part. `mean` and `gather` extend over all.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PushedMeasure(Shared):
 
     @property
     def _volume(self) -> tuple[Tensor, Tensor]:
-        """Sign and logarithm of |det ∂_zT|, from the score where that is known already; without it they cost half."""
+        """Sign and logarithm of |det ∂_zT|, from the score if that is known already; without it they cost half."""
         if "_pushed" in vars(self) and not self.theta.requires_grad:
             return self._pushed.det_sign, self._pushed.log_abs_det
         return self._slogdet
@@ -91,7 +91,7 @@ class PushedMeasure(Shared):
 
     @property
     def det_sign(self) -> Tensor:
-        """Sign of det ∂_zT, (n,); −1 or 0 where the map folds and the density is not to be trusted."""
+        """Sign of det ∂_zT, (n,); −1 or 0 where the map folds and the density is wrong."""
         return self._volume[0]
 
     @property

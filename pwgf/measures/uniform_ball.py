@@ -17,8 +17,9 @@ from .base import antithetic
 class UniformBall:
     """The uniform law on the ball |x| < radius.
 
-    Its density is constant inside and 0 outside. The score inside is 0: what an energy of density does at the jump is
-    not seen by samples, so with an entropy start from a law with smooth tails. Meant for interaction and potential.
+    Its density is constant inside and 0 outside. The score inside is 0, and samples do not see the effect of an energy
+    of the density at the jump: with an entropy, start from a law with smooth tails. Suited to interaction and
+    potential.
 
     Args:
         dim: d ≥ 1.

@@ -15,13 +15,13 @@ from ..errors import ConfigError, NonFiniteError, ShapeError
 class Unnormalised:
     """A law λ = e^ℓ/Z that can be sampled, and whose density is known up to the constant Z.
 
-    What Z does to a run: nothing to samples, velocities and scores of `Potential`, `Entropy`, `KL` and `Interaction`,
-    which need ∇ log ρ only. `run.log_density(t, x)` is log ρ_t(x) + log Z, one and the same constant at all t and x;
-    a column `energy` with an entropy of weight τ is off by τ log Z in every row. Energies in which the value of ρ
-    enters otherwise (`PorousMedium`, `InternalEnergy`, most `Local`s) need a normalised density.
+    Z does not affect samples, velocities and scores of `Potential`, `Entropy`, `KL` and `Interaction`, which need
+    ∇ log ρ only. `run.log_density(t, x)` is log ρ_t(x) + log Z, with the same constant at all t and x; a column
+    `energy` with an entropy of weight τ is off by τ log Z in every row. Energies that use the value of ρ otherwise
+    (`PorousMedium`, `InternalEnergy`, most `Local`s) need a normalised density.
 
     A file holds no functions: read its measures with `pwgf.load(path, reference=…)`. Both functions are checked when
-    they are used, the sampler's randomness at its first use.
+    they are used, the randomness of the sampler at its first use.
 
     Args:
         log_density: ℓ, (n,d) → (n,), a differentiable torch function in the dtype of its argument.
@@ -67,7 +67,7 @@ class Unnormalised:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(
                 f"Unnormalised: sampler(n={n}, generator) must return a tensor of shape ({n}, {self.dim}); got {got}. "
-                "Return a row per sample."
+                "Return one row per sample."
             )
         if not bool(torch.isfinite(z).all()):
             raise NonFiniteError(

@@ -18,7 +18,7 @@ from .base import Law, Problem
 
 
 class RadialMap(NamedTuple):
-    """The exact map |x|² = |z|²/(q + 2β|z|²), x ∥ z, from z ~ N(0, I), with the moments it gives.
+    """The exact map |x|² = |z|²/(q + 2β|z|²), x ∥ z, from z ~ N(0, I), with the moments of its law.
 
     Args:
         q, beta: coefficients; q = 1, β = 0 at the start, q → 0 and β → 1/(2R²) on the sphere of radius R in the limit.

@@ -1,4 +1,4 @@
-"""What a problem is: a reference measure, an energy, times, and the exact law at every time."""
+"""A problem: a reference measure, an energy, times, and the exact law at every time."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class MeasureLaw(Law):
 class Problem(ABC):
     """A flow whose law is known at every time: ρ = `reference` at times[0], moved down `energy`.
 
-    A subclass names its constructor's arguments in `_arguments`; what it offers beyond that it computes when asked.
+    A subclass names the arguments of its constructor in `_arguments`; everything else is computed on demand.
     """
 
     dim: int
@@ -89,7 +89,7 @@ class Problem(ABC):
     @property
     @abstractmethod
     def times(self) -> np.ndarray:
-        """Times worth storing, (T,) float64; times[0] is the start."""
+        """Times at which to store rows, (T,) float64; times[0] is the start."""
 
     @property
     def temperature(self) -> float:
@@ -122,7 +122,7 @@ class Problem(ABC):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Problem:
-        """Rebuilds this problem from `to_config()`; its "name" is not looked at.
+        """Rebuilds this problem from `to_config()`; its "name" is ignored.
 
         Raises:
             ConfigError: an entry is not an argument of the constructor.

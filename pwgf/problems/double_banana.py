@@ -52,7 +52,7 @@ class DoubleBanana(LangevinProblem):
     ) -> None:
         check_dim(dim, "DoubleBanana(dim)")
         if dim != 2:
-            raise ConfigError(f"DoubleBanana(dim=…) lives in two dimensions; got {dim}. Leave it out.")
+            raise ConfigError(f"DoubleBanana(dim=…) must be 2; got {dim}. Leave it out.")
         if not is_real(observation):
             raise ConfigError(f"DoubleBanana(observation=…) needs a finite number; got {observation!r}. Try log 30.")
         super().__init__(num_particles, dt, particle_seed)

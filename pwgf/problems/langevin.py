@@ -1,4 +1,4 @@
-"""Flows of KL(ρ|π) to a target π, whose law at a time is known by many Langevin particles."""
+"""Flows of KL(ρ|π) to a target π, whose law at a time is known from many Langevin particles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .base import Law, MeasureLaw, Problem
 
 @dataclass(frozen=True, eq=False)
 class SampleLaw(Law):
-    """A law known by particles: samples and moments, no density.
+    """A law known from particles: samples and moments, no density.
 
     Args:
         mean, cov: moments of the particles; off by their sampling error, σ/√N.
@@ -71,9 +71,9 @@ class TargetLaw(Law):
 class LangevinProblem(Problem):
     """F(ρ) = ∫ρ log(ρ/π), temperature 1; the law at t comes from particles dX = ∇log π dt + √2 dW.
 
-    They are moved when `exact(t)` is first asked for and kept, one set of particles for each t (`LangevinParticles`).
+    They are moved at the first call of `exact(t)` and kept, one set of particles for each t (`LangevinParticles`).
 
-    A subclass gives `log_target`, `reference`, `times`, `equilibrium` and, where π is stiff, `curvature`.
+    A subclass supplies `log_target`, `reference`, `times`, `equilibrium` and, where π is stiff, `curvature`.
 
     Args:
         num_particles: N ≥ 2; moments and distances carry a sampling error of order 1/√N.
@@ -116,7 +116,7 @@ class LangevinProblem(Problem):
 
         Raises:
             ConfigError: t before the start.
-            NonFiniteError: the particles left the range of numbers: `dt` is too long.
+            NonFiniteError: the particles are no longer finite: `dt` is too long.
         """
         t = self._check_time(t)
         if t not in self._laws:

@@ -19,8 +19,8 @@ class Rosenbrock(LangevinProblem):
     """F(ρ) = ∫ρ log(ρ/π), π ∝ exp(−a(x₁ − μ)² − b Σ_{i≥2}(x_i − x₁²)²), from N(0, I), temperature 1.
 
     In d = 2 the defaults give exp(−[100(x₂ − x₁²)² + (1 − x₁)²]/20). For d > 2 this is the hybrid law with blocks of
-    one coordinate: every further coordinate bends with the first. Mass slides down into the valleys fast and spreads
-    along them slowly, at the rate 2a. The law at t comes from Langevin particles (`LangevinProblem`).
+    one coordinate: every further coordinate bends with the first. Mass descends fast into the valleys and spreads
+    slowly along them, at the rate 2a. The law at t comes from Langevin particles (`LangevinProblem`).
 
     Args:
         dim: d ≥ 2.

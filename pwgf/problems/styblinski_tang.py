@@ -21,7 +21,7 @@ from .base import Law, MeasureLaw, Problem
 
 @dataclass(frozen=True, eq=False)
 class ProductLaw(Law):
-    """The law of d independent coordinates with one and the same marginal.
+    """The law of d independent coordinates with the same marginal.
 
     Args:
         mean, cov: its moments.
@@ -43,8 +43,8 @@ class StyblinskiTang(Problem):
     """F(ρ) = ∫c Σ_k(x_k⁴ − 16x_k² + 5x_k) dρ + ∫ρ log ρ from N(0, I), temperature 1.
 
     Two wells per coordinate, near ±2.8, with a barrier of height about 64c between them. The law is a product; its
-    marginal comes from finite volumes, about .3 s for each new time, and is kept. Its energy and moments are good to
-    1e-6 for c ≤ 5, to 1e-10 at c = .06.
+    marginal comes from finite volumes, about .3 s for each new time, and is kept. Its energy and moments are accurate
+    to 1e-6 for c ≤ 5, to 1e-10 at c = .06.
 
     Args:
         dim: d ≥ 1.

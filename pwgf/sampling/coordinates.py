@@ -32,7 +32,7 @@ class Linear:
 
 
 def coordinates(log_density: LogDensity, dim: int, whiten: Whiten) -> Coordinates:
-    """What `sample(whiten=…)` names."""
+    """The coordinates that `sample(whiten=…)` selects."""
     if whiten is None:
         return Linear(torch.zeros(dim), torch.eye(dim))
     if isinstance(whiten, str):
@@ -52,7 +52,7 @@ class Target:
         return value + log_volume if isinstance(value, Tensor) else value
 
     def check_start(self, y: Tensor) -> None:
-        """Refuses coordinates or a log p of the wrong shape, or that are not finite where the flow begins."""
+        """Refuses coordinates or a log p that have the wrong shape or are not finite where the flow begins."""
         with torch.no_grad():
             x = self._checked(y)
             value = self.log_density(x)
@@ -67,13 +67,13 @@ class Target:
             k = int(bad.int().argmax())
             raise ConfigError(
                 f"sample(log_density=…): log p is {float(value[k]):g} at {int(bad.sum())} of {len(y)} samples of the "
-                f"reference, first at x = {[round(v, 3) for v in x[k].tolist()]:}. The flow needs p > 0 where it "
-                "begins and goes. Cure: change variables so that the support is the whole space (x = exp(u) for "
+                f"reference, first at x = {[round(v, 3) for v in x[k].tolist()]:}. The flow needs p > 0 wherever it "
+                "goes. Cure: change variables so that the support is the whole space (x = exp(u) for "
                 "x > 0, with + u in log p), or give a reference inside the support."
             )
 
     def _checked(self, y: Tensor) -> Tensor:
-        """x(y), once the coordinates have shown that they return what they must."""
+        """x(y), after a check of what the coordinates return."""
         found = self.coordinates(y)
         pair = isinstance(found, tuple) and len(found) == 2
         shapes = (

@@ -1,8 +1,8 @@
 """Runs on disk: the only place that knows HDF5.
 
 While a run is written, `run.h5` is accompanied by the folder `run.h5.parts/` with segments of rows, each published
-whole, and a manifest that names them; at the end they become the one file `run.h5`. `open_record` reads either, at any
-moment.
+completely, and a manifest that names them; at the end they become the one file `run.h5`. `open_record` reads either, at
+any moment.
 """
 
 from pwgf.storage.doctor import Health, examine, migrate, salvage

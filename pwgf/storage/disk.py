@@ -1,7 +1,7 @@
 """Disk: every change of a file goes through this one small layer, so that a test can fail or kill at the k-th call.
 
-A file is published whole: written beside its place as `NAME.tmp`, fsynced, renamed, and the folder fsynced. Whoever
-reads sees the old file or the new one, and neither a kill nor a power cut leaves half of one (POSIX).
+A file is published as a whole: written beside its place as `NAME.tmp`, fsynced, renamed, and the folder fsynced. A
+reader sees the old file or the new one, and neither a kill nor a power cut leaves half of one (POSIX).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pwgf.errors import StorageError
 
 
 class Disk:
-    """The primitive changes of files; each is one call that may fail, and none does more than its name says."""
+    """The primitive changes of files; each is one call that may fail, and does no more than its name says."""
 
     def create(self, path: str) -> int:
         """Opens `path` for writing, emptied, and returns its file descriptor."""
@@ -54,7 +54,7 @@ class Disk:
         os.remove(path)
 
     def make_dir(self, path: str) -> None:
-        """Makes a folder; one that is there already is fine."""
+        """Makes a folder unless it exists."""
         os.makedirs(path, exist_ok=True)
 
     def remove_dir(self, path: str) -> None:
@@ -62,14 +62,14 @@ class Disk:
         os.rmdir(path)
 
     def publish(self, path: str, data: bytes) -> None:
-        """Puts `data` at `path` whole, through `path`.tmp.
+        """Puts `data` at `path` as a whole, through `path`.tmp.
 
         Args:
-            path: where to.
-            data: the file's content.
+            path: the target.
+            data: the content of the file.
 
         Raises:
-            StorageError: the disk refused; what was at `path` is still there.
+            StorageError: writing failed; a file that was at `path` is still there.
         """
         temporary = path + ".tmp"
         with self.telling(path, temporary, len(data)):
@@ -96,7 +96,7 @@ class Disk:
             raise StorageError(refusal(error, path, needed, written)) from error
 
     def require(self, path: str, needed: int) -> None:
-        """Refuses at once what the file system of `path` has no room for; raises StorageError."""
+        """StorageError unless the file system of `path` has enough space."""
         there = os.statvfs(os.path.dirname(path))
         free = there.f_bavail * there.f_frsize
         if free < needed:
@@ -104,7 +104,7 @@ class Disk:
 
 
 def refusal(error: OSError, path: str, needed: int, written: int) -> str:
-    """The message for a refused write of `needed` bytes, of which `written` found room."""
+    """The message for a failed write of `needed` bytes, of which `written` were written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         missing = max(needed - written, 0) or needed
         return (

@@ -1,4 +1,4 @@
-"""Doctor: what is wrong with a run on disk, which of its rows are good, and a copy of those."""
+"""Doctor: the damage of a run on disk, its good rows, and a copy of those."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pwgf.storage.writer import refuse_existing
 
 @dataclass(frozen=True)
 class Health:
-    """What an examination found.
+    """The result of an examination.
 
     Args:
         path: of the run, absolute.
-        status: as in `Record`; "unreadable" where not even the header can be trusted.
-        stored: number of rows that the run says it has.
+        status: as in `Record`; "unreadable" if not even the header is valid.
+        stored: number of rows according to the run.
         problems: what is wrong, one line each; () for a good run.
         good: the rows before the first damaged one, without damaged columns; None when there are none.
     """
@@ -49,15 +49,15 @@ class Health:
 
     @property
     def resumable(self) -> bool:
-        """Is there a state that continues the good rows?"""
+        """Whether there is a state that continues the good rows."""
         return self.good is not None and bool(self.good.restart())
 
 
 def examine(path: str | os.PathLike) -> Health:
     """Reads and hashes everything that a run has on disk; changes nothing and disturbs no writer.
 
-    A part is good when its bytes match the manifest's sha256; in a packed file a column when it matches its own sha256,
-    and where θ as a whole does not, a row when its chunk matches its fletcher32.
+    A part is good when its bytes match the sha256 in the manifest. In a packed file a column is good when it matches
+    its own sha256; if θ as a whole does not, a row is good when its chunk matches its fletcher32.
 
     Args:
         path: of the run.
@@ -72,7 +72,7 @@ def examine(path: str | os.PathLike) -> Health:
     for _ in range(RETRIES):
         before = _manifest_bytes(path)
         health = _examine(path)
-        if not health.problems or before == _manifest_bytes(path):  # else a writer replaced parts under our hands
+        if not health.problems or before == _manifest_bytes(path):  # else a writer replaced parts meanwhile
             break
     return health
 
@@ -96,12 +96,12 @@ def _examine(path: str) -> Health:
         if not problems:
             raise PathError(f"examining {path!r}: no such file; expected a run. Check the path given as out=….")
         return Health(path, "unreadable", 0, tuple(problems), None)
-    except SchemaError as error:  # a manifest or a header, without which nothing else has a meaning
+    except SchemaError as error:  # a manifest or a header, without which nothing can be read
         return Health(path, "unreadable", 0, (*problems, str(error)), None)
 
 
 def salvage(path: str | os.PathLike, out: str | os.PathLike) -> Health:
-    """Copies the good rows of a damaged run into a new packed file; the old one stays as it is.
+    """Copies the good rows of a damaged run into a new packed file; the old one is not changed.
 
     The copy has the state to continue from when that belongs to its last row; its status is "salvaged", or "complete"
     when nothing was wrong.
@@ -129,7 +129,7 @@ def salvage(path: str | os.PathLike, out: str | os.PathLike) -> Health:
 
 
 def migrate(path: str | os.PathLike, out: str | os.PathLike) -> bool:
-    """Copies a run of an older schema into a packed file of the present one; the old one stays as it is.
+    """Copies a run of an older schema into a packed file of the present one; the old one is not changed.
 
     Args:
         path: of the run, any schema that `open_record` reads.
@@ -179,7 +179,7 @@ def _copy(record: Record, target: str, status: str, disk: Disk) -> None:
 
 
 def _packed(path: str, problems: list[str]) -> Piece | None:
-    """The packed file; None where there is none, or where it cannot be trusted at all, which is noted."""
+    """The packed file; None if there is none, or if it is not valid, which is noted."""
     try:
         return Piece.packed(path)
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def _part(folder: str, part: Part, kind: str, run_id: str, problems: list[str]) 
 
 
 def _restart_of(piece: Piece, problems: list[str]) -> bool:
-    """Has the piece a readable state to continue from?"""
+    """Whether the piece has a readable state to continue from."""
     try:
         return bool(piece.values("restart"))
     except SchemaError as error:
@@ -271,7 +271,7 @@ def _good_rows(packed: Piece, problems: list[str]) -> tuple[int, tuple[str, ...]
     rows = packed.rows
     for name in VECTORS:
         if name in found:
-            first = next((k for k in range(rows) if not _readable(packed, name, k)), 0)  # 0: it cannot be told where
+            first = next((k for k in range(rows) if not _readable(packed, name, k)), 0)  # 0: it is unknown where
             rows = min(rows, first)
     return rows, names
 

@@ -1,4 +1,4 @@
-"""Lock: one writer a run. `run.lock` is held by flock and says by whom; readers look at it and never take it."""
+"""Lock: one writer per run. `run.lock` is held by flock and names its holder; readers read it and never take it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "run.lock"
 class RunLock:
     """The lock of one run, held from `acquire` to `release` or to the end of the process.
 
-    The kernel drops a dead process's lock, so that one is simply taken over.
+    The kernel releases the lock of a dead process, so it can be taken over.
 
     Args:
         path: the lock file.
@@ -54,7 +54,7 @@ class RunLock:
             except BaseException:
                 os.close(fd)
                 raise
-            os.close(fd)  # the former holder removed the file between our open and our flock: it locks nothing
+            os.close(fd)  # the previous holder removed the file between our open and our flock: it locks nothing
 
     @staticmethod
     def _flock(fd: int, path: str) -> None:
@@ -64,16 +64,16 @@ class RunLock:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             held = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-            if held or holder_alive(path):  # a file system without flock leaves only the pid to go by
+            if held or holder_alive(path):  # on a file system without flock only the pid is left
                 raise StorageError(_refusal(path, held)) from None
 
     @property
     def released(self) -> bool:
-        """Has it been given back?"""
+        """Whether it has been released."""
         return self._fd < 0
 
     def release(self) -> None:
-        """Gives the lock back; a second call does nothing."""
+        """Releases the lock; a second call does nothing."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             with contextlib.suppress(OSError):
@@ -92,7 +92,7 @@ def lock_run(path: str, disk: Disk) -> RunLock:
         The lock.
 
     Raises:
-        PathError: one cannot write there.
+        PathError: the folder is not writable.
         StorageError: another writer holds it, or the disk is full.
     """
     try:
@@ -113,7 +113,7 @@ def lock_run(path: str, disk: Disk) -> RunLock:
 
 
 def make_folder(disk: Disk, path: str) -> None:
-    """Makes a folder and the missing ones above it; their entries reach the disk, or a power cut takes all in it."""
+    """Makes a folder and the missing ones above it, and syncs their entries, so that a power cut does not lose them."""
     above = os.path.dirname(path)
     if not os.path.isdir(above):
         make_folder(disk, above)
@@ -122,7 +122,7 @@ def make_folder(disk: Disk, path: str) -> None:
 
 
 def holder_alive(path: str) -> bool:
-    """Does the process named in the lock file live? Takes no lock. Another host's process is taken to live."""
+    """Whether the process named in the lock file is alive; assumed for another host. Takes no lock."""
     who = _holder(path)
     pid = who.get("pid")
     if not isinstance(pid, int) or pid < 1:
@@ -161,7 +161,7 @@ def _holder(path: str) -> dict:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks (pids are reused); "dead" for a zombie, None where /proc has no word."""
+    """When a process started, in clock ticks (pids are reused); "dead" for a zombie, None where /proc has no entry."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

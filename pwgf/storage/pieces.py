@@ -1,4 +1,4 @@
-"""Pieces: the HDF5 files that a run is read from, each opened through the guard and checked against its hash."""
+"""Pieces: the HDF5 files from which a run is read, each opened through the guard and checked against its hash."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Piece:
 
     @classmethod
     def packed(cls, path: str) -> Piece:
-        """Opens a packed file and checks that its dataset hashes are the ones it was published with.
+        """Opens a packed file and checks that its dataset hashes are those with which it was published.
 
         Raises:
             FileNotFoundError: it is not there.
-            SchemaError: it is no trajectory, or damaged.
+            SchemaError: it is not a trajectory, or damaged.
         """
         file, datasets = open_guarded(open_stored(path), path, "trajectory")
         with trusting(path):
@@ -72,7 +72,7 @@ class Piece:
 
     @property
     def is_packed(self) -> bool:
-        """A packed file, whose datasets have their own hashes, or a part?"""
+        """Whether this is a packed file, whose datasets have their own hashes, and not a part."""
         return self._digests is not None
 
     @property
@@ -131,11 +131,11 @@ class Piece:
             return np.asarray(self._datasets[name][start:stop])
 
     def problems(self) -> list[str]:
-        """What is wrong when every byte is read; [] when nothing is."""
+        """The problems found by reading every byte; [] if there are none."""
         return list(self.problems_by_name().values())
 
     def problems_by_name(self) -> dict[str, str]:
-        """The damaged datasets, each with what is wrong; reads every byte."""
+        """The damaged datasets, each with its problem; reads every byte."""
         found = {}
         for name in VECTORS if self._digests is None else self._digests:
             try:

@@ -212,7 +212,7 @@ def test_arguments_of_single_problems_are_checked():
         (lambda: problems.Rosenbrock(1), r"Rosenbrock\(dim=…\) needs d ≥ 2, a coordinate that bends.*; got 1"),
         (lambda: problems.Rosenbrock(2, mu=math.inf), r"Rosenbrock\(mu=…\) needs a finite number; got inf"),
         (lambda: problems.Rosenbrock(2, b=0), r"Rosenbrock\(b=…\) must be positive and finite; got 0"),
-        (lambda: problems.DoubleBanana(3), r"DoubleBanana\(dim=…\) lives in two dimensions; got 3"),
+        (lambda: problems.DoubleBanana(3), r"DoubleBanana\(dim=…\) must be 2; got 3"),
         (
             lambda: problems.DoubleBanana(observation="a"),
             r"DoubleBanana\(observation=…\) needs a finite number; got 'a'",
