@@ -175,7 +175,9 @@ class Shared:
     """n samples (`num_samples`, of all processes together) divided among a group; the rows `own` are this rank's."""
 
     def __init__(self, num_samples: int, group: Group = ALONE) -> None:
-        self.num_samples, self.group, self.own = num_samples, group, group.share(num_samples)
+        self.num_samples = num_samples
+        self.group = group
+        self.own = group.share(num_samples)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of values (own rows, …) over the samples of all processes, (…).

@@ -103,7 +103,8 @@ class Combination(Energy):
     """A weighted sum of energies; made by `+` and `*`."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
-        self._terms, seen = [], dict[str, int]()
+        self._terms = []
+        seen = dict[str, int]()
         for term in terms:
             base = re.sub(r"_\d+$", "", term.name)  # the number that an earlier sum gave it
             seen[base] = seen.get(base, 0) + 1

@@ -17,7 +17,8 @@ class _Samples:
     """The part of a measure that a user's functional sees: x (n,d) and log_density (n,) only."""
 
     def __init__(self, x: Callable[[], Tensor], log_density: Callable[[], Tensor]) -> None:
-        self._x, self._log_density = x, log_density
+        self._x = x
+        self._log_density = log_density
 
     @property
     def x(self) -> Tensor:

@@ -144,7 +144,8 @@ class MMD(ToSamples):
             bandwidth = float(torch.pdist(self.y[:1000].double()).median())
         if kernel == "gaussian" and not (is_real(bandwidth) and bandwidth > 0):
             raise ConfigError(f"MMD(bandwidth=…) must be a positive length in units of x; got {bandwidth!r}.")
-        self.kernel, self.bandwidth = kernel, bandwidth if kernel == "gaussian" else None
+        self.kernel = kernel
+        self.bandwidth = bandwidth if kernel == "gaussian" else None
         self._within_target: float | None = None
 
     def _value(self, x: Tensor, y: Tensor) -> Tensor:
@@ -231,7 +232,8 @@ class SlicedW2(ToSamples):
         super().__init__(y)
         for name, value, least in (("num_directions", num_directions, 1), ("seed", seed, 0)):
             check_integer(value, name, "SlicedW2", least=least)
-        self.num_directions, self.seed = num_directions, seed
+        self.num_directions = num_directions
+        self.seed = seed
         d, generator = y.shape[1], torch.Generator().manual_seed(seed)
         frames = -(-num_directions // d)
         normal = torch.randn(frames, d, d, generator=generator, dtype=torch.float64)
@@ -302,7 +304,8 @@ class Sinkhorn(ToSamples):
                 'Sinkhorn needs geomloss, which is not installed. Install it with pip install "pwgf[eval]", or use '
                 "SlicedW2."
             ) from error
-        self.blur, self.scaling = float(blur), float(scaling)
+        self.blur = float(blur)
+        self.scaling = float(scaling)
         self._loss = geomloss.SamplesLoss("sinkhorn", p=2, blur=blur, scaling=scaling, backend="tensorized")
 
     def _value(self, x: Tensor, y: Tensor) -> Tensor:

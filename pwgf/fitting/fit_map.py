@@ -125,7 +125,9 @@ class _Likelihood:
     def __init__(
         self, map: PushForward, reference: Reference, x: Tensor, batch: int, share: float, generator: torch.Generator
     ) -> None:
-        self.map, self.reference, self.batch = map, reference, batch
+        self.map = map
+        self.reference = reference
+        self.batch = batch
         order = torch.randperm(len(x), generator=generator)
         count = min(math.ceil(share * len(x)), len(x) - 1)
         self.judging = x[order[:count]] if count else x
@@ -152,9 +154,13 @@ class _ReverseKL:
     def __init__(
         self, map: PushForward, reference: Reference, log_target: Callable, batch: int, generator: torch.Generator
     ) -> None:
-        self.map, self.reference, self.log_target, self.batch = map, reference, log_target, batch
+        self.map = map
+        self.reference = reference
+        self.log_target = log_target
+        self.batch = batch
         even = getattr(reference, "matched_sample", reference.sample)  # so that a Gaussian is found exactly
-        self.judging, self.all = even(batch, generator), even(10 * batch, generator)
+        self.judging = even(batch, generator)
+        self.all = even(10 * batch, generator)
 
     def _of(self, theta: Tensor, z: Tensor) -> Tensor:
         rho = PushedMeasure(self.map, self.reference, theta, z)
@@ -180,8 +186,13 @@ class _Best:
     """The best θ on the held-out samples so far, the count of iterations, and the response to a failed one."""
 
     def __init__(self, objective: _Objective, theta: Tensor, learning_rate: float, bar: Progress) -> None:
-        self.objective, self.learning_rate, self.bar = objective, learning_rate, bar
-        self.theta, self.value, self.iterations, self.failures = theta.clone(), math.inf, 0, 0
+        self.objective = objective
+        self.learning_rate = learning_rate
+        self.bar = bar
+        self.theta = theta.clone()
+        self.value = math.inf
+        self.iterations = 0
+        self.failures = 0
         start = self.objective.judge(theta)
         if not math.isfinite(start):
             raise NonFiniteError(
@@ -208,7 +219,8 @@ class _Best:
         self.bar.update(self.iterations, value=value)
         clearly = value < self.value - 1e-6 * max(1.0, abs(self.value))
         if value < self.value:
-            self.theta, self.value = theta.detach().clone(), value
+            self.theta = theta.detach().clone()
+            self.value = value
         return clearly
 
     def failed(self, error: Exception) -> None:

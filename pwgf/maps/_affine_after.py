@@ -87,9 +87,11 @@ class _Run:
     """One run of T with probes at the outputs of its blocks."""
 
     def __init__(self, map: AffineAfter, calls: list[Call], features: Tensor, x: Tensor) -> None:
-        self.layout, self.num_params, self.calls, self.features, self.x = (
-            map.layout(), map.num_params, calls, features, x,
-        )  # fmt: skip
+        self.layout = map.layout()
+        self.num_params = map.num_params
+        self.calls = calls
+        self.features = features
+        self.x = x
         with torch.enable_grad():
             self.push, self.pull = products(x, [call.probe for call in calls])
 

@@ -64,7 +64,8 @@ class FromFlow(FromModule):
                 f"{type(flow).__name__}. Take one of zuko.flows, or zuko.lazy.Flow(transform, base); other modules go "
                 "to maps.FromModule."
             )
-        self._linear, self._implicit = (nn.Linear, zuko.nn.Linear), False
+        self._linear = (nn.Linear, zuko.nn.Linear)
+        self._implicit = False
         super().__init__(_Sampler(transform), dim)
         self._check_log_det()
 

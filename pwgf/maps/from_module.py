@@ -74,7 +74,8 @@ class FromModule(PushForward):
                 f"{type(self).__name__}: parameter {frozen[0]!r} is frozen (requires_grad=False), so the flow could "
                 "not move it; unfreeze it, or register it as a buffer to keep it constant."
             )
-        self.dim, self.residual = dim, bool(residual)
+        self.dim = dim
+        self.residual = bool(residual)
         self._module = module
         self._names = [name for name, _ in module.named_parameters()]
         if not self._names:

@@ -250,7 +250,9 @@ class _Step(PushForward):
     """One step of Φ, as a map for Newton's method."""
 
     def __init__(self, whole: NeuralODE, k: int) -> None:
-        self.whole, self.k, self.dim = whole, k, whole.dim
+        self.whole = whole
+        self.k = k
+        self.dim = whole.dim
 
     def layout(self) -> list[Block]:
         return self.whole.layout()

@@ -19,7 +19,8 @@ _SWEEPS = 50  # of each approximation at most
 _FAR = 16.0  # nats below the maximum at which log p(u) is cut off
 _MOST = 150  # approximations at most
 _FINE = 4000  # points of the distribution function of u
-_REACH, _NORMAL_STEP = 4.75, 0.25  # of the table u(z)
+_REACH = 4.75  # the table u(z) covers z from −_REACH to _REACH
+_NORMAL_STEP = 0.25  # in z, of this table
 
 
 class WeightsGivenPrecision:
@@ -58,7 +59,8 @@ class WeightsGivenPrecision:
             logs.append(evidence[-1] + float(log_prior(torch.tensor(u, dtype=torch.float64))))
             factor = torch.linalg.cholesky(found[-1].cov)
             tables.append(math.exp(u / 2) * torch.cat([found[-1].mean[:, None], factor], 1))
-        self._lowest, self._tables = u, torch.stack(tables[::-1])  # (G, k, 1+k)
+        self._lowest = u
+        self._tables = torch.stack(tables[::-1])  # (G, k, 1+k)
         self._quantiles = _quantiles(torch.tensor(evidence[::-1], dtype=torch.float64), log_prior, u, self._step)
         self._directions = _directions(rows, found[logs.index(max(logs))])
 

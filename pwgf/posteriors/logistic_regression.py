@@ -65,7 +65,8 @@ class LogisticRegression:
         seed: int = 0,
     ) -> None:
         X, y = _checked_data(X, y)
-        self.intercept, self.prior_rate = intercept, check_positive(prior_rate, "prior_rate", "LogisticRegression")
+        self.intercept = intercept
+        self.prior_rate = check_positive(prior_rate, "prior_rate", "LogisticRegression")
         self._signed = y[:, None] * self._design(X)  # y x, so that the margin is w · y x
         self.dim = self._signed.shape[1] + 1
         self._scale = 1.0
@@ -173,7 +174,8 @@ class LogisticRegression:
         rows = whole[torch.randperm(len(whole), generator=generator)[:size]]
         mode, scale = _mode(whole), len(whole) / size
         (slope, curvature), (part_slope, part_curvature) = _expand(whole, mode), _expand(rows, mode)
-        self._signed, self._scale = rows, scale
+        self._signed = rows
+        self._scale = scale
         self._correction = (mode, slope - scale * part_slope, curvature - scale * part_curvature)
 
 

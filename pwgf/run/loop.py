@@ -104,7 +104,11 @@ class Loop:
         span: tuple[float, float],
         spent: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.scheme, self.store, self.options, self.signals, self.span = scheme, store, options, signals, span
+        self.scheme = scheme
+        self.store = store
+        self.options = options
+        self.signals = signals
+        self.span = span
         self.group = world()
         self.warnings = Warnings(span, speaks=self.group.rank == 0)
         self.began = time.monotonic() - spent[0]

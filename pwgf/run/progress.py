@@ -21,7 +21,9 @@ class Progress:
 
     def __init__(self, first: float, last: float, show: bool | None = None) -> None:
         wanted = os.environ.get("PWGF_PROGRESS", "1") != "0" if show is None else show
-        self._first, self._last, self._said = first, last, time.monotonic()
+        self._first = first
+        self._last = last
+        self._said = time.monotonic()
         self._plain = wanted and not sys.stderr.isatty()
         self._bar = None
         if wanted and not self._plain:

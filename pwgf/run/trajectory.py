@@ -41,7 +41,9 @@ class Trajectory:
     """
 
     def __init__(self, source: Source, reader: Replay | None, path: str | None = None, missing: str = "") -> None:
-        self._source, self._reader, self._missing = source, reader, missing
+        self._source = source
+        self._reader = reader
+        self._missing = missing
         self.path = path
         self.t: np.ndarray = source.column("t")
         self._checked: set[int] = set()
@@ -203,7 +205,8 @@ class _Rows:
     """The rows as schemes see them."""
 
     def __init__(self, run: Trajectory) -> None:
-        self.t, self._source = run.t, run._source
+        self.t = run.t
+        self._source = run._source
 
     def theta(self, k: int) -> Tensor:
         return torch.from_numpy(np.array(self._source.vector("theta", k)))

@@ -189,10 +189,14 @@ class _Watch:
     """Checks the law at doubled times; as a callback of `solve` it returns True when the flow has converged."""
 
     def __init__(self, scheme: PWGF, target: Target, reference: Reference, tolerance: float, seed: int) -> None:
-        self.scheme, self.target, self.reference, self.tolerance = scheme, target, reference, tolerance
+        self.scheme = scheme
+        self.target = target
+        self.reference = reference
+        self.tolerance = tolerance
         self.z = reference.sample(2 * _CHUNK, torch.Generator().manual_seed(seed + 2))
         self.times: set[float] = set()
-        self.kl, self.converged = math.inf, False
+        self.kl = math.inf
+        self.converged = False
         self.looks: list[tuple[float, float, float]] = []  # t, F, rms |y|
 
     def __call__(self, state: State, info: Info) -> bool:

@@ -24,7 +24,8 @@ class Linear:
     """
 
     def __init__(self, centre: Tensor, scale: Tensor) -> None:
-        self.centre, self.scale = centre.double(), scale.double()
+        self.centre = centre.double()
+        self.scale = scale.double()
         self.log_volume = torch.linalg.slogdet(self.scale)[1]
 
     def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +45,8 @@ class Target:
     """log p in the coordinates y: log p(x(y)) + log|det ∂x/∂y|, (n,d) → (n,)."""
 
     def __init__(self, log_density: LogDensity, coordinates: Coordinates) -> None:
-        self.log_density, self.coordinates = log_density, coordinates
+        self.log_density = log_density
+        self.coordinates = coordinates
 
     def __call__(self, y: Tensor) -> Tensor:
         x, log_volume = self.coordinates(y)

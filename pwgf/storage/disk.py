@@ -122,7 +122,8 @@ class Stored(io.RawIOBase):
 
     def __init__(self, fd: int) -> None:
         super().__init__()
-        self._fd, self._position = fd, 0
+        self._fd = fd
+        self._position = 0
 
     def readinto(self, buffer) -> int:
         """Reads at the present position."""

@@ -27,7 +27,8 @@ class RunLock:
     """
 
     def __init__(self, path: str, fd: int) -> None:
-        self._path, self._fd = path, fd
+        self._path = path
+        self._fd = fd
 
     @classmethod
     def acquire(cls, path: str, disk: Disk) -> RunLock:
@@ -75,7 +76,8 @@ class RunLock:
     def release(self) -> None:
         """Releases the lock; a second call does nothing."""
         if self._fd >= 0:
-            fd, self._fd = self._fd, -1
+            fd = self._fd
+            self._fd = -1
             with contextlib.suppress(OSError):
                 os.remove(self._path)  # while still held, so that it is certainly ours
             os.close(fd)

@@ -35,7 +35,10 @@ class Piece:
         datasets: Mapping[str, h5py.Dataset],
         digests: Mapping[str, str] | None = None,
     ) -> None:
-        self.path, self._file, self._datasets, self._digests = path, file, datasets, digests
+        self.path = path
+        self._file = file
+        self._datasets = datasets
+        self._digests = digests
 
     @classmethod
     def packed(cls, path: str) -> Piece:

@@ -61,16 +61,28 @@ class Record:
     """
 
     def __init__(self, path: str, now: snapshot.Snapshot) -> None:
-        self.path, self._now, self._count = path, now, now.rows
+        self.path = path
+        self._now = now
+        self._count = now.rows
         self._segment: tuple[str, Piece] | None = None  # the closed segment read last
         self._cache: dict[str, dict[str, np.ndarray]] = {}  # columns by the hash of their file
-        self.status, self.complete = now.status, now.status == "complete"
-        self.run_id, self.created, self.schema, self.header = now.run_id, now.created, now.schema, now.header
-        self.config, self.layout, self.provenance = now.header.config, now.header.layout, now.header.provenance
-        self.dim, self.num_params, self.arrays = now.header.dim, now.header.num_params, dict(now.header.arrays)
+        self.status = now.status
+        self.complete = now.status == "complete"
+        self.run_id = now.run_id
+        self.created = now.created
+        self.schema = now.schema
+        self.header = now.header
+        self.config = now.header.config
+        self.layout = now.header.layout
+        self.provenance = now.header.provenance
+        self.dim = now.header.dim
+        self.num_params = now.header.num_params
+        self.arrays = dict(now.header.arrays)
 
         self.names = self._piece(len(self) - 1).column_names if len(self) else ("t",)
-        self.manifest, self.serial, self.content_sha256 = now.manifest, now.serial, now.content_sha256
+        self.manifest = now.manifest
+        self.serial = now.serial
+        self.content_sha256 = now.content_sha256
 
     def __len__(self) -> int:
         return self._count

@@ -60,7 +60,11 @@ class Writer:
     """
 
     def __init__(self, path: str, disk: Disk, lock: RunLock, manifest: Manifest, max_cost: float | None) -> None:
-        self.path, self._disk, self._lock, self._manifest, self._max_cost = path, disk, lock, manifest, max_cost
+        self.path = path
+        self._disk = disk
+        self._lock = lock
+        self._manifest = manifest
+        self._max_cost = max_cost
         self._names: tuple[str, ...] | None = None
         self._last_t = -math.inf
         self._open: list[Row] = []  # rows of the newest published segment while it has room
@@ -69,7 +73,9 @@ class Writer:
         self._serial = manifest.serial
         self._stray: set[str] = set()  # parts written that no manifest names any more, or never did
         self._clock = time.monotonic
-        self._began, self._spent, self._last_cost = self._clock(), 0.0, 0.0  # seconds
+        self._began = self._clock()  # these three in seconds
+        self._spent = 0.0
+        self._last_cost = 0.0
 
     @classmethod
     def create(
@@ -158,7 +164,8 @@ class Writer:
             lock.release()
             raise
         writer = cls(path, disk, lock, manifest, max_cost)
-        writer._names, writer._last_t = record.names, float(record.column("t")[-1])
+        writer._names = record.names
+        writer._last_t = float(record.column("t")[-1])
         return writer, record
 
     def __enter__(self) -> Writer:
@@ -194,7 +201,8 @@ class Writer:
         self._require_open("append")
         names = self._names or column_names(row)
         values, state = checked_row(row, names, self._manifest.num_params, self._last_t), copied(restart)
-        self._names, self._last_t = names, values["t"]
+        self._names = names
+        self._last_t = values["t"]
         # in one statement without a call: the exception of a signal between two would separate row and state
         self._pending, self._restart = [*self._pending, values], state
         if self._is_due():
@@ -215,13 +223,14 @@ class Writer:
         self._require_open("publish")
         if self._restart is None:
             return
-        began, self._serial = self._clock(), self._serial + 1
+        began = self._clock()
+        self._serial += 1
         if self._pending:
             self._publish_rows(self._restart)
         else:
             name = f"restart-{self._serial:06d}.h5"
             self._commit(restart=self._put(name, restart_image(self._manifest, self._restart)))
-        self._pending, self._restart = [], None
+        self._pending, self._restart = [], None  # in one statement, as in `append`
         self._last_cost = self._clock() - began
         self._spent += self._last_cost
 
