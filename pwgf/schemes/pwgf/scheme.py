@@ -23,7 +23,7 @@ from ...parallel import ALONE, world
 from ...state import Info, State
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .evaluation import evaluate_row
-from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
+from .right_side import EXACT_SLOPES, RightSide, Setup, check_shared, finite_velocity, refuse_folded
 from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, solve_settings
 
 _log = logging.getLogger("pwgf")
@@ -114,8 +114,8 @@ class PWGF(MapReplay):
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
         self.damping = damping
         self.chunk_size, self.max_memory = chunk_size, max_memory
-        self._problem = Problem(energy, map, reference, solver_, form, chunk, world())
-        self._alone = dataclasses.replace(self._problem, group=ALONE)  # for a few samples, in every process
+        self._setup = Setup(energy, map, reference, solver_, form, chunk, world())
+        self._alone = dataclasses.replace(self._setup, group=ALONE)  # for a few samples, in every process
 
     @staticmethod
     def _chosen(integrator: str | Integrator, form: str) -> Integrator:
@@ -152,7 +152,7 @@ class PWGF(MapReplay):
                 "(a) its function is NaN or infinite at some samples T(z): check it there, or take another reference; "
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
-        check_shared(self._problem, theta, z)
+        check_shared(self._setup, theta, z)
         if self.integrator_sees_slopes:
             with torch.no_grad():
                 explicit = self.energy.hessian(rho).explicit
@@ -220,7 +220,7 @@ class PWGF(MapReplay):
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
         chosen = solve_settings(self.damping, momentum, self.map.num_params, *z.shape)
-        return RightSide(self._problem, z, state.theta_dot, state.t, probes=probes, **chosen._asdict())
+        return RightSide(self._setup, z, state.theta_dot, state.t, probes=probes, **chosen._asdict())
 
     @property
     def integrator_sees_slopes(self) -> bool:
@@ -229,7 +229,7 @@ class PWGF(MapReplay):
 
     def _agreed(self, state: State) -> State:
         """Rank 0's state in all processes: what rounding makes of it may differ between machines."""
-        group = self._problem.group
+        group = self._setup.group
         if group.size == 1:
             return state
         theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
@@ -278,7 +278,7 @@ class PWGF(MapReplay):
         side = self._side(self._draw(self.num_samples, generator, even=True), state, generator, self.momentum)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
-        row.update(evaluate_row(self._problem, state.theta, theta_dot, self._blocks(generator)))
+        row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator)))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,
@@ -313,18 +313,16 @@ class PWGF(MapReplay):
 
     def to_config(self) -> dict[str, Any]:
         """The resolved settings as JSON."""
-        problem = self._problem
-        solver = {"name": problem.solver.name}
-        if dataclasses.is_dataclass(problem.solver):
-            solver.update(
-                {f.name: getattr(problem.solver, f.name) for f in dataclasses.fields(problem.solver) if f.init}
-            )
+        setup = self._setup
+        solver = {"name": setup.solver.name}
+        if dataclasses.is_dataclass(setup.solver):
+            solver.update({f.name: getattr(setup.solver, f.name) for f in dataclasses.fields(setup.solver) if f.init})
         return {
             "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
             "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
             "num_samples": self.num_samples, "num_eval": self.num_eval, "tolerance": self.tolerance,
             "integrator": self.integrator.to_config(), "damping": self.damping, "momentum": self.momentum,
-            "solver": solver, "form": problem.form, "chunk_size": self.chunk_size,
+            "solver": solver, "form": setup.form, "chunk_size": self.chunk_size,
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip

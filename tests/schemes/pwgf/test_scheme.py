@@ -140,8 +140,8 @@ def test_heavy_damping_keeps_of_the_last_theta_dot_what_fits_the_velocity():
     scheme = ou_scheme(integrator=pwgf.Euler(0.1), damping=1e12, momentum=0.5)
     state = scheme.start()
     z = scheme._draw(60, state.generator(), even=True)
-    rho = scheme._problem.pushed(state.theta, z)
-    tangent, v = scheme._problem.tangent(state.theta, z).dense(), OU.energy.velocity(rho).reshape(-1)
+    rho = scheme._setup.pushed(state.theta, z)
+    tangent, v = scheme._setup.tangent(state.theta, z).dense(), OU.energy.velocity(rho).reshape(-1)
     eta = 10 * torch.linalg.lstsq(tangent, v[:, None]).solution[:, 0]
     fit = float((tangent @ eta) @ v / (tangent @ eta).square().sum())
     assert 0 < fit < 0.5
@@ -222,7 +222,7 @@ def test_after_four_redraws_the_step_gives_up():
         SolverError, match=r"no step from t = 0 succeeded .*4 redraws.*: flaky.*is good.*larger damping"
     ):
         scheme.step(scheme.start(), 1.0)
-    assert len(scheme._problem.solver.samples) == 5
+    assert len(scheme._setup.solver.samples) == 5
 
 
 def test_fixed_steps_give_up_at_once():
