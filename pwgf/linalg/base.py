@@ -136,7 +136,7 @@ class NormalEquations:
         solver: name of the solver, for the messages.
         tangent: J at n samples.
         v: velocity to be fitted, (n, d), in the tangent's dtype.
-        damping: λ ≥ 0, relative to tr Ĝ; μ = λ tr Ĝ.
+        damping: ε ≥ 0, relative to tr Ĝ; μ = ε tr Ĝ.
         prior: centre of the damping, (p,); zero if None.
         rhs: replaces Jᵀv/n, (p,).
 

@@ -50,7 +50,7 @@ def choose(
         n, d, p: samples, dimension, parameters.
         layered: whether Gram matrices are cheap because the structure of J is known.
         has_rhs: whether a free right side is given (the gradient form).
-        damping: λ of the solve.
+        damping: ε of the solve.
         accuracy: in (0, 1], factor of the iterations' tolerances.
         implicit: whether the rows are those of an implicit step.
         output_share: share of the parameters that move a single coordinate of x each.

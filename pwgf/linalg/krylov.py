@@ -17,8 +17,8 @@ from pwgf.linalg.base import NormalEquations, Solution, TangentLike, check_setti
 class CG:
     """Conjugate gradients on the normal equations; no set-up, any right side.
 
-    The error in the displacement, |J(x − x*)|/|Jx*|, grows like rtol/√λ at worst. On tangents of random two-layer maps
-    and on spectra falling by 4 and 8 decades it was, at rtol = 1e-5: 2e-5–1e-4 at λ = 1e-4, 6e-5–4e-4 at 1e-6, 3e-4–
+    The error in the displacement, |J(x − x*)|/|Jx*|, grows like rtol/√ε at worst. On tangents of random two-layer maps
+    and on spectra falling by 4 and 8 decades it was, at rtol = 1e-5: 2e-5–1e-4 at ε = 1e-4, 6e-5–4e-4 at 1e-6, 3e-4–
     3e-3 at 1e-8; ten times that at rtol = 1e-4 for a fifth to two thirds fewer iterations.
 
     Without damping a right side outside range(Jᵀ) makes it diverge (converged False); MINRES and primal do not.
@@ -80,7 +80,7 @@ class MINRES:
     converged False.
 
     It stops earlier than CG at the same rtol, at a larger error in the displacement |J(x − x*)|/|Jx*|: at rtol = 1e-5
-    that was 3e-5–1e-4 at λ = 1e-4 and 3e-4–1e-3 at 1e-6 on the tangents that `CG` names.
+    that was 3e-5–1e-4 at ε = 1e-4 and 3e-4–1e-3 at 1e-6 on the tangents that `CG` names.
 
     Cost: two products per iteration, three or four around.
 
@@ -113,7 +113,7 @@ class MINRES:
         if problem.solved:
             return problem.prior_solution()
 
-        null_rtol = damping / 10 if damping > 0 else None  # λ > 0 leaves no null space: |Ar| ≥ λ tr Ĝ |r|
+        null_rtol = damping / 10 if damping > 0 else None  # ε > 0 leaves no null space: |Ar| ≥ ε tr Ĝ |r|
 
         def run(y0: Tensor | None) -> Iterate:
             return minres(
@@ -134,7 +134,7 @@ class LSMR:
     """LSMR on J itself, with the damping rotated into its factorisation; keeps most digits of an ill-conditioned J.
 
     It stops where MINRES does. The error in the displacement, |J(x − x*)|/|Jx*|, was at rtol = 1e-5: 3e-5–9e-5 at
-    λ = 1e-4, 3e-4–1e-3 at 1e-6, 3e-3–1e-2 at 1e-8 on the tangents that `CG` names.
+    ε = 1e-4, 3e-4–1e-3 at 1e-6, 3e-3–1e-2 at 1e-8 on the tangents that `CG` names.
 
     Cost: two products per iteration, four or five around.
 

@@ -26,7 +26,7 @@ class SubsamplePCG:
     M⁻¹r = (r − J_Sᵀ (J_SJ_Sᵀ + s·m·I)⁻¹ J_S r)/s. The samples are evenly spaced ones, so equal inputs give equal bits.
 
     The preconditioner evens out the directions, so that the error in the displacement, |J(x − x*)|/|Jx*|, is .2 to 5
-    times rtol for every λ from 1e-4 to 1e-7, where plain CG loses up to a factor 1/√λ.
+    times rtol for every ε from 1e-4 to 1e-7, where plain CG loses up to a factor 1/√ε.
 
     Cost: per iteration two products and two on the subset; the Gram matrix, Cholesky factor and inverse of the subset
     once, or once for many solves, see `for_interval`.
