@@ -95,7 +95,7 @@ class MidFlow(NamedTuple):
         return Setup(self.problem.energy, self.map, self.problem.reference, solver, "velocity", chunk_size, group)
 
     def right_side(self, n: int, solver: str | linalg.LinearSolver = "auto", group: Group = ALONE) -> Tensor:
-        """θ̇ at n samples: densities, velocity, tangent, and the solve by itself, as in the first stage of a step."""
+        """θ̇ at n samples: densities, velocity, tangent, and the solve alone, as in the first stage of a step."""
         pieces, z = self.pieces(solver, group), self.sample(n)
         return RightSide(pieces, z, self.theta_dot, 0.0, momentum=0.9, damping=1e-6)(self.theta)
 

@@ -1,4 +1,4 @@
-"""The linear solve: preconditioned against plain conjugate gradients, and `auto` against every solver by itself.
+"""The linear solve: preconditioned against plain conjugate gradients, and `auto` against every single solver.
 
     python -m benchmarks.solves                # about four minutes
 
