@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -92,36 +93,27 @@ def title(run: Trajectory) -> str:
     scheme, problem = run.config["scheme"], run.config.get("problem")
     name = _TITLES.get(problem["name"], problem["name"]) if problem else "Wasserstein gradient flow"
     extra = "".join(f", {key} = {problem[key]:g}" for key in ("c", "m") if key in problem) if problem else ""
-    how = f"{scheme['name']} with {scheme['num_samples']} particles"
-    if "map" in scheme:
-        how = f"{scheme['name']} with {scheme['map']['name']} ({len(run.theta(run.t[0]))} parameters)"
     dim = scheme["reference"].get("dim", "?")
-    return f"{name}, d = {dim}{extra} · {how}"
+    return f"{name}, d = {dim}{extra} · {_moved(run)}"
+
+
+def _moved(run: Trajectory) -> str:
+    """The scheme and what it moves, such as "PWGF with ResidualMLP (326 parameters)"."""
+    told, size = run.description, len(run.theta(run.t[0]))
+    if told.rows == "particles":
+        dim = run.config["scheme"]["reference"].get("dim")
+        return f"{told.name} with {size // dim if dim else '?'} particles"
+    return told.name + (f" with {told.map}" if told.map else "") + f" ({size} parameters)"
 
 
 def _settings(run: Trajectory) -> str:
-    scheme = run.config["scheme"]
-    known = {
-        "tolerance": "tolerance {:g}", "dt": "dt {:g}", "tau": "tau {:g}", "h": "h {:g}",
-        "damping": "damping {:g}", "dtype": "{}",
-    }  # fmt: skip
-    parts = [_steps(scheme["integrator"], run)] if "integrator" in scheme else []
-    parts += [text.format(scheme[name]) for name, text in known.items() if scheme.get(name) is not None]
-    if "map" in scheme:
-        parts.append(f"{scheme['num_samples']} samples a{' right side' if scheme['name'] == 'PWGF' else 'n iteration'}")
+    def last(found: re.Match[str]) -> str:
+        return f"{run[found[1]][-1]:.6g}" if found[1] in run.names else "?"
+
+    parts = [re.sub(r"\{(\w+)\}", last, text) for text in run.description.settings]
     if "wall_time" in run.names:
         parts.append(f"{run['wall_time'][-1]:.3g} s")
     return " · ".join([*parts, f"seed {run.config['seed']}"])
-
-
-def _steps(integrator: dict[str, Any], run: Trajectory) -> str:
-    """Which steps a run took, such as "bosh3" or "auto steps, 31 of 52 implicit"."""
-    name, length = integrator["name"], integrator.get("dt")
-    if name == "Auto":
-        counts = [run[column][-1] for column in ("num_implicit", "num_steps") if column in run.names]
-        return "auto steps" + (", {:.0f} of {:.0f} implicit".format(*counts) if len(counts) == 2 else "")
-    word = integrator.get("method", "implicit steps" if name == "Implicit" else name)
-    return word + (f", dt {length:g}" if length is not None else "")
 
 
 def _column(run: Trajectory, name: str) -> np.ndarray | None:
@@ -151,9 +143,7 @@ def _residual(panel: Any, run: Trajectory) -> None:
     panel.set_title("Projection residual: velocity missed")
     residual, folds = _column(run, "projection_residual"), _column(run, "fold_fraction")
     if residual is None:
-        minimised = run.config["scheme"]["name"] in ("SWJKO", "JKOICNN")
-        why = "each step minimises" if minimised else "particles follow the velocity itself"
-        return _say(panel, f"{why}:\nthere is no projection")
+        return _say(panel, f"{run.description.no_projection}:\nthere is no projection")
     panel.plot(run.t, _positive(residual), "-o", color=RUN, label="E|Jθ̇ − v|² / E|v|²")
     if folds is not None and folds.max() > 0:
         panel.plot(run.t, np.where(folds > 0, folds, np.nan), "-s", color=EXACT, label="folded samples (share)")
