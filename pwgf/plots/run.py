@@ -93,17 +93,9 @@ def title(run: Trajectory) -> str:
     scheme, problem = run.config["scheme"], run.config.get("problem")
     name = _TITLES.get(problem["name"], problem["name"]) if problem else "Wasserstein gradient flow"
     extra = "".join(f", {key} = {problem[key]:g}" for key in ("c", "m") if key in problem) if problem else ""
-    dim = scheme["reference"].get("dim", "?")
-    return f"{name}, d = {dim}{extra} · {_moved(run)}"
-
-
-def _moved(run: Trajectory) -> str:
-    """The scheme and what it moves, such as "PWGF with ResidualMLP (326 parameters)"."""
-    told, size = run.description, len(run.theta(run.t[0]))
-    if told.rows == "particles":
-        dim = run.config["scheme"]["reference"].get("dim")
-        return f"{told.name} with {size // dim if dim else '?'} particles"
-    return told.name + (f" with {told.map}" if told.map else "") + f" ({size} parameters)"
+    dim = scheme["reference"].get("dim")
+    how = run.description.line(len(run.theta(run.t[0])), dim)
+    return f"{name}, d = {'?' if dim is None else dim}{extra} · {how}"
 
 
 def _settings(run: Trajectory) -> str:
@@ -158,7 +150,11 @@ def _error(panel: Any, run: Trajectory, problem: Problem | None, n: int) -> None
     if problem is None:
         return _say(panel, "the file names no problem\nwith a known answer")
     rows = _some(len(run), _ROWS)
-    found = {name: _positive(values) for name, values in accuracy.errors(run, problem, n, rows=rows).items()}
+    try:
+        errors = accuracy.errors(run, problem, n, rows=rows)
+    except ConfigError:
+        return _say(panel, "not measured:\nthe law cannot be read from the file")
+    found = {name: _positive(values) for name, values in errors.items()}
     found["t"] = run.t[rows]
     panel.plot(found["t"], found["bures_w2"], "-o", color=RUN, label="Bures–W₂ (units of x)")
     if np.isfinite(found["bures_w2_floor"]).any():
@@ -181,6 +177,8 @@ def _laws(panels: list[Any], run: Trajectory, problem: Problem | None, n: int) -
     except ConfigError:
         for panel in panels[1:]:
             panel.set_axis_off()
+        if run.description.rows == "own":
+            return _say(panels[0], "only the scheme itself\nreads its rows as a law")
         return _say(panels[0], "a user's own map or reference:\npass it to pwgf.load,\nthen use pwgf.plots.save")
     show = {1: _density_1d, 2: _samples_2d}.get(samples[0].shape[1], _marginal)
     for panel, t, x, (limits, zoom) in zip(panels, times, samples, _limits(samples), strict=False):

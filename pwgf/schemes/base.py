@@ -110,6 +110,17 @@ class Description:
         """Whether ρ_t has one."""
         return self.rows != "particles"
 
+    def line(self, size: int, dim: int | None) -> str:
+        """Scheme and what it moves, such as "PWGF with ResidualMLP (326 parameters)".
+
+        Args:
+            size: numbers in a row of θ.
+            dim: d, where it is known.
+        """
+        if self.rows == "particles":
+            return f"{self.name} with {size // dim if dim else 'its'} particles"
+        return self.name + (f" with {self.map}" if self.map else "") + f" ({size} parameters)"
+
     def to_config(self) -> dict[str, Any]:
         """As JSON."""
         return {**dataclasses.asdict(self), "settings": list(self.settings)}
