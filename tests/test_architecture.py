@@ -375,11 +375,13 @@ ASKING_CALLS = {"isinstance", "issubclass", "type", "startswith", "endswith"}
 
 def asks_for_schemes(tree: ast.AST) -> list[int]:
     """Lines that compare with a scheme's name or class, also in isinstance, match and as the key of a dictionary."""
-    known = {"id": CLASSES, "attr": CLASSES, "value": CLASSES | set(pwgf.schemes.SCHEMES)}
+    short = set(pwgf.schemes.SCHEMES)
     lines = []
     for node in ast.walk(tree):
         calls = isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ASKING_CALLS
         parts = node.keys if isinstance(node, ast.Dict) else [node] if isinstance(node, ASKS) or calls else []
+        texts = CLASSES if isinstance(node, ast.Dict) else CLASSES | short  # a key "pwgf" may be the package's version
+        known = {"id": CLASSES, "attr": CLASSES, "value": texts}
         inner = [leaf for part in parts if part is not None for leaf in ast.walk(part)]
         found = [(getattr(leaf, field, None), names) for leaf in inner for field, names in known.items()]
         if any(isinstance(text, str) and text in names for text, names in found):

@@ -130,6 +130,8 @@ def test_it_is_compared(name):
 def test_the_command_line_knows_it(name, tmp_path, capsys):
     out = str(tmp_path / "run.h5")
     settings = ["--dim", "1", "--end-time", "0.02", "--num-rows", "2", "--num-samples", "50", "--out", out]
+    if name in ("jko-icnn", "sw-jko"):
+        settings += ["--dt", "0.01"]  # by default 20 minimisations
     assert cli.main(["run", "aggregation", "--scheme", name, *settings]) == 0
     assert SCHEMES[name].__name__ in capsys.readouterr().out.splitlines()[0]
     assert pwgf.load(out).t[-1] == 0.02
