@@ -117,8 +117,10 @@ def _column(run: Trajectory, name: str) -> np.ndarray | None:
 def _energy(panel: Any, run: Trajectory, problem: Problem | None) -> None:
     panel.set_title("Energy F(ρ)")
     energy, noise = _column(run, "energy"), _column(run, "energy_stderr")
-    if energy is None:
+    if energy is None and "energy" in run.names:
         return _say(panel, "not known: particles have no density,\nand this energy has an entropy")
+    if energy is None:
+        return _say(panel, "not stored by this scheme")
     panel.plot(run.t, energy, "-o", color=RUN, label="run")
     if noise is not None:
         band = energy - 2 * noise, energy + 2 * noise

@@ -41,7 +41,11 @@ __all__ = [
 ]
 
 SCHEMES: dict[str, Any] = {"pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama}
-"""Classes by the names that the command line and comparisons give them."""
+"""Classes by the names that the command line and comparisons give them.
+
+Each has a class method `suited(energy, reference, times, **settings)`: one that is ready for rows at these times, at
+default settings but for those given; `dt`, where it is none of the constructor's, is the length of a step.
+"""
 
 
 def find(name: str, call: str) -> Any:

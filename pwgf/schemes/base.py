@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_points
+from ..checks import check_points, is_real
 from ..errors import ConfigError
 from ..maps.base import Block, PushForward
 from ..measures import PushedMeasure, Reference
@@ -186,7 +186,7 @@ class Answers:
     @classmethod
     def described(cls, config: Mapping[str, Any]) -> Description:
         """The description, from `stored_config` of a scheme of this class."""
-        map = config["map"]["name"] if "map" in config else None
+        map = config.get("map", {}).get("name")
         particles = cls.ROWS == "particles"
         why = "particles follow the velocity itself" if particles else "this scheme does not project the velocity"
         settings = (*shown_settings(config), config["dtype"])
@@ -224,8 +224,8 @@ def stored_config(scheme: Any) -> dict[str, Any]:
 
 
 def shown_settings(config: Mapping[str, Any]) -> list[str]:
-    """The settings of a scheme that its figure names, where it has them."""
-    return [f"{name} {config[name]:g}" for name in _SHOWN if config.get(name) is not None]
+    """The settings of a scheme that its figure names, where it has them and they are numbers."""
+    return [f"{name} {config[name]:g}" for name in _SHOWN if is_real(config.get(name))]
 
 
 def even_step(times: np.ndarray, share: float = 0.05) -> float:

@@ -113,6 +113,7 @@ def test_a_file_is_summarised_and_drawn(name, runs, capsys):
     words = " ".join(text.get_text() for panel in figure.axes for text in panel.texts)
     assert ("there is no projection" in words) == ("projection_residual" not in run.names)
     assert told.no_projection in words
+    assert ("not stored by this scheme" in words) == ("energy" not in run.names)
     below = " ".join(text.get_text() for text in figure.texts)
     assert "dt 0.03" in below or "tau 0.05" in below or "h 0.05" in below or "tolerance" in below
     assert "{" not in below
@@ -167,7 +168,7 @@ class Alone:
         return [pwgf.maps.Block("shift", (2,), 0)]
 
     def to_config(self):
-        return {"name": "Alone", "dt": 0.5}
+        return {"name": "Alone", "dt": 0.5, "h": "as far as the next row"}
 
     def push(self, rows, t, z):
         return z + pwgf.schemes.base.hermite(rows, t)
