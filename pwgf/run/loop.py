@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,15 +15,16 @@ import torch
 
 from ..errors import ConfigError, ParallelError
 from ..parallel import world
-from ..schemes import Scheme
+from ..schemes import Scheme, ask
 from ..state import Info, State
 from ._restart import state_to_restart
-from ._warnings import Warnings
 from .progress import Progress
 from .signals import Signals
 from .spec import Times, check_times
 
 Callback = Callable[[State, Info], Any]
+
+_log = logging.getLogger("pwgf")
 
 
 class Store(Protocol):
@@ -110,7 +112,8 @@ class Loop:
         self.signals = signals
         self.span = span
         self.group = world()
-        self.warnings = Warnings(span, speaks=self.group.rank == 0)
+        self.watch = ask(scheme, "watch")(span)
+        self.warned: set[str] = set()
         self.began = time.monotonic() - spent[0]
         self.cpu_spent = spent[1]
         self.cpu_began = time.process_time()
@@ -129,7 +132,7 @@ class Loop:
         with self._told_what_is_stored(), contextlib.closing(self._progress()) as bar:
             for after, info in _steps(self.scheme, state, times):
                 bar.update(after.t, dt=info.dt, **{k: v for k, v in info.values.items() if k == "energy"})
-                self.warnings.of_step(info)
+                self._warn(self.watch.of_step(info))
                 stop, due = self._decided(after, info)
                 if after.t in rows or stop:
                     self._save(after)
@@ -161,10 +164,17 @@ class Loop:
         """Acts on a signal that any of the processes has received."""
         self.signals.act(int(self.group.greatest(self.signals.number)[0]))
 
+    def _warn(self, found: Iterable[tuple[str, str]]) -> None:
+        """Reports each kind of trouble once in a run, from one process of several."""
+        for kind, message in found:
+            if kind not in self.warned and self.group.rank == 0:
+                _log.warning("%s", message)
+            self.warned.add(kind)
+
     def _save(self, state: State) -> None:
         """Measures and stores the row of this state."""
         row = self.scheme.measure(state)
-        self.warnings.of_row(row, state.t)
+        self._warn(self.watch.of_row(row, state.t))
         plain = {
             k: v.detach().double().cpu().numpy() if isinstance(v, torch.Tensor) else float(v) for k, v in row.items()
         }

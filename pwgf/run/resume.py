@@ -84,10 +84,11 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
     """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may be extended at its end.
 
     Names of an energy's functions may differ (a script's module is `__main__`): `check_fingerprint` compares values. So
-    may the user's metadata.
+    may the description of the scheme and the user's metadata.
     """
     now = json.loads(json.dumps(now))  # tuples become lists, as in the file
-    old, new = ({k: v for k, v in flatten(of).items() if k.partition(".")[0] != "metadata"} for of in (stored, now))
+    free = ("description", "metadata")
+    old, new = ({k: v for k, v in flatten(of).items() if k.partition(".")[0] not in free} for of in (stored, now))
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
     differ = [key for key in differ if not _names_function(key, old, new)]
     if not same_times(stored["times"], now["times"]):

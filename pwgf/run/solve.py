@@ -16,8 +16,8 @@ import torch
 from .. import storage
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..parallel import world
-from ..schemes import Scheme
-from ..schemes.base import tensor_config
+from ..schemes import Scheme, ask
+from ..schemes.base import stored_config, tensor_config
 from ..state import State
 from ._one_writer import OneWriter
 from .loop import Callback, Loop, Options
@@ -117,12 +117,8 @@ def _check_scheme(scheme: object) -> None:
 
 
 def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State | None:
-    """The state in the scheme's dtype and on its device; ConfigError or ShapeError where it is not the scheme's.
-
-    A scheme with `check_times` also says whether it can begin there and store rows at t.
-    """
-    if hasattr(scheme, "check_times"):
-        scheme.check_times(t, start if isinstance(start, State) else None)
+    """The state in the scheme's dtype and on its device; ConfigError or ShapeError where it is not the scheme's."""
+    ask(scheme, "check_times")(t, start if isinstance(start, State) else None)
     if start is None:
         return None
     if not isinstance(start, State):
@@ -142,7 +138,7 @@ def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State 
         raise ConfigError(
             f"solve(start=…) is a state at t = {start.t:g}, but times begin at {t[0]:g}; let times[0] = start.t."
         )
-    device = scheme.to_config().get("device", "cpu")
+    device = stored_config(scheme)["device"]
     theta, theta_dot = (x.detach().to(device, scheme.dtype) for x in (start.theta, start.theta_dot))
     return dataclasses.replace(start, theta=theta, theta_dot=theta_dot)
 

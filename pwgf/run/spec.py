@@ -13,7 +13,8 @@ import torch
 
 from ..checks import is_integer
 from ..errors import ConfigError
-from ..schemes import Scheme
+from ..schemes import Scheme, ask
+from ..schemes.base import stored_config
 from ..state import State
 
 Times = Sequence[float] | np.ndarray | torch.Tensor
@@ -24,7 +25,8 @@ class RunSpec:
     """The settings of a run.
 
     Args:
-        scheme: `scheme.to_config()`.
+        scheme: `stored_config(scheme)`.
+        description: `scheme.describe()` as JSON.
         times: (T,) float64, strictly increasing; a row is stored at each, and the first is the initial time.
         seed: of all randomness.
         problem: `problem.to_config()`, or None.
@@ -33,6 +35,7 @@ class RunSpec:
     """
 
     scheme: Mapping[str, Any]
+    description: Mapping[str, Any]
     times: np.ndarray
     seed: int
     problem: Mapping[str, Any] | None = None
@@ -50,7 +53,8 @@ class RunSpec:
         """
         _check_problem(problem)
         return cls(
-            scheme=scheme.to_config(),
+            scheme=stored_config(scheme),
+            description=ask(scheme, "describe")().to_config(),
             times=check_times(times),
             seed=_checked_seed(seed),
             problem=None if problem is None else problem.to_config(),
@@ -72,6 +76,7 @@ class RunSpec:
         """The settings as JSON values, as the file holds them; `start` and `metadata` only where they were given."""
         config: dict[str, Any] = {
             "scheme": dict(self.scheme),
+            "description": dict(self.description),
             "times": self.times.tolist(),
             "seed": self.seed,
             "problem": None if self.problem is None else dict(self.problem),

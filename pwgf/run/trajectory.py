@@ -17,8 +17,7 @@ from ..checks import check_integer
 from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Reference
-from ..schemes import Replay
-from ..schemes.base import hermite_between
+from ..schemes import Description, Replay
 from ..state import State
 from ._restart import restart_to_state
 from .memory import Source
@@ -64,6 +63,11 @@ class Trajectory:
     def config(self) -> dict[str, Any]:
         """The resolved settings of the run."""
         return self._source.config
+
+    @property
+    def description(self) -> Description:
+        """What the scheme of the run says of itself."""
+        return schemes.description(self.config)
 
     @property
     def reference(self) -> Reference:
@@ -159,28 +163,16 @@ class Trajectory:
         return getattr(torch, self.config["scheme"]["dtype"])
 
     def _check_interpolation(self, t: float) -> None:
-        """Warns once per gap when the interpolant between rows is off by more than the tolerance.
-
-        Doubling the step shows the error: the cubic over rows k−1 and k+1 is compared with row k, and a cubic's error
-        falls 16-fold when the step is halved.
-        """
-        reader = self._reader.replay if isinstance(self._reader, schemes.SWJKO) else self._reader
-        if len(self) < 3 or not isinstance(reader, schemes.MapReplay):
-            return
-        if schemes.base.nearest_row(self.t, t) is not None:
+        """Warns once per gap when the interpolant between rows is off by more than the tolerance."""
+        if self._reader is None or schemes.base.nearest_row(self.t, t) is not None:
             return
         gap = int(np.searchsorted(self.t, t)) - 1
         if gap in self._checked:
             return
         self._checked.add(gap)
-        middle = min(max(gap, 1), len(self) - 2)
-        rows = _Rows(self)
-        wide = hermite_between(rows, middle - 1, middle + 1, float(self.t[middle]))
-        z = reference_sample(reader, 256, 0)
-        apart = reader.map(wide.to(z), z) - reader.map(rows.theta(middle).to(z), z)
-        error = float(apart.square().sum(1).mean().sqrt()) / 16
+        error = schemes.ask(self._reader, "interpolation_error")(_Rows(self), gap)
         allowed = self.config["scheme"].get("tolerance") or 1e-3
-        if error > allowed:
+        if error is not None and error > allowed:
             _log.warning(
                 "between rows t = %g and %g the interpolated samples are off by about %.1e (tolerance %.1e): store "
                 "rows more densely (times) to read the measure there",
@@ -245,7 +237,7 @@ def load(
         raise ConfigError(f"{path}: the run was stopped before its first row was stored; solve it with resume=True.")
     missing, reader = "", None
     try:
-        reader = schemes.replay(record.config["scheme"], map=map, reference=reference)
+        reader = schemes.replay(record.config, map=map, reference=reference)
     except ConfigError as error:  # reported when the map is needed: the columns can be read without it
         missing = f"{path}: {error}"
     return Trajectory(record, reader, path, missing)

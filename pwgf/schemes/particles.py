@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ..measures import Reference
 from ..parallel import Shared
 from ..state import Info, Rows, State
 from ._arguments import check_law
-from .base import Row, member_config, merge_counters, nearest_row
+from .base import Answers, Row, member_config, merge_counters, nearest_row
 
 
 class Cloud(Shared):
@@ -36,13 +36,15 @@ class Cloud(Shared):
     score = log_density
 
 
-class ParticleReplay:
+class ParticleReplay(Answers):
     """Stored particles read back as a measure.
 
     Args:
         reference: λ, for `sample`.
         dtype: of the particles in memory.
     """
+
+    ROWS: ClassVar[str] = "particles"
 
     def __init__(self, reference: Reference, dtype: torch.dtype = torch.float64) -> None:
         self.reference, self.dtype = reference, dtype
@@ -124,6 +126,14 @@ class EulerMaruyama(ParticleReplay):
         self._drifts, self.temperature = energy.particle_form()
         if self.temperature < 0:
             raise ConfigError(f"EulerMaruyama: the entropy's coefficient must be ≥ 0; got {self.temperature:g}.")
+
+    @classmethod
+    def suited(
+        cls, energy: Energy, reference: Reference, times: np.ndarray, *, dt: float | None = None, **settings: Any
+    ) -> EulerMaruyama:
+        """One with steps of a thousandth of the span of `times` unless dt says otherwise."""
+        step = float(times[-1] - times[0]) / 1000 if dt is None else dt
+        return cls(energy, reference, dt=step, **settings)
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """Independent particles from the reference; checks the drift once."""

@@ -29,9 +29,7 @@ def problem_of(run: Trajectory) -> Problem | None:
 
 def num_particles(run: Trajectory) -> int | None:
     """How many particles the run's rows hold; None where they hold parameters of maps."""
-    stored = run.config["scheme"]
-    moved = stored["name"] == "EulerMaruyama" or (stored["name"] == "SWJKO" and "map" not in stored)
-    return int(stored["num_samples"]) if moved else None
+    return None if run.description.has_density else len(run.theta(run.t[0])) // run.reference.dim
 
 
 def errors(
@@ -147,7 +145,7 @@ class _At:
 
 def _sym_kl(run: Trajectory, problem: Problem, t: float, law: Law, n: int, seed: int) -> float:
     """KL + KL, or NaN: particles have no density, folded maps none that is true, and on different supports it is ∞."""
-    if num_particles(run) is not None or not law.has_density:
+    if not run.description.has_density or not law.has_density:
         return math.nan
     ours = _At(run, problem, t)
     if not bool(torch.isfinite(law.log_density(ours.sample(n, torch.Generator().manual_seed(seed)))).all()):

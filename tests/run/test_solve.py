@@ -11,7 +11,7 @@ import torch
 import pwgf
 from pwgf import energies, maps
 from pwgf.errors import NonFiniteError
-from pwgf.run._warnings import Warnings
+from pwgf.schemes.pwgf.watch import PWGFWatch
 from pwgf.state import Info
 from tests.run.helpers import TIMES, assert_same_rows, scheme, solve
 
@@ -171,13 +171,12 @@ def test_the_loop_warns_when_the_energy_rises(caplog):
         ([(0.0005, 0.0005)], True),  # it has not fallen yet
     ],
 )
-def test_a_rise_of_the_energy_is_judged_beside_how_far_it_has_fallen(rises, warns, caplog):
-    warnings = Warnings((0.0, 1.0))
-    with caplog.at_level(logging.WARNING, "pwgf"):
-        for change, energy in rises:
-            values = {"energy_change": change, "predicted_change": 0.0, "energy": energy}
-            warnings.of_step(Info(0.0, 0.1, 0.1, 1, 0, values))
-    assert any("the energy rose by" in m for m in caplog.messages) == warns
+def test_a_rise_of_the_energy_is_judged_beside_how_far_it_has_fallen(rises, warns):
+    watch, kinds = PWGFWatch((0.0, 1.0)), []
+    for change, energy in rises:
+        values = {"energy_change": change, "predicted_change": 0.0, "energy": energy}
+        kinds += [kind for kind, _ in watch.of_step(Info(0.0, 0.1, 0.1, 1, 0, values))]
+    assert ("increase" in kinds) == warns
 
 
 def test_the_loop_warns_of_a_stall(caplog):

@@ -12,7 +12,8 @@ import pwgf
 from pwgf import cli, distances, energies, maps, problems
 from pwgf.errors import ConfigError, PathError, SchemaError, SolverError, StorageError
 from pwgf.plots import compare as compare_plots
-from pwgf.study.compare import METHODS, NUMBERS, Comparison, compare, even_step, rows_of
+from pwgf.schemes.base import even_step
+from pwgf.study.compare import METHODS, NUMBERS, Comparison, compare
 
 TIMES = [0.0, 0.05, 0.1]
 OU = problems.OrnsteinUhlenbeck(2)
@@ -111,12 +112,13 @@ def test_a_scheme_whose_rows_are_its_steps_is_scored_at_the_times_asked_for():
             max_iterations=20,
         )  # fmt: skip
 
-    assert rows_of(jko(OU, TIMES), np.array(TIMES)) == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+    rows = jko(OU, TIMES).rows_for(np.array(TIMES))
+    assert rows == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
     table = compare([OU], {"jko": jko}, times=TIMES, num_samples=300)
     assert of(table, "jko", "t").tolist() == TIMES
     assert set(of(table, "jko", "kind")) == {"density"}
     assert (np.diff(of(table, "jko", "work")) > 0).all()
-    run = pwgf.solve(jko(OU, TIMES), rows_of(jko(OU, TIMES), np.array(TIMES)), progress=False)
+    run = pwgf.solve(jko(OU, TIMES), rows, progress=False)
     assert of(table, "jko", "work").tolist() == run["num_stages"][[0, 2, 4]].tolist()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ...maps.base import Block, PushForward
 from ...maps.convex import ConvexGradient
 from ...measures import Reference
 from ...state import Rows
-from ..base import nearest_row
+from ..base import Answers, nearest_row
 from .quadratic_icnn import QuadraticICNN
 
 _BLOCK = 4096  # samples at once
@@ -52,7 +52,7 @@ class Displaced(ConvexGradient):
         return torch.lerp(eye, self.map.jacobian(theta, z), self.share)
 
 
-class JKOReplay:
+class JKOReplay(Answers):
     """ρ_t = (T_k ∘ … ∘ T_1)#λ at row k, T_k the map of that row's step; between rows the displacement interpolant.
 
     Between rows k and k + 1 the last map is (1 − s) id + s T_{k+1} with s = (t − t_k)/(t_{k+1} − t_k): the geodesic in
@@ -63,6 +63,8 @@ class JKOReplay:
         reference: λ.
         dtype, device: of θ in memory.
     """
+
+    ROWS: ClassVar[str] = "chain"
 
     def __init__(
         self, map: ConvexGradient, reference: Reference, dtype: torch.dtype = torch.float64, device: str = "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from ...maps.convex import ConvexGradient
 from ...measures import PushedMeasure, Reference
 from ...state import Info, State
 from .._arguments import check_law, check_map
-from ..base import Row, fork, member_config, merge_counters
+from ..base import Description, Row, even_step, fork, member_config, merge_counters
 from .inner import Adam, Cloud, Objective, Seen, exact_log_det, minimise, stochastic_log_det
 from .quadratic_icnn import QuadraticICNN
 from .replay import JKOReplay
@@ -125,6 +125,30 @@ class JKOICNN(JKOReplay):
         self.energy, self.h, self.samples, self.log_det = energy, float(h), samples, log_det
         self.num_samples, self.num_batches, self.num_eval = num_samples, num_batches, max(num_eval, num_samples)
         self.adam = Adam(float(learning_rate), max_iterations, num_decays, patience)
+
+    @classmethod
+    def suited(
+        cls, energy: Energy, reference: Reference, times: np.ndarray, *, dt: float | None = None,
+        dtype: torch.dtype = torch.float32, **settings: Any,
+    ) -> JKOICNN:  # fmt: skip
+        """One in float32 with even steps of at most a twentieth of the span of `times`, unless told otherwise."""
+        return cls(energy, reference, h=even_step(times) if dt is None else dt, dtype=dtype, **settings)
+
+    def rows_for(self, times: np.ndarray) -> np.ndarray:
+        """`times` and every step between them, since each is a row; (T,)."""
+        parts = [times[:1]]
+        for before, after in zip(times, times[1:], strict=False):
+            steps = math.ceil((after - before) / self.h * (1 - 1e-9))
+            parts.append(np.linspace(before, after, steps + 1)[1:])
+        return np.concatenate(parts)
+
+    @classmethod
+    def described(cls, config: Mapping[str, Any]) -> Description:
+        """What figures and summaries say of a run, from `to_config()`."""
+        found = super().described(config)
+        settings = (*found.settings, f"{config['num_samples']} samples an iteration")
+        unit, why = "inner iterations", "each step minimises"
+        return dataclasses.replace(found, settings=settings, work_unit=unit, no_projection=why)
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError unless each row is at most a step after the one before; a start must be the scheme's own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
 from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
+from ...maps import ResidualMLP
 from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
-from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
+from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
+from .description import described
 from .evaluation import evaluate_row
 from .right_side import EXACT_SLOPES, RightSide, Setup, check_shared, finite_velocity, refuse_folded
 from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, solve_settings
+from .watch import PWGFWatch
 
 _log = logging.getLogger("pwgf")
 _TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
@@ -116,6 +120,11 @@ class PWGF(MapReplay):
         self.chunk_size, self.max_memory = chunk_size, max_memory
         self._setup = Setup(energy, map, reference, solver_, form, chunk, world())
         self._alone = dataclasses.replace(self._setup, group=ALONE)  # for a few samples, in every process
+
+    @classmethod
+    def suited(cls, energy: Energy, reference: Reference, times: np.ndarray, **settings: Any) -> PWGF:
+        """One with `maps.ResidualMLP(dim)` unless settings, arguments of the class, say otherwise; for any times."""
+        return cls(energy, reference=reference, **{"map": ResidualMLP(reference.dim), **settings})
 
     @staticmethod
     def _chosen(integrator: str | Integrator, form: str) -> Integrator:
@@ -310,6 +319,15 @@ class PWGF(MapReplay):
         rho = self._alone.pushed(state.theta, self._draw(16, torch.Generator().manual_seed(0)))
         values = torch.cat([self.energy(rho).detach().reshape(1), self.energy.velocity(rho).reshape(-1)])
         return values.double().cpu().numpy()
+
+    def watch(self, span: tuple[float, float]) -> PWGFWatch:
+        """Warns of folds, missed velocities, vanishing steps and a rising energy."""
+        return PWGFWatch(span)
+
+    @classmethod
+    def described(cls, config: Mapping[str, Any]) -> Description:
+        """What figures and summaries say of a run, from `to_config()`."""
+        return described(config)
 
     def to_config(self) -> dict[str, Any]:
         """The resolved settings as JSON."""

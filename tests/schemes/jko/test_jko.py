@@ -282,7 +282,8 @@ def test_another_map_does_not_read_the_file(tmp_path):
     pwgf.solve(small(max_iterations=1), [0.0, H], out=out, progress=False)
     with pytest.raises(ShapeError, match=r"load\(map=…\): the run has \d+ parameters; got a map with \d+"):
         pwgf.load(out, map=QuadraticICNN(2, width=9))
-    config = {**pwgf.load(out).config["scheme"], "map": maps.Affine(2).to_config()}
+    config = pwgf.load(out).config
+    config = {**config, "scheme": {**config["scheme"], "map": maps.Affine(2).to_config()}}
     with pytest.raises(ConfigError, match="needs its own family of convex gradients, Affine, to be read; got Affine"):
         schemes.replay(config)
 
