@@ -119,7 +119,7 @@ class CouplingFlow(AffineAfter):
         return (8 + 2 * self.dim) * self.num_couplings * (self.units + self._per_coordinate * (self.dim + 1) // 2)
 
     def split(self, k: int) -> tuple[list[int], list[int]]:
-        """Coordinates that coupling k keeps and moves, by one bit of their number; pairs of couplings use different bits."""
+        """Coordinates that coupling k keeps and moves, by one bit of their number that pairs of couplings choose."""
         if self.dim == 1:
             return [], [0]
         bits = (self.dim - 1).bit_length()
