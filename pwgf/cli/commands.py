@@ -75,7 +75,7 @@ class Run:
     form: Literal["velocity", "gradient"] = "velocity"
     """right side: project the velocity, or differentiate the sampled energy as published"""
     solver: str = "auto"
-    """of the linear system: auto, primal, dual, pcg, cg, minres or lsmr"""
+    """of the linear system: auto, primal, dual, block-pcg, pcg, cg or lsmr"""
     seed: int = 0
     """of all randomness"""
     dtype: Literal["float64", "float32"] = "float64"

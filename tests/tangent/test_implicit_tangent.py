@@ -219,7 +219,6 @@ SOLVERS = [
     linalg.SubsamplePCG(rtol=1e-10, num_subsample=5),
     linalg.CG(rtol=1e-10),
     linalg.LSMR(rtol=1e-10),
-    linalg.MINRES(rtol=1e-10),
 ]
 
 
