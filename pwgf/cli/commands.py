@@ -27,7 +27,7 @@ from ..run.trajectory import Trajectory, load
 from ..schemes import PWGF, EulerMaruyama, Scheme
 from ..study import accuracy
 from .compare import Compare
-from .files import Doctor, Migrate, Pack
+from .files import Doctor, Pack
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,6 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    | Annotated[Migrate, tyro.conf.subcommand("migrate")]
 )
 
 
