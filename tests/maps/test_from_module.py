@@ -253,7 +253,9 @@ def test_a_step_goes_by_preconditioned_conjugate_gradients(monkeypatch):
     module = build(lambda: nn.Sequential(nn.Linear(2, 42), nn.Tanh(), nn.Linear(42, 42), nn.Tanh(), nn.Linear(42, 4)))
     map = maps.FromModule(nn.Sequential(module, nn.Linear(4, 2)), 2, residual=True)
     energy = energies.Potential(lambda x: 2 * x[:, 1] - x[:, 0])
-    scheme = pwgf.PWGF(energy, map, pwgf.Gaussian(2), num_samples=1050, num_eval=200, solver=Watched())
+    scheme = pwgf.PWGF(
+        energy, map, pwgf.Gaussian(2), num_samples=1050, num_eval=200, solver=Watched(), integrator="explicit"
+    )
     state, _ = scheme.step(scheme.start(0), 0.1)
     z = points(100, 2)
     moved = torch.tensor([0.1, -0.2], dtype=torch.float64) * state.t / 0.1
