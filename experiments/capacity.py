@@ -33,10 +33,7 @@ FAMILIES: dict[str, Callable[[int], PushForward]] = {
     "affine": maps.Affine,
     "residual": maps.ResidualMLP,
     "convex ridge": maps.ConvexRidge,
-    "spline coupling": lambda dim: maps.CouplingFlow(dim, kind="spline"),
-    "affine coupling": maps.CouplingFlow,
     "neural ODE": maps.NeuralODE,
-    "gradient ICNN": maps.GradientICNN,
 }
 
 

@@ -35,9 +35,6 @@ FAMILIES: dict[str, Callable[[int, float], PushForward]] = {
     "ConvexMax": lambda d, scale: maps.ConvexMax(d, scale=scale),
     "NeuralODE": lambda d, scale: maps.NeuralODE(d, scale=scale),
     "NeuralODE, 4 steps": lambda d, scale: maps.NeuralODE(d, num_steps=4, scale=scale),
-    "CouplingFlow, affine": lambda d, scale: maps.CouplingFlow(d),
-    "CouplingFlow, spline": lambda d, scale: maps.CouplingFlow(d, kind="spline"),
-    "GradientICNN": lambda d, scale: maps.GradientICNN(d),
     "Affine after ConvexRidge": lambda d, scale: maps.Composed([maps.ConvexRidge(d, scale=scale), maps.Affine(d)]),
 }
 

@@ -27,7 +27,7 @@ from experiments.common import RESULTS, sym_kl
 from pwgf import maps, problems
 from pwgf.measures import PushedMeasure
 from pwgf.oracles import finite_volume
-from pwgf.oracles.finite_volume import Tridiagonal, _diffusivity, _fitted
+from pwgf.oracles.finite_volume import _diffusivity, _fitted, solve_tridiagonal
 from pwgf.problems.langevin import LangevinProblem, TargetLaw
 
 Array = np.ndarray
@@ -183,8 +183,8 @@ def radial_cdfs(law: Radial) -> Array:
             diffusivity = np.full(law.cells - 1, law.tau) if law.tau is not None else _diffusivity(rho, law.m or 1.0)
             out, back = (dt * area / h * _fitted(diffusivity, sign * delta) for sign in (1, -1))
             diag = 1 + (np.append(out, 0) + np.append(0, back)) / volume
-            matrix = Tridiagonal(-np.append(0, out) / volume, diag, -np.append(back, 0) / volume)
-            last, rho = rho, matrix.solve(start)
+            last = rho
+            rho = solve_tridiagonal(-np.append(0, out) / volume, diag, -np.append(back, 0) / volume, start)
             if np.abs(rho - last).max() <= 1e-10 * rho.max():
                 return rho
         raise RuntimeError(

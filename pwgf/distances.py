@@ -341,6 +341,11 @@ def _minus_distance(x: Tensor, y: Tensor) -> Tensor:
     return -torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def divergence(log_ratio: Tensor) -> Tensor:
+    """KL(p‖q) as the mean of r − 1 − log r ≥ 0, from log r = log q − log p (n,) at samples of p; a scalar."""
+    return (torch.expm1(log_ratio) - log_ratio).mean()
+
+
 def _kernel_discrepancy(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     def mean(a: Tensor, b: Tensor) -> Tensor:
         rows = max(1, _BLOCK_ELEMENTS // len(b))
@@ -360,16 +365,14 @@ def _kernel_discrepancy(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor],
 
 def _sampled_kl(p_name: str, p: Density, q_name: str, q: Density, n: int, generator: torch.Generator) -> Tensor:
     """KL(p‖q) as the mean of r − 1 − log r ≥ 0 over x ~ p, r = q(x)/p(x), n samples in blocks."""
-    total = torch.zeros((), dtype=torch.float64)
-    for block in p.sample(n, generator).split(10_000):
-        log_ratio = q.log_density(block).double() - p.log_density(block).double()
-        if log_ratio.isnan().any():
-            raise NonFiniteError(
-                f"sym_kl: the log density of {p_name} or {q_name} is NaN at samples of {p_name}. Likely causes: "
-                "(a) a diverged flow, (b) a folded map. Look at its fold_fraction and energy."
-            )
-        total = total + (torch.expm1(log_ratio) - log_ratio).sum().cpu()
-    return total / n
+    blocks = p.sample(n, generator).split(10_000)
+    log_ratio = torch.cat([(q.log_density(x).double() - p.log_density(x).double()).cpu() for x in blocks])
+    if log_ratio.isnan().any():
+        raise NonFiniteError(
+            f"sym_kl: the log density of {p_name} or {q_name} is NaN at samples of {p_name}. Likely causes: "
+            "(a) a diverged flow, (b) a folded map. Look at its fold_fraction and energy."
+        )
+    return divergence(log_ratio)
 
 
 def _gaussians(call: str, mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> list[Tensor]:

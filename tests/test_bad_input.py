@@ -203,7 +203,7 @@ def test_wrong_members(make, message):
             r"form='gradient'\) has no velocity for implicit steps; use integrator='explicit'",
         ),
         ({"integrator": pwgf.Implicit}, r"integrator=…\) must be a name or an integrator such as .*; got <class"),
-        ({"solver": "minress"}, r"solver=…\) needs one of .*; got 'minress'\. Did you mean 'minres'\?"),
+        ({"solver": "lsmrr"}, r"solver=…\) needs one of .*; got 'lsmrr'\. Did you mean 'lsmr'\?"),
         ({"solver": 3}, r"solver=…\) needs one of .* or a solver; got 3"),
         ({"damping": -1e-6}, r"PWGF\(damping=…\) must be a number in \[0, inf\); got -1e-06"),
         ({"damping": math.nan}, r"PWGF\(damping=…\) must be a number in \[0, inf\); got nan"),

@@ -28,7 +28,7 @@ from ..run.trajectory import Trajectory, load
 from ..schemes import SCHEMES, Scheme
 from ..study import accuracy
 from .compare import Compare
-from .files import Doctor, Migrate, Pack
+from .files import Doctor, Pack
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Run:
     form: Literal["velocity", "gradient"] = "velocity"
     """right side: project the velocity, or differentiate the sampled energy as published"""
     solver: str = "auto"
-    """of the linear system: auto, primal, dual, pcg, cg, minres or lsmr"""
+    """of the linear system: auto, primal, dual, block-pcg, pcg, cg or lsmr"""
     seed: int = 0
     """of all randomness"""
     dtype: Literal["float64", "float32"] = "float64"
@@ -119,7 +119,6 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    | Annotated[Migrate, tyro.conf.subcommand("migrate")]
 )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import fitting, sampling
+from ..distances import divergence
 from ..errors import ConfigError
 from ..maps import PushForward, ResidualMLP
 from ..measures import PushedMeasure, Reference
@@ -302,10 +303,9 @@ def _compose(law: Law, map: PushForward, found: sampling.Sampled, z: Tensor) -> 
 
 
 def _gap(moved: _Moved, new: Law, reference: Reference) -> float:
-    """KL from the law of T∘S to the new one, as the mean of r − 1 − log r ≥ 0 on some of its samples."""
+    """KL from the law of T∘S to the new one, on some of its samples."""
     few = slice(0, _CHUNK)
-    log_r = new.log_density(moved.x[few]) - moved.log_density[few]
-    return float((torch.expm1(log_r) - log_r).mean())
+    return float(divergence(new.log_density(moved.x[few]) - moved.log_density[few]))
 
 
 def _even(reference: Reference, n: int, generator: torch.Generator) -> Tensor:

@@ -16,6 +16,7 @@ from ..energies import Entropy, Potential
 from ..energies.base import Energy, check_callable
 from ..errors import ConfigError, ShapeError
 from ..measures import Reference
+from ..measures.base import effective_share
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,4 +104,4 @@ def weighted_moments(x: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor, float]:
     """Mean (d,), covariance (d,d) and effective share of samples x (n,d) with log weights (n,)."""
     w = torch.softmax(log_w, 0)
     mean = w @ x
-    return mean, (x - mean).T @ (w[:, None] * (x - mean)), float(1 / (len(w) * w.square().sum()))
+    return mean, (x - mean).T @ (w[:, None] * (x - mean)), effective_share(log_w)

@@ -10,10 +10,8 @@ from .base import Block, Layer, Linearisation, PushForward
 from .composed import Composed
 from .convex_max import ConvexMax
 from .convex_ridge import ConvexRidge
-from .coupling import CouplingFlow
 from .from_flow import FromFlow
 from .from_module import FromModule
-from .icnn import GradientICNN
 from .neural_ode import NeuralODE
 from .residual import ResidualMLP
 
@@ -23,10 +21,8 @@ __all__ = [
     "Composed",
     "ConvexMax",
     "ConvexRidge",
-    "CouplingFlow",
     "FromFlow",
     "FromModule",
-    "GradientICNN",
     "Layer",
     "Linearisation",
     "NeuralODE",
@@ -42,12 +38,13 @@ _SHELF: dict[str, type[PushForward]] = {
         Composed,
         ConvexMax,
         ConvexRidge,
-        CouplingFlow,
-        GradientICNN,
         NeuralODE,
         ResidualMLP,
     )
 }
+
+
+_OF_0_1 = ("CouplingFlow", "GradientICNN")
 
 
 def from_config(config: dict[str, Any]) -> PushForward:
@@ -58,6 +55,11 @@ def from_config(config: dict[str, Any]) -> PushForward:
     """
     settings = dict(config)
     name = settings.pop("name", "")
+    if name in _OF_0_1:
+        raise ConfigError(
+            f"the stored map {name!r} was a family of pwgf 0.1, which reads the file: pip install 'pwgf<0.2'. For new "
+            "runs maps.ConvexRidge(dim) cannot fold either, and maps.FromFlow(flow, dim) takes a coupling flow of zuko."
+        )
     if name not in _SHELF:
         raise ConfigError(
             f"the stored map {name!r} cannot be rebuilt from the file; pass it: pwgf.load(path, map=…)."

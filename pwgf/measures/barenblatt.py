@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from ..checks import check_dim, is_real
@@ -82,23 +83,13 @@ class Barenblatt:
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n independent samples (n,d): a direction times radius·√Beta(d/2, q+1).
 
-        Beta(α, β) is drawn as the quantile of a uniform number by bisection, so that one generator drives all.
+        Beta(α, β) is drawn as the quantile of a uniform number, so that one generator drives all.
         """
         direction = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         uniform = torch.rand(n, generator=generator, dtype=torch.float64)
-        radius = self.radius * self._beta_quantile(uniform).sqrt()
+        share = torch.from_numpy(betaincinv(self.dim / 2, self.q + 1, uniform.numpy()))
+        radius = self.radius * share.sqrt()
         return direction * (radius / direction.norm(dim=1)).unsqueeze(1)
-
-    def _beta_quantile(self, u: Tensor) -> Tensor:
-        """Quantile of Beta(d/2, q+1): monotone interpolation of the integrated density in the angle s, B = sin²s."""
-        angle = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)
-        density = torch.sin(angle) ** (self.dim - 1) * torch.cos(angle) ** (2 * self.q + 1)
-        mass = torch.cumulative_trapezoid(density, angle)
-        mass = torch.cat([torch.zeros(1, dtype=torch.float64), mass / mass[-1]])
-        index = torch.searchsorted(mass, u.contiguous(), right=True).clamp(1, len(mass) - 1)
-        low, high = mass[index - 1], mass[index]
-        share = (u - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny)
-        return torch.sin(angle[index - 1] + share * (angle[index] - angle[index - 1])) ** 2
 
     def matched_sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n antithetic samples (n,d); their mean is exactly zero for even n."""

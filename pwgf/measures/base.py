@@ -35,3 +35,8 @@ def antithetic(n: int, draw: Callable[[int], Tensor]) -> Tensor:
     """n points of a law symmetric about 0 whose mean is 0 (n even) or nearly so."""
     half = draw((n + 1) // 2)
     return torch.cat([half, -half])[:n]
+
+
+def effective_share(log_w: Tensor) -> float:
+    """Effective sample size as a share of n, (Σw)²/(nΣw²), from log weights (n,) up to a constant."""
+    return float(1 / (len(log_w) * torch.softmax(log_w, 0).square().sum()))

@@ -17,6 +17,7 @@ from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..maps import PushForward, ResidualMLP
 from ..measures import Gaussian, PushedMeasure, Reference
+from ..measures.base import effective_share
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
 from ..schemes import PWGF
@@ -268,7 +269,7 @@ def _constants(log_w: Tensor) -> tuple[float, float, float, float, float]:
         float(log_w.std()) / math.sqrt(n),
         log_z,
         error,
-        float(w.sum() ** 2 / (n * (w * w).sum())),
+        effective_share(log_w),
     )
 
 

@@ -5,7 +5,7 @@ completely, and a manifest that names them; at the end they become the one file 
 any moment.
 """
 
-from pwgf.storage.doctor import Health, examine, migrate, salvage
+from pwgf.storage.doctor import Health, examine, salvage
 from pwgf.storage.guard import checked_path
 from pwgf.storage.packing import pack
 from pwgf.storage.reader import Record, open_record
@@ -20,7 +20,6 @@ __all__ = [
     "Writer",
     "checked_path",
     "examine",
-    "migrate",
     "open_record",
     "pack",
     "read_table",

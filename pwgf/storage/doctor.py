@@ -9,16 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 import pwgf.storage.manifest as manifests
-import pwgf.storage.schema as schema
-from pwgf._version import __version__
-from pwgf.errors import PathError, SchemaError, StorageError
+from pwgf.errors import PathError, SchemaError
 from pwgf.storage.disk import Disk
 from pwgf.storage.guard import checked_path, refused
 from pwgf.storage.lock import make_folder
 from pwgf.storage.manifest import Manifest, Part, parts_of
 from pwgf.storage.packing import write_packed
 from pwgf.storage.pieces import Piece
-from pwgf.storage.reader import Record, open_record
+from pwgf.storage.reader import Record
 from pwgf.storage.schema import VECTORS
 from pwgf.storage.snapshot import RETRIES, Snapshot, Span, of_packed, packed_counts, status_of
 from pwgf.storage.writer import refuse_existing
@@ -126,44 +124,6 @@ def salvage(path: str | os.PathLike, out: str | os.PathLike) -> Health:
     whole = not health.problems and health.status == "complete"
     _copy(health.good, target, "complete" if whole else "salvaged", disk)
     return health
-
-
-def migrate(path: str | os.PathLike, out: str | os.PathLike) -> bool:
-    """Copies a run of an older schema into a packed file of the present one; the old one is not changed.
-
-    Args:
-        path: of the run, any schema that `open_record` reads.
-        out: file to make; missing folders are made.
-
-    Returns:
-        True; False where the schema is the present one, so that nothing was done.
-
-    Raises:
-        PathError: nothing at `path`, or something at `out`.
-        SchemaError: damaged, or of a newer schema.
-        StorageError: it is still being written, or the disk refused.
-    """
-    target, disk = checked_path(out, "migrate(out)"), Disk()
-    refuse_existing(target)
-    with open_record(path) as record:
-        if record.schema == schema.SCHEMA:
-            return False
-        if _version(record.schema) > _version(schema.SCHEMA):
-            raise SchemaError(
-                f"migrating {record.path!r}: it has schema {record.schema}, and pwgf {__version__} writes "
-                f"{schema.SCHEMA}; what is newer in it would be lost. Install the pwgf that wrote it, or a newer one."
-            )
-        if record.status == "running":
-            raise StorageError(f"migrating {record.path!r}: it is being written. Wait for its end.")
-        problems = record.verify()
-        if problems:
-            raise SchemaError(f"migrating {record.path!r}: {problems[0]}. Copy the good rows with salvage.")
-        _copy(record, target, record.status, disk)
-    return True
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))
 
 
 def _copy(record: Record, target: str, status: str, disk: Disk) -> None:

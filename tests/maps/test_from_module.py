@@ -245,15 +245,17 @@ def test_a_step_goes_by_preconditioned_conjugate_gradients(monkeypatch):
     seen = []
 
     class Watched(Auto):
-        def __call__(self, tangent, *args, **settings):
-            chosen = pwgf.linalg.choice.choose(tangent.n, tangent.d, tangent.p, tangent.layered)
-            seen.append((tangent.n * tangent.d, tangent.p, chosen.name))
-            return super().__call__(tangent, *args, **settings)
+        def prepare(self, tangent, *args, **settings):
+            state = super().prepare(tangent, *args, **settings)
+            seen.append((tangent.n * tangent.d, tangent.p, state.solver.name))
+            return state
 
     module = build(lambda: nn.Sequential(nn.Linear(2, 42), nn.Tanh(), nn.Linear(42, 42), nn.Tanh(), nn.Linear(42, 4)))
     map = maps.FromModule(nn.Sequential(module, nn.Linear(4, 2)), 2, residual=True)
     energy = energies.Potential(lambda x: 2 * x[:, 1] - x[:, 0])
-    scheme = pwgf.PWGF(energy, map, pwgf.Gaussian(2), num_samples=1050, num_eval=200, solver=Watched())
+    scheme = pwgf.PWGF(
+        energy, map, pwgf.Gaussian(2), num_samples=1050, num_eval=200, solver=Watched(), integrator="explicit"
+    )
     state, _ = scheme.step(scheme.start(0), 0.1)
     z = points(100, 2)
     moved = torch.tensor([0.1, -0.2], dtype=torch.float64) * state.t / 0.1

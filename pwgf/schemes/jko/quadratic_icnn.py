@@ -25,7 +25,7 @@ class QuadraticICNN(ConvexGradient):
     P ≥ 0: ψ is strictly convex for every θ, so T cannot fold. This is the network of Mokrov et al. (2021), with a full
     quadratic, which Gaussian steps need, beside those of low rank. p = gain/width · max(θ, 0) starts at 0, where T is
     the identity up to rounding and no pretraining is due; an optimiser keeps these entries at or above 0 by `project`,
-    as below 0 they have no gradient. (Not for `PWGF`, which would leave them there: use `GradientICNN`.)
+    as below 0 they have no gradient. (Not for `PWGF`, which would leave them there: use `maps.ConvexRidge`.)
 
     All of ∂_zT is written out: batched matrix products, with no automatic differentiation in z.
 

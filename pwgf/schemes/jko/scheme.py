@@ -49,7 +49,7 @@ class JKOICNN(JKOReplay):
         reference: λ = ρ at the first time.
         h: length of a step, in units of t.
         width, rank: of the default network, `schemes.jko.QuadraticICNN(dim, width, rank)`.
-        map: another `ConvexGradient` family for ∇ψ, e.g. `maps.ConvexRidge(dim)` or `maps.GradientICNN(dim)`.
+        map: another `ConvexGradient` family for ∇ψ, e.g. `maps.ConvexRidge(dim)` or `maps.ConvexMax(dim)`.
         num_samples: of an inner iteration.
         samples: `cached`, `redrawn` or `fresh`.
         num_batches: batches of a step among which the iterations rotate; None means 5·d, at least 16 and at most 64.
@@ -107,7 +107,7 @@ class JKOICNN(JKOReplay):
             if not isinstance(map, ConvexGradient):
                 raise ConfigError(
                     f"JKOICNN(map=…) must be the gradient of a convex function: schemes.jko.QuadraticICNN, "
-                    f"maps.GradientICNN or maps.ConvexRidge; got {type(map).__name__}."
+                    f"maps.ConvexRidge or maps.ConvexMax; got {type(map).__name__}."
                 )
         _check_choice("samples", samples, ["cached", "redrawn", "fresh"])
         _check_choice("log_det", log_det, ["exact", "stochastic"])

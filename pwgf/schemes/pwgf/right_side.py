@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError
-from ...linalg import LinearSolver, Solution, for_interval
+from ...linalg import LinearSolver, Solution
 from ...maps.base import PushForward
 from ...measures import FlooredMeasure, PushedMeasure, Reference
 from ...parallel import ALONE, Group
@@ -87,7 +88,7 @@ class RightSide:
     ) -> None:
         self.setup, self.z, self.t, self.damping, self.probes = setup, z, t, damping, probes
         self.implicit_damping, self.implicit_momentum = implicit_damping, implicit_momentum
-        self.solver = for_interval(setup.solver)
+        self.prepared: Any = None  # what the solver has of the latest J, and may use again at the next
         self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
         self.num_stages, self.num_products, self.extra_damping = 0, 0, 1.0
@@ -113,7 +114,14 @@ class RightSide:
             moved = system.jv(self.last)
             fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()])).tolist()
             prior = min(momentum, max(0.0, fit / size if size > 0 else 0.0)) * self.last
-        return self._accepted(self.solver(system, rhs, damping=damping, prior=prior))
+        return self._accepted(self._solution(system, damping, rhs, prior))
+
+    def _solution(
+        self, system: Tangent | ImplicitTangent, damping: float, v: Tensor, prior: Tensor, rhs: Tensor | None = None
+    ) -> Solution:
+        solver = self.setup.solver
+        self.prepared = solver.prepare(system, damping, self.prepared, has_rhs=rhs is not None)
+        return solver.solve(self.prepared, v, prior, rhs)
 
     def _look(self, theta: Tensor) -> Tensor:
         """v (n,d) at θ; keeps ρ and J there."""
@@ -153,7 +161,7 @@ class RightSide:
         if self.start is None:
             self.start = (float(energy.detach()), float("nan"))
         unused = torch.zeros_like(self.rho.x)
-        return self.solver(self.tangent, unused, damping=self.damping, prior=self.momentum * self.last, rhs=-gradient)
+        return self._solution(self.tangent, self.damping, unused, self.momentum * self.last, -gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
         """rms_i |J_i e| at the latest stage."""

@@ -57,7 +57,7 @@ class PWGF(MapReplay):
             for implicit steps of a map with few parameters.
         num_samples: n, samples of a right side.
         num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
-        solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with
+        solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `lsmr`, or a `linalg` solver with
             its settings.
         theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
         form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
@@ -332,15 +332,12 @@ class PWGF(MapReplay):
     def to_config(self) -> dict[str, Any]:
         """The resolved settings as JSON."""
         setup = self._setup
-        solver = {"name": setup.solver.name}
-        if dataclasses.is_dataclass(setup.solver):
-            solver.update({f.name: getattr(setup.solver, f.name) for f in dataclasses.fields(setup.solver) if f.init})
         return {
             "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
             "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
             "num_samples": self.num_samples, "num_eval": self.num_eval, "tolerance": self.tolerance,
             "integrator": self.integrator.to_config(), "damping": self.damping, "momentum": self.momentum,
-            "solver": solver, "form": setup.form, "chunk_size": self.chunk_size,
+            "solver": setup.solver.to_config(), "form": setup.form, "chunk_size": self.chunk_size,
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip

@@ -193,7 +193,7 @@ def test_a_ring_forms():
     assert (np.diff(run["energy"]) < 1e-3).all()
 
 
-@pytest.mark.parametrize("make", [maps.ConvexRidge, lambda dim, width: maps.GradientICNN(dim, width, depth=1)])
+@pytest.mark.parametrize("make", [maps.ConvexRidge, lambda dim, width: maps.ConvexMax(dim, groups=width // 2, size=2)])
 def test_other_convex_families_serve(make):
     """Implicit Euler of the mean: m ← (m + 4h)/(1 + 4h) from 0."""
     run = pwgf.solve(small(map=make(2, width=8), max_iterations=100, patience=20), [0.0, H], progress=False)

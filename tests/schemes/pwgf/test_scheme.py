@@ -113,7 +113,7 @@ def test_the_seed_fixes_everything(seed):
     assert not torch.equal(one.theta, advanced(ou_scheme(maps.ResidualMLP(2, width=6)), seed=seed + 1).theta)
 
 
-@pytest.mark.parametrize("solver", ["auto", "primal", "dual", "cg", "pcg", "minres", "lsmr", linalg.CG(rtol=1e-8)])
+@pytest.mark.parametrize("solver", ["auto", "primal", "dual", "cg", "pcg", "lsmr", linalg.CG(rtol=1e-8)])
 def test_every_solver_takes_the_same_step(solver):
     map = maps.ResidualMLP(2, width=6, axis_share=0.5, axis_units=0)
     theta0 = map.initial() + 0.1 * torch.randn(map.num_params, generator=torch.Generator().manual_seed(0))
@@ -222,7 +222,7 @@ def test_after_four_redraws_the_step_gives_up():
         SolverError, match=r"no step from t = 0 succeeded .*4 redraws.*: flaky.*is good.*larger damping"
     ):
         scheme.step(scheme.start(), 1.0)
-    assert len(scheme._setup.solver.samples) == 5
+    assert len(scheme._setup.solver.function.samples) == 5
 
 
 def test_fixed_steps_give_up_at_once():
