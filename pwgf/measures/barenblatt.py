@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, is_real
+from ..checks import as_points, check_dim, is_real
 from ..errors import ConfigError
-from .base import antithetic
+from .base import Isotropic
+from .law import as_generator
 
 
 @dataclass(frozen=True)
-class Barenblatt:
+class Barenblatt(Isotropic):
     r"""The self-similar solution of the porous-medium equation ∂ₜρ = Δρ^m at time t.
 
     ρ(x) = t^{−a}(C − k|x|²t^{−2b})₊^{q} with q = 1/(m−1), a = d/(d(m−1)+2), b = a/d, k = b(m−1)/(2m) and C set by unit
@@ -79,11 +80,12 @@ class Barenblatt:
         """E|x|²."""
         return self.radius**2 * self.dim / (self.dim + 2 * self.q + 2)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n independent samples (n,d): a direction times radius·√Beta(d/2, q+1).
 
         Beta(α, β) is drawn as the quantile of a uniform number by bisection, so that one generator drives all.
         """
+        generator = as_generator(seed, "Barenblatt.sample")
         direction = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         uniform = torch.rand(n, generator=generator, dtype=torch.float64)
         radius = self.radius * self._beta_quantile(uniform).sqrt()
@@ -100,12 +102,9 @@ class Barenblatt:
         share = (u - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny)
         return torch.sin(angle[index - 1] + share * (angle[index] - angle[index - 1])) ** 2
 
-    def matched_sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n antithetic samples (n,d); their mean is exactly zero for even n."""
-        return antithetic(n, lambda k: self.sample(k, generator))
-
     def log_density(self, z: Tensor) -> Tensor:
         """log ρ(z): (n,d) → (n,); −inf outside the ball."""
+        z = as_points(z, self.dim, "Barenblatt.log_density(z): z")
         height = self.C - self.k * self.t ** (-2 * self.b) * z.square().sum(1)
         return self.q * torch.log(height.clamp_min(0.0)) - self.dim * self.b * math.log(self.t)
 

@@ -14,11 +14,11 @@ from ...distances import sliced_w2
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
 from ...maps.base import Block, PushForward
-from ...measures import PushedMeasure, Reference
+from ...measures import Cloud, PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
 from .._arguments import check_law, check_map
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
-from ..particles import Cloud, ParticleReplay
+from ..particles import ParticleReplay
 from .descent import descend
 from .evaluation import evaluate_law
 
@@ -171,7 +171,7 @@ class SWJKO:
         z, dim = self._draw(self.num_samples, generator), self.reference.dim
         rho = self._on(theta, z)
         value = self.energy(rho)
-        if self.map is not None and self._reads_density and float((rho.det_sign <= 0).double().mean()) > _FOLDED:
+        if self._reads_density and _folded(rho) > _FOLDED:
             value = value + math.inf  # Adam takes the step back
         if self.prox is None:
             return value
@@ -208,27 +208,26 @@ class SWJKO:
         row.update({name: float(count) for name, count in state.counters.items()}, dt=state.dt)
         return row
 
-    def _laws(self, state: State) -> list[PushedMeasure]:
+    def _laws(self, state: State) -> list[Sampled]:
         if self.map is None:
             return [self._on(state.theta, None)]
         generator, size = fork(state.rng, "measure"), max(self.num_samples, 100)
         starts = range(0, self.num_eval, size)
         return [self._measure(state.theta, min(size, self.num_eval - k), generator) for k in starts]
 
-    def _measure(self, theta: Tensor, n: int, generator: torch.Generator) -> PushedMeasure:
+    def _measure(self, theta: Tensor, n: int, generator: torch.Generator) -> Sampled:
         return self._on(theta, self._draw(n, generator))
 
-    def _on(self, theta: Tensor, z: Tensor | None) -> PushedMeasure:
+    def _on(self, theta: Tensor, z: Tensor | None) -> Sampled:
         """The law of θ on samples z (n,d) of λ; particles are what they are."""
         if self.map is None or z is None:
-            return Cloud(theta.view(-1, self.reference.dim))  # type: ignore[return-value]
+            return Cloud(theta.view(-1, self.reference.dim))
         return PushedMeasure(self.map, self.reference, theta, z)
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor | None:
         if self.map is None:
             return None
-        matched = getattr(self.reference, "matched_sample", None)
-        return (matched or self.reference.sample)(n, generator).to(self.dtype).to(self.device)
+        return self.reference.matched_sample(n, generator).to(self.dtype).to(self.device)
 
     def push(self, rows: Rows, t: float, z: Tensor) -> Tensor:
         """Samples of ρ_t from samples z (n,d) of λ, (n,d); particles choose by z, as those of `EulerMaruyama`."""
@@ -265,6 +264,11 @@ class SWJKO:
             "max_iterations": self.max_iterations, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip
+
+
+def _folded(rho: Sampled) -> float:
+    """Share of the samples with det ∂_zT ≤ 0; 0 for particles."""
+    return float((rho.det_sign <= 0).double().mean()) if isinstance(rho, PushedMeasure) else 0.0
 
 
 def _reads_density(energy: Energy) -> bool:
