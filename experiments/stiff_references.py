@@ -75,7 +75,7 @@ class Gaussians(Judge):
         """`var`: largest relative error of a variance; `mean`: of a mean, over its standard deviation."""
         t = self.times[k]
         directions = torch.linalg.eigh(self.problem.cov)[1]
-        law = directions.T @ self.problem.exact(t).cov @ directions
+        law = directions.T @ self.problem.exact(t).cov() @ directions
         z = torch.randn(POINTS, self.problem.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(12345))
         x, exact = run.push(t, z) @ directions, (z @ directions) * law.diagonal().sqrt()
         mean = (x.mean(0) - exact.mean(0)) / exact.std(0)
@@ -288,7 +288,7 @@ class Particles(Judge):
 
     def errors(self, run: pwgf.Trajectory, k: int, laws: dict[str, Array]) -> dict[str, float]:
         """`mean` over standard deviations, `cov` over products of them; `floor`: the particles' own standard error."""
-        z = self.problem.reference.matched_sample(POINTS, torch.Generator().manual_seed(12345))  # type: ignore[attr-defined]
+        z = self.problem.reference.matched_sample(POINTS, torch.Generator().manual_seed(12345))
         x = run.push(self.times[k], z).double().numpy()
         mean, cov = laws["mean"][k], laws["cov"][k]
         scale = np.sqrt(np.diag(cov))

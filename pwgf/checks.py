@@ -6,8 +6,9 @@ Each raises with the name of the argument, what it must be, and what was given; 
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,10 +57,10 @@ def check_dtype(dtype: object, call: str) -> None:
         raise ConfigError(f"{call}(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}. Give torch.float64.")
 
 
-def check_device(device: object, call: str) -> str:
+def check_device(device: Any, call: str) -> str:
     """The name of the device; ConfigError unless torch knows it and finds it."""
     try:
-        name = str(torch.device(device))  # type: ignore[call-overload]
+        name = str(torch.device(device))
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{call}(device=…) must be 'cpu' or 'cuda'; got {device!r} ({error}).") from error
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -74,6 +75,20 @@ def check_points(x: Tensor, dim: int, call: str) -> Tensor:
             f"{call} must have shape (n, {dim}), a row per sample; got {tuple(x.shape)}. Reshape it: view(-1, {dim})."
         )
     return x
+
+
+def as_points(x: Any, dim: int, call: str) -> Tensor:
+    """x as a floating-point tensor (n, dim): tensors keep their type and device, integers become float64.
+
+    Raises:
+        ConfigError: x is not made of real numbers.
+        ShapeError: it has another shape.
+    """
+    try:
+        points = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{call} must be made of real numbers; got {x!r:.60} ({error}).") from error
+    return check_points(points if points.is_floating_point() else points.double(), dim, call)
 
 
 def check_theta0(theta0: Tensor | None, num_params: int, call: str) -> Tensor | None:

@@ -42,7 +42,7 @@ BASES = {
     "integrate": set(),
     "linalg": set(),
     "maps": {"convex", "from_module"},
-    "measures": {"pushed"},
+    "measures": {"law", "pushed"},
     "problems": {"langevin"},
     "schemes": {"particles"},
 }

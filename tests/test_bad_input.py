@@ -172,7 +172,7 @@ def test_a_constant_V_is_legal():
         (lambda: energies.PorousMedium(1), r"PorousMedium\(m\) must be positive and not 1 .*use Entropy"),
         (lambda: scheme(lambda x: x.sum(-1)), r"PWGF\(energy=…\) must be an energy .*energies\.Potential\(V\)"),
         (lambda: scheme(map=torch.nn.Linear(2, 2)), r"PWGF\(map=…\) must be a map .*maps\.FromModule\(module, dim\)"),
-        (lambda: scheme(reference=3), r"PWGF\(reference=…\) must have dim, sample\(n, generator\)"),
+        (lambda: scheme(reference=3), r"PWGF\(reference=…\) must be a measures\.Reference, such as"),
         (lambda: scheme(map=maps.Affine(3)), r"same dimension; got map\.dim = 3 and reference\.dim = 2"),
     ],
 )

@@ -320,7 +320,7 @@ def _error_lines(run: Trajectory, problem: Problem | None) -> list[str]:
         return ["Error: not known (the file names no problem with a known answer)"]
     found = {name: float(values[0]) for name, values in accuracy.errors(run, problem, rows=[-1]).items()}
     kl = f"{found['sym_kl']:.2g} nats" if np.isfinite(found["sym_kl"]) else "not defined (no density, or other support)"
-    spread = float(problem.exact(float(run.t[-1])).cov.trace().sqrt())
+    spread = float(problem.exact(float(run.t[-1])).cov().trace().sqrt())
     return [
         f"Error against the exact law at t = {run.t[-1]:g}: Bures-W2 {found['bures_w2']:.2g} in units of x "
         f"(its sampling error {found['bures_w2_floor']:.1g}; the law's spread is {spread:.3g})",

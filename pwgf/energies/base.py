@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, PWGFError, ShapeError
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from ..parallel import Shared
 from .hessian import Hessian
 
@@ -42,14 +42,14 @@ class Energy(ABC):
     pairwise: bool = False
 
     @abstractmethod
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """F(ρ) estimated on ρ's samples: a scalar tensor, differentiable when ρ's θ is."""
 
     @abstractmethod
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """v = −∇ δF/δρ at ρ's samples x, (n,d), detached."""
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """The second variation of F along displacements of ρ's samples; unknown here, so the term is explicit."""
         return Hessian(explicit=(self.label,))
 
@@ -115,15 +115,15 @@ class Combination(Energy):
         """The weighted elementary energies."""
         return list(self._terms)
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """Σ c·F(ρ)."""
         return torch.stack([term.coefficient * term.energy(rho) for term in self._terms]).sum()
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """Σ c·v."""
         return torch.stack([term.coefficient * term.energy.velocity(rho) for term in self._terms]).sum(0)
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """Σ c·Hess F, signed: a concave term may be outweighed by another."""
         total = Hessian()
         for term in self._terms:
@@ -164,9 +164,9 @@ class Once(torch.autograd.Function):
         raise ConfigError(ctx.message)
 
 
-def shares(rho: PushedMeasure) -> Shared:
+def shares(rho: Sampled) -> Shared:
     """Which of all samples rho holds: all, unless it says so (any object with `x` and what the energy reads)."""
-    return rho if getattr(rho, "group", None) is not None else Shared(len(rho.x))
+    return rho if isinstance(rho, Shared) else Shared(len(rho.x))
 
 
 def check_callable(f: object, call: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, check_callable, evaluate, shares
 
 
@@ -59,13 +59,13 @@ class Functional(Energy):
         check_callable(F, "Functional(F)")
         self.F = F
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """F on the samples."""
         every = shares(rho).gather
         view = _Samples(lambda: every(rho.x), lambda: every(rho.log_density))
         return evaluate(self.F, "Functional: F(rho)", torch.Size(()), rho.x, view)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−n ∂F/∂x_i − ∂ₓφ_i − (φ_i + ∂_ℓφ_i)·score_i, (n,d)."""
         share, leaves = shares(rho), dict[str, Tensor]()  # F sees all samples; v is that of this process's own
         n, own = share.num_samples, share.own

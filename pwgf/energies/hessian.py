@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,7 +195,7 @@ def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tens
     """
     try:
         with torch.enable_grad():  # also when called under no_grad
-            found = {name: field for name, field in fields().items() if field is not None}
+            found: dict[str, Any] = {name: field for name, field in fields().items() if field is not None}
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ConfigError):
@@ -207,4 +208,4 @@ def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tens
             bad = bad | missing.cpu()
     count = int(share.group.sum(bad.sum().to(share.group.device)))
     reported = (f"{label} (not finite at {count} of {share.num_samples} samples)",) if count else ()
-    return replace(Hessian(explicit=reported), **found)  # type: ignore[arg-type]
+    return replace(Hessian(explicit=reported), **found)

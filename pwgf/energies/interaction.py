@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import is_real
 from ..errors import ConfigError
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, Once, check_callable, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
@@ -111,7 +111,7 @@ class Interaction(Energy):
         check_callable(W, "Interaction(W)")
         self.W = W
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""
         if shares(rho).group.size > 1:
             return self._shared_value(rho)
@@ -120,19 +120,20 @@ class Interaction(Energy):
         value: Tensor = _PairEnergy.apply(rho.x, self.W)
         return value
 
-    def _shared_value(self, rho: PushedMeasure) -> Tensor:
+    def _shared_value(self, rho: Sampled) -> Tensor:
         """The value where several processes share the samples, differentiable in those of this process."""
-        x, own = rho.gather(rho.x.detach()), rho.x.detach()
+        own, share = rho.x.detach(), shares(rho)
+        x = share.gather(own)
         if isinstance(self.W, RadialPolynomial):
             value = self.W.energy(x)
         else:
-            total = rho.group.sum(sum_of_values(self.W, own, x, rho.own.start))
+            total = share.group.sum(sum_of_values(self.W, own, x, share.own.start))
             value = total / (2 * max(len(x) * (len(x) - 1), 1))
         if not rho.x.requires_grad:
             return value
         return value - (self.velocity(rho) * (rho.x - own)).sum() / len(x)  # n ∂F/∂x_i = −v_i
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−(n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j), (n,d)."""
         own, share = rho.x.detach(), shares(rho)
         x = share.gather(own)
@@ -140,7 +141,7 @@ class Interaction(Energy):
             return -self.W.pull(x)[share.own]
         return -sum_of_slopes(self.W, own, x, share.own.start) / max(len(x) - 1, 1)
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """C_i = the mean over partners j of ∇²W(x_i − x_j), times n/(n−1) as in the value.
 
         The second variation is ½E_{x,y}(u−u′)·∇²W(x−y)(u−u′). For a quadratic W that is E(u−ū)·C(u−ū) exactly; for a

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, check_callable, evaluate, shares, slope
 from .hessian import Hessian, gradient_of, hessian_of, second_derivatives
 
@@ -38,11 +38,11 @@ class Local(Energy):
     def _g(self, x: Tensor, log_rho: Tensor) -> Tensor:
         return evaluate(self.g, f"{type(self).__name__}: g(x, log_rho)", x.shape[:1], x, x, log_rho)
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """Mean of g over the samples."""
         return shares(rho).mean(self._g(rho.x, rho.log_density))
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−∇ₓ(g + ∂_ℓg) − (∂_ℓg + ∂²_ℓg)·score, (n,d)."""
         call = f"{type(self).__name__}: g(x, log_rho)"
         with torch.enable_grad():
@@ -63,7 +63,7 @@ class Local(Energy):
             v = v - by_ell.detach().unsqueeze(1) * rho.score
         return v.detach()
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """K = ∂²ₓg, a = ∂_ℓg, b = ∂²_ℓg, by automatic differentiation; the cross term ∂ₓ∂_ℓg is omitted."""
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
@@ -98,11 +98,11 @@ class Entropy(Local):
     def __init__(self) -> None:
         super().__init__(_log_density)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−score, (n,d)."""
         return -rho.score
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """a = 1: E|∇u|²."""
         return Hessian(slope=torch.ones_like(rho.x[:, 0].detach()))
 
@@ -152,13 +152,13 @@ class PorousMedium(Local):
         self.m = float(m)
         super().__init__(lambda x, log_rho: torch.exp((self.m - 1) * log_rho) / (self.m - 1))
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−m ρ^{m−1}·score, (n,d); zero where ρ vanishes."""
         weight = self.m * torch.exp((self.m - 1) * rho.log_density.detach())
         v = -weight.unsqueeze(1) * rho.score
         return torch.where((weight == 0).unsqueeze(1), torch.zeros_like(v), v)
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """a = ρ^{m−1} and b = (m−1)ρ^{m−1}; zero where ρ vanishes."""
         weight = torch.exp((self.m - 1) * rho.log_density.detach())
         return hessian_of(self.label, shares(rho), lambda: {"slope": weight, "divergence": (self.m - 1) * weight})

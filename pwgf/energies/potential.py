@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, check_callable, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
@@ -34,18 +34,18 @@ class Potential(Energy):
         check_callable(V, "Potential(V)")
         self.V = V
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """Mean of V over the samples."""
         return shares(rho).mean(evaluate(self.V, "Potential: V(x)", rho.x.shape[:1], rho.x, rho.x))
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−∇V(x), (n,d)."""
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
             value = evaluate(self.V, "Potential: V(x)", x.shape[:1], x, x)
             return -slope(value, x, "Potential: V(x)")
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """K = ∇²V(x), by d backward passes."""
         return _curvature(self.label, self.V, "Potential: V(x)", rho)
 
@@ -68,19 +68,19 @@ class KL(Energy):
         check_callable(log_target, "KL(log_target)")
         self.log_target = log_target
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """Mean of log ρ − log π over the samples."""
         target = evaluate(self.log_target, "KL: log_target(x)", rho.x.shape[:1], rho.x, rho.x)
         return shares(rho).mean(rho.log_density - target)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """∇log π(x) − score, (n,d)."""
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
             target = evaluate(self.log_target, "KL: log_target(x)", x.shape[:1], x, x)
             return slope(target, x, "KL: log_target(x)") - rho.score
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """K = −∇² log π(x), by d backward passes, and a = 1 from the entropy."""
         target = _curvature(self.label, self.log_target, "KL: log_target(x)", rho)
         return replace(-1.0 * target, slope=torch.ones_like(rho.x[:, 0].detach()))
@@ -90,7 +90,7 @@ class KL(Energy):
         return [(1.0, Potential(lambda x: -self.log_target(x)))], 1.0
 
 
-def _curvature(label: str, f: Callable[[Tensor], Tensor], call: str, rho: PushedMeasure) -> Hessian:
+def _curvature(label: str, f: Callable[[Tensor], Tensor], call: str, rho: Sampled) -> Hessian:
     """K = ∇²f at the samples; zero where f is linear."""
     with torch.enable_grad():
         x = rho.x.detach().requires_grad_(True)

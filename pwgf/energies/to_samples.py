@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import check_integer, is_real
 from ..errors import ConfigError, ShapeError, nearest
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, Once, shares
 from .hessian import Hessian, hessian_of
 
@@ -51,7 +51,7 @@ class ToSamples(Energy):
     def _curvature(self, x: Tensor, y: Tensor) -> Tensor | None:
         """K (n,d,d) at the samples x, of the attraction to y; None where it is unknown."""
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """F on the samples, differentiable once."""
         share, own = shares(rho), rho.x.detach()
         x, y = share.gather(own), self._target(own)
@@ -61,12 +61,12 @@ class ToSamples(Energy):
         v = self._velocity(x, y, share.own)
         return value + _FirstOrder.apply(rho.x, -v / len(x), type(self).__name__)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−n ∂F/∂x_i, (n,d)."""
         share, own = shares(rho), rho.x.detach()
         return self._velocity(share.gather(own), self._target(own), share.own)
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """K of the attraction to y; the repulsion between the samples is omitted."""
         x = rho.x.detach()
         K = self._curvature(x, self._target(x))
@@ -146,6 +146,7 @@ class MMD(ToSamples):
             raise ConfigError(f"MMD(bandwidth=…) must be a positive length in units of x; got {bandwidth!r}.")
         self.kernel = kernel
         self.bandwidth = bandwidth if kernel == "gaussian" else None
+        self._squared = 1.0 if self.bandwidth is None else self.bandwidth**2  # used by the Gaussian kernel alone
         self._within_target: float | None = None
 
     def _value(self, x: Tensor, y: Tensor) -> Tensor:
@@ -173,8 +174,8 @@ class MMD(ToSamples):
                 isotropic = torch.where(squared > 0, squared.rsqrt(), 0.0)
                 along = torch.where(squared > 0, isotropic / squared, 0.0)
             else:
-                isotropic = self._kernel(squared.sqrt()) / self.bandwidth**2  # type: ignore[operator]
-                along = isotropic / self.bandwidth**2  # type: ignore[operator]
+                isotropic = self._kernel(squared.sqrt()) / self._squared
+                along = isotropic / self._squared
             outer = torch.einsum("ija,ijb->iab", r * along.unsqueeze(-1), r)
             parts.append((isotropic.sum(1).reshape(-1, 1, 1) * eye - outer) / len(y))
         return torch.cat(parts)
@@ -195,17 +196,14 @@ class MMD(ToSamples):
         parts = []
         for rows in x.split(max(1, _BLOCK // len(y))):
             r = _distances(rows, y)
-            if self.kernel == "energy":
-                weight = torch.where(r > 0, -1 / r, 0.0)
-            else:
-                weight = -self._kernel(r) / self.bandwidth**2  # type: ignore[operator]
+            weight = torch.where(r > 0, -1 / r, 0.0) if self.kernel == "energy" else -self._kernel(r) / self._squared
             parts.append(rows * weight.sum(1, keepdim=True) - weight @ y)
         return torch.cat(parts)
 
     def _kernel(self, r: Tensor) -> Tensor:
         if self.kernel == "energy":
             return -r
-        return (-r.square() / (2 * self.bandwidth**2)).exp()  # type: ignore[operator]
+        return (-r.square() / (2 * self._squared)).exp()
 
 
 class SlicedW2(ToSamples):

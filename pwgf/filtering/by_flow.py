@@ -15,7 +15,7 @@ from .. import fitting, sampling
 from ..distances import divergence
 from ..errors import ConfigError
 from ..maps import PushForward, ResidualMLP
-from ..measures import PushedMeasure, Reference
+from ..measures import PushedLaw, PushedMeasure, Reference
 from ..oracles._observations import check_observation, schedule
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
@@ -27,43 +27,6 @@ _EFFECTIVE_PER_COORDINATE = 20  # effective ones of them that are enough
 _TAIL_FACTOR = 1.6  # by which a sixth of the points of the least squares lie further out
 _FIT_TOLERANCE = 1e-8  # mean square misfit, as a share of the spread, at which the least squares stop
 _CHUNK = 2000
-
-
-@dataclass(frozen=True, eq=False)
-class Law:
-    """T_θ#λ: the law of the state at one time, given the observations so far.
-
-    Args:
-        map, reference, theta: T, λ and θ (p,).
-    """
-
-    map: PushForward
-    reference: Reference
-    theta: Tensor
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n independent samples (n,d) float64; no generator means the same ones at every call."""
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        return self.push(self.reference.sample(n, generator))
-
-    def push(self, z: Tensor) -> Tensor:
-        """T_θ(z), (n,d)."""
-        with torch.no_grad():
-            return torch.cat([self.map(self.theta, part) for part in z.split(_CHUNK)])
-
-    def log_density(self, x: Tensor) -> Tensor:
-        """log ρ(x), (n,d) → (n,), by the inverse of the map."""
-        parts = []
-        for part in x.split(_CHUNK):
-            z = self.map.inverse(self.theta, part)
-            with torch.no_grad():
-                parts.append(PushedMeasure(self.map, self.reference, self.theta, z).log_density)
-        return torch.cat(parts)
-
-    def moments(self, n: int = 100_000) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and covariance (d,d), from n evenly spread samples."""
-        x = self.push(_even(self.reference, n, torch.Generator().manual_seed(0)))
-        return x.mean(0), torch.atleast_2d(torch.cov(x.T))
 
 
 @dataclass(frozen=True)
@@ -78,7 +41,7 @@ class Updated:
         kl_fit: KL between that law and the law of the one map that replaces it, nats.
     """
 
-    law: Law
+    law: PushedLaw
     log_evidence: float
     log_evidence_stderr: float
     share: float
@@ -100,10 +63,10 @@ class Filtered:
     """
 
     times: list[float]
-    predicted: list[Law]
+    predicted: list[PushedLaw]
     updates: list[Updated]
     end: float
-    law: Law
+    law: PushedLaw
     runs: list[Trajectory] = field(repr=False)
 
     @property
@@ -166,13 +129,13 @@ def run(
         raise ConfigError(f"filtering.run(model, …) needs a StateSpace; got {type(model).__name__}.")
     at, end = schedule(times, observations, end)
     map = ResidualMLP(model.dim) if map is None else map
-    law = Law(map, model.initial, map.initial(seed).double())
-    predicted: list[Law] = []
+    law = PushedLaw(map, model.initial, map.initial(seed).double())
+    predicted: list[PushedLaw] = []
     updates: list[Updated] = []
     runs: list[Trajectory] = []
     now = 0.0
 
-    def move(law: Law, to: float) -> Law:
+    def move(law: PushedLaw, to: float) -> PushedLaw:
         path = None if out is None else Path(out) / f"flow-{len(runs):03d}.h5"
         law, flow = predict(
             model, law, to - now, out=path, overwrite=overwrite, seed=seed + len(runs), progress=progress, **settings
@@ -191,7 +154,7 @@ def run(
 
 def predict(
     model: StateSpace,
-    law: Law,
+    law: PushedLaw,
     duration: float,
     *,
     out: str | os.PathLike[str] | None = None,
@@ -199,7 +162,7 @@ def predict(
     seed: int = 0,
     progress: bool | None = None,
     **settings: Any,
-) -> tuple[Law, Trajectory]:
+) -> tuple[PushedLaw, Trajectory]:
     """The law after the given duration without an observation, and the flow there, which begins at time 0.
 
     Args:
@@ -211,11 +174,11 @@ def predict(
     """
     scheme = PWGF(model.energy, law.map, law.reference, theta0=law.theta, **settings)
     flow = solve(scheme, [0.0, duration], out=out, overwrite=overwrite, seed=seed, progress=progress)
-    return Law(law.map, law.reference, flow.state().theta.double().cpu()), flow
+    return PushedLaw(law.map, law.reference, flow.state().theta.double().cpu()), flow
 
 
 def update(
-    law: Law,
+    law: PushedLaw,
     log_likelihood: Callable[[Tensor], Tensor],
     *,
     tolerance: float = 1e-3,
@@ -249,7 +212,7 @@ def update(
         ConfigError: zero likelihood everywhere.
     """
     reference, generator = law.reference, torch.Generator().manual_seed(seed)
-    z = _even(reference, _PILOT_SAMPLES, generator)
+    z = reference.matched_sample(_PILOT_SAMPLES, generator)
     with torch.no_grad():
         log_w = log_likelihood(law.push(z))
     check_observation(log_w, t)
@@ -266,15 +229,14 @@ def update(
         **{"num_eval": 1000, **settings},
     )  # fmt: skip
     n = num_fit or max(_PILOT_SAMPLES, -(-4 * law.map.num_params // law.map.dim))
-    moved = _compose(law, map, found, _even(found.run.reference, n, generator))
-    wide = _compose(
-        law, map, found, _TAIL_FACTOR * _even(found.run.reference, n // 5, generator)
-    )  # the tails, so that the map does not fold there
+    moved = _compose(law, map, found, found.run.reference.matched_sample(n, generator))
+    tails = _TAIL_FACTOR * found.run.reference.matched_sample(n // 5, generator)  # so that the map does not fold there
+    wide = _compose(law, map, found, tails)
     z, x = torch.cat([moved.z, wide.z]), torch.cat([moved.x, wide.x])
     theta, _ = fitting.regress(
         law.map, law.theta, z, x, max_iterations, tolerance=_FIT_TOLERANCE, least_damping=1e-8, call="filtering.update"
     )
-    new = Law(law.map, reference, theta)
+    new = PushedLaw(law.map, reference, theta)
     return Updated(
         new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, _gap(moved, new, reference)
     )
@@ -289,8 +251,8 @@ class _Moved:
     log_density: Tensor
 
 
-def _compose(law: Law, map: PushForward, found: sampling.Sampled, z: Tensor) -> _Moved:
-    inner = Law(map, found.run.reference, found.run.state().theta.double().cpu())
+def _compose(law: PushedLaw, map: PushForward, found: sampling.Sampled, z: Tensor) -> _Moved:
+    inner = PushedLaw(map, found.run.reference, found.run.state().theta.double().cpu())
     middle, logs = [], []
     with torch.no_grad():
         for part in z.split(_CHUNK):
@@ -302,14 +264,7 @@ def _compose(law: Law, map: PushForward, found: sampling.Sampled, z: Tensor) -> 
     return _Moved(z, law.push(torch.cat(middle)), torch.cat(logs))
 
 
-def _gap(moved: _Moved, new: Law, reference: Reference) -> float:
+def _gap(moved: _Moved, new: PushedLaw, reference: Reference) -> float:
     """KL from the law of T∘S to the new one, on some of its samples."""
     few = slice(0, _CHUNK)
     return float(divergence(new.log_density(moved.x[few]) - moved.log_density[few]))
-
-
-def _even(reference: Reference, n: int, generator: torch.Generator) -> Tensor:
-    """Evenly spread samples where the reference has them."""
-    draw = getattr(reference, "matched_sample", reference.sample)
-    z: Tensor = draw(n, generator)
-    return z

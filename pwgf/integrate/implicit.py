@@ -110,7 +110,7 @@ class Implicit:
             SolverError, NonFiniteError: the flow has no value at θ, or too many steps were rejected.
         """
         if self.dt is not None:
-            return self._minimising_movement(field, theta, length)
+            return self._minimising_movement(field, theta, length, self.dt)
         start = field.linearise(theta)
         order, since, extra = self.order, 0, 1.0  # `extra`: damping in units of the scheme's
         if len(memory):
@@ -147,7 +147,7 @@ class Implicit:
             torch.tensor([order, since, extra], dtype=torch.float64), True, stiffness, step.reason,
         )  # fmt: skip
 
-    def _minimising_movement(self, field: Field, theta: Tensor, length: float) -> Advance:
+    def _minimising_movement(self, field: Field, theta: Tensor, length: float, dt: float) -> Advance:
         """The step of implicit Euler, by `newton` iterations after the linear one."""
         start = field.linearise(theta)
         end = theta + length * start.velocity(length)
@@ -156,7 +156,7 @@ class Implicit:
             end = end + length * here.velocity(length, here.moved_since(start))
         moved = (end - theta) / length
         return Advance(
-            end, moved, length, length, float(self.dt), 0, torch.zeros(0, dtype=torch.float64), True,  # type: ignore[arg-type]
+            end, moved, length, length, float(dt), 0, torch.zeros(0, dtype=torch.float64), True,
             length * start.stiffness(moved),
         )  # fmt: skip
 

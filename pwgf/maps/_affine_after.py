@@ -125,7 +125,8 @@ class _Run:
         found = [Layer(0, (d, d + 1), self.features, None)]
         for call, by_k in zip(self.calls, slopes, strict=True):
             block = self.layout[call.k]
-            found.append(Layer(block.offset, block.shape, call.fed, torch.stack(by_k, dim=1)))  # type: ignore[arg-type]
+            out, into = block.shape
+            found.append(Layer(block.offset, (out, into), call.fed, torch.stack(by_k, dim=1)))
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,11 +112,11 @@ class Composed(PushForward):
 
     def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
         """The product of the parts' Jacobians."""
-        total = None
+        jacobians = []
         for map, part in zip(self.maps, self._split(theta), strict=True):
-            jacobian = map.jacobian(part, z)
-            total, z = jacobian if total is None else jacobian @ total, map(part, z)
-        return total  # type: ignore[return-value]  # there is at least one map
+            jacobians.append(map.jacobian(part, z))
+            z = map(part, z)
+        return functools.reduce(lambda before, after: after @ before, jacobians)
 
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
         """The sum of the parts'."""

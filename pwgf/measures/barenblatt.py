@@ -10,13 +10,14 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ..checks import check_dim, is_real
+from ..checks import as_points, check_dim, is_real
 from ..errors import ConfigError
-from .base import antithetic
+from .base import Isotropic
+from .law import as_generator
 
 
 @dataclass(frozen=True)
-class Barenblatt:
+class Barenblatt(Isotropic):
     r"""The self-similar solution of the porous-medium equation ∂ₜρ = Δρ^m at time t.
 
     ρ(x) = t^{−a}(C − k|x|²t^{−2b})₊^{q} with q = 1/(m−1), a = d/(d(m−1)+2), b = a/d, k = b(m−1)/(2m) and C set by unit
@@ -80,23 +81,21 @@ class Barenblatt:
         """E|x|²."""
         return self.radius**2 * self.dim / (self.dim + 2 * self.q + 2)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n independent samples (n,d): a direction times radius·√Beta(d/2, q+1).
 
         Beta(α, β) is drawn as the quantile of a uniform number, so that one generator drives all.
         """
+        generator = as_generator(seed, "Barenblatt.sample")
         direction = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         uniform = torch.rand(n, generator=generator, dtype=torch.float64)
         share = torch.from_numpy(betaincinv(self.dim / 2, self.q + 1, uniform.numpy()))
         radius = self.radius * share.sqrt()
         return direction * (radius / direction.norm(dim=1)).unsqueeze(1)
 
-    def matched_sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n antithetic samples (n,d); their mean is exactly zero for even n."""
-        return antithetic(n, lambda k: self.sample(k, generator))
-
     def log_density(self, z: Tensor) -> Tensor:
         """log ρ(z): (n,d) → (n,); −inf outside the ball."""
+        z = as_points(z, self.dim, "Barenblatt.log_density(z): z")
         height = self.C - self.k * self.t ** (-2 * self.b) * z.square().sum(1)
         return self.q * torch.log(height.clamp_min(0.0)) - self.dim * self.b * math.log(self.t)
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
+from ..checks import as_points, check_dim
 from ..errors import ConfigError, NonFiniteError, ShapeError
+from .base import Reference
+from .law import as_generator
 
 
-class Unnormalised:
+class Unnormalised(Reference):
     """A law λ = e^ℓ/Z that can be sampled, and whose density is known up to the constant Z.
 
     Z does not affect samples, velocities and scores of `Potential`, `Entropy`, `KL` and `Interaction`, which need
@@ -55,11 +57,11 @@ class Unnormalised:
                 )
         self.dim, self._log_density, self._sampler, self._tried = dim, log_density, sampler, False
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n samples (n,d) float64 on the CPU."""
         if not self._tried:
             self._try()
-        return self._draw(n, generator)
+        return self._draw(n, as_generator(seed, "Unnormalised.sample"))
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
         z = self._sampler(n, generator)
@@ -88,6 +90,7 @@ class Unnormalised:
 
     def log_density(self, z: Tensor) -> Tensor:
         """log λ(z) + log Z: (n,d) → (n,)."""
+        z = as_points(z, self.dim, "Unnormalised.log_density(z): z")
         value = self._log_density(z)
         if not isinstance(value, Tensor) or value.shape != z.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -100,7 +103,7 @@ class Unnormalised:
                 "Unnormalised: log_density(z) has no gradient in z. Use torch operations throughout; no .detach(), "
                 ".item() or .numpy()."
             )
-        return value
+        return torch.where(z.isinf().any(1), -torch.inf, value)  # there ℓ may give inf − inf
 
     def to_config(self) -> dict[str, Any]:
         """Name and dimension; the functions are not stored."""

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, PathError, SolverError
-from ..problems import Law, Problem
+from ..measures import Law
+from ..problems import Problem
 from ..run.trajectory import Trajectory
 from ..study import accuracy
 from ._style import EXACT, QUIET, RUN, SECOND, style
@@ -196,7 +197,7 @@ def _laws(panels: list[Any], run: Trajectory, problem: Problem | None, n: int) -
 def _density_1d(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law | None, limits: np.ndarray) -> None:
     points = torch.linspace(float(limits[0, 0]), float(limits[0, 1]), 400, dtype=torch.float64)[:, None]
     if law is not None and not law.has_density:
-        exact = law.sample(100_000, torch.Generator().manual_seed(1))[:, 0]
+        exact = law.sample(100_000, seed=1)[:, 0]
         panel.hist(exact, bins=60, range=tuple(limits[0]), density=True, color=EXACT, alpha=0.3, label="exact")
     elif law is not None:
         panel.fill_between(points[:, 0], law.log_density(points).exp(), color=EXACT, alpha=0.3, lw=0, label="exact")
@@ -211,13 +212,13 @@ def _samples_2d(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law
     panel.scatter(x[:, 0], x[:, 1], s=3, color=RUN, alpha=0.35, lw=0, rasterized=True)
     panel.plot([], [], "o", color=RUN, ms=4, label="samples of the run")
     if law is not None and not law.has_density:
-        exact = law.sample(len(x), torch.Generator().manual_seed(1))
+        exact = law.sample(len(x), seed=1)
         panel.scatter(exact[:, 0], exact[:, 1], s=3, color=EXACT, alpha=0.2, lw=0, rasterized=True, zorder=0)
         panel.plot([], [], "o", color=EXACT, ms=4, label="particles of the exact law")
     elif law is not None:
         axes = [torch.linspace(float(low), float(high), 300, dtype=torch.float64) for low, high in limits]
         density = law.log_density(torch.cartesian_prod(*axes)).exp().view(300, 300).T
-        own = law.log_density(law.sample(20_000, torch.Generator().manual_seed(1))).exp()
+        own = law.log_density(law.sample(20_000, seed=1)).exp()
         # highest-density regions that hold 95 and 50 % of the mass
         levels = sorted({float(own.quantile(share)) for share in (0.05, 0.5)})
         panel.contour(axes[0], axes[1], density, levels=levels, colors=EXACT, linewidths=(1.1, 1.7))
@@ -229,7 +230,7 @@ def _marginal(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law |
     bins = np.linspace(limits[0, 0], limits[0, 1], 46)
     panel.hist(x[:, 0], bins=bins, density=True, color=RUN, alpha=0.45, label="samples of the run")
     if law is not None:
-        exact = law.sample(100_000, torch.Generator().manual_seed(1))[:, 0]
+        exact = law.sample(100_000, seed=1)[:, 0]
         panel.hist(exact, bins=bins, density=True, histtype="step", color=EXACT, lw=1.6, label="exact")
     panel.set(xlabel="x₁", ylabel="marginal density", xlim=limits[0])
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, nearest
+from ..measures import Law
 from .aggregation import Aggregation
 from .barenblatt import BarenblattFlow
-from .base import Law, Problem
+from .base import Problem
 from .double_banana import DoubleBanana
 from .funnel import Funnel
 from .gaussian_mixture import GaussianMixture

@@ -6,61 +6,13 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..checks import check_points
 from ..energies.base import Energy
 from ..errors import ConfigError, nearest
-from ..measures import Reference
-
-
-@dataclass(frozen=True, eq=False)
-class Law(ABC):
-    """The exact law of a flow at one time.
-
-    Args:
-        mean: (d,) float64.
-        cov: (d, d) float64.
-    """
-
-    mean: Tensor
-    cov: Tensor
-    has_density: ClassVar[bool] = True
-
-    @abstractmethod
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n independent samples, (n, d) float64."""
-
-    @abstractmethod
-    def log_density(self, x: Tensor) -> Tensor:
-        """Log density at x (n, d), (n,); −inf outside the support; ConfigError where `has_density` is False."""
-
-
-@dataclass(frozen=True, eq=False)
-class MeasureLaw(Law):
-    """A law that is one of the reference measures, such as a Gaussian.
-
-    Args:
-        mean, cov: its moments.
-        measure: the measure that samples and densities come from.
-    """
-
-    measure: Reference
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n independent samples, (n, d) float64."""
-        return self.measure.sample(n, generator)
-
-    def log_density(self, x: Tensor) -> Tensor:
-        """Log density at x (n, d), (n,)."""
-        return self.measure.log_density(
-            check_points(x, len(self.mean), f"{type(self.measure).__name__}.log_density(x): x")
-        )
+from ..measures import Law, Reference
 
 
 class Problem(ABC):

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import check_integer
+from ..checks import as_points, check_integer
 from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import PushForward
-from ..measures import Reference
+from ..measures import Law, Reference
+from ..measures.law import NUM_FOR_MOMENTS, as_generator, finite_score, sample_cov, vanishing_at_infinity
 from ..schemes import Description, Replay
+from ..schemes.base import nearest_row
 from ..state import State
 from ._restart import restart_to_state
 from .memory import Source
@@ -74,6 +76,11 @@ class Trajectory:
         """λ of the run; ConfigError where a user's own was not passed to `pwgf.load`."""
         return self._read().reference
 
+    @property
+    def has_density(self) -> bool:
+        """Whether ρ_t has a density: not that of particles."""
+        return self.description.has_density
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Column by name, float64: (T,), or (T,p) for theta and theta_dot.
 
@@ -105,12 +112,12 @@ class Trajectory:
 
     def state(self) -> State:
         """The last restart state: continues the run through `evolve` or `solve(start=…)`."""
-        return restart_to_state(self._source.restart(), self._dtype())
+        return restart_to_state(self._source.restart(), self.dtype)
 
     def theta(self, t: float) -> Tensor:
         """θ(t), (p,)."""
         from_rows = schemes.base.hermite(_Rows(self), checked_time(t))
-        return from_rows.to(self._dtype())
+        return from_rows.to(self.dtype)
 
     def push(self, t: float, z: Tensor) -> Tensor:
         """T_θ(t)(z), (n,d): samples of ρ_t from samples z of the reference."""
@@ -118,13 +125,19 @@ class Trajectory:
         self._check_interpolation(t)
         return self._read().push(_Rows(self), t, torch.as_tensor(z))
 
-    def sample(self, t: float, n: int, seed: int = 0) -> Tensor:
+    def sample(self, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n samples of ρ_t, (n,d); equal seeds couple times and runs."""
         check_integer(n, "n", "run.sample")
-        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise ConfigError(f"run.sample(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
-        reader = self._read()
-        return self.push(t, reference_sample(reader, n, seed))
+        generator = as_generator(seed, "run.sample")
+        return self.push(t, self.reference.sample(n, generator).to(self.dtype))
+
+    def at(self, t: float) -> RunLaw:
+        """The law ρ_t, as problems and references give theirs.
+
+        Raises:
+            ConfigError: t is no number or lies outside the run; a user's own map was not handed to `pwgf.load`.
+        """
+        return RunLaw(self, t)
 
     def log_density(self, t: float, x: Tensor) -> Tensor:
         """log ρ_t(x), (n,d) → (n,); by inverting the map at x.
@@ -159,12 +172,14 @@ class Trajectory:
             raise ConfigError(self._missing)
         return self._reader
 
-    def _dtype(self) -> torch.dtype:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters and of what is read from the run."""
         return getattr(torch, self.config["scheme"]["dtype"])
 
     def _check_interpolation(self, t: float) -> None:
         """Warns once per gap when the interpolant between rows is off by more than the tolerance."""
-        if self._reader is None or schemes.base.nearest_row(self.t, t) is not None:
+        if self._reader is None or nearest_row(self.t, t) is not None:
             return
         gap = int(np.searchsorted(self.t, t)) - 1
         if gap in self._checked:
@@ -181,6 +196,64 @@ class Trajectory:
                 error,
                 allowed,
             )
+
+
+class RunLaw(Law):
+    """The law ρ_t of a run; made by `run.at(t)`. Samples and densities are those of the run, in its dtype.
+
+    `log_density` and `score` invert the map; they raise ConfigError for particles, which have neither: compare samples
+    instead, by `distances.energy_distance`.
+    """
+
+    def __init__(self, run: Trajectory, t: float) -> None:
+        self.t, self._run, self.dim = checked_time(t), run, run.reference.dim
+        nearest_row(run.t, self.t)  # refuses a t outside the run
+        self.has_density = run.has_density
+
+    def __repr__(self) -> str:
+        return f"{self._run!r}.at({self.t:g})"
+
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
+        """n samples (n,d); equal seeds couple times and runs. Particles come without replacement as far as they go."""
+        return self._run.sample(self.t, n, seed)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log ρ_t(x), (n,d) → (n,), detached; −inf at infinity.
+
+        Raises:
+            ConfigError: the run holds particles.
+            ShapeError: x is not (n,d).
+            SolverError: the map cannot be inverted at some x.
+        """
+        x = as_points(x, self.dim, "run.at(t).log_density(x): x").detach()
+        return vanishing_at_infinity(lambda x: self._run.log_density(self.t, x).detach(), x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """∇ log ρ_t(x), (n,d), at twice the cost of `run.score`, which does not look where ρ_t vanishes.
+
+        Raises:
+            ConfigError, ShapeError, SolverError: as `log_density`.
+            NonFiniteError: ρ_t vanishes at a row of x.
+        """
+        x = as_points(x, self.dim, "run.at(t).score(x): x").detach()
+        finite_score(x, x[:, 0], x)  # no map is inverted at infinity
+        return finite_score(self._run.score(self.t, x).detach(), self.log_density(x), x)
+
+    def mean(self) -> Tensor:
+        """(d,) float64, of 100 000 evenly spread samples: exact but for rounding where an affine map moves a Gaussian,
+        else with a standard error of at most about √(Var x_k/100 000).
+
+        That error comes on top of the particles' own where the run has some: they are drawn with replacement.
+        """
+        return self._even().mean(0)
+
+    def cov(self) -> Tensor:
+        """(d,d) float64, of the samples of `mean`; for a law near a Gaussian within about 0.5 % of a variance."""
+        return sample_cov(self._even())
+
+    def _even(self) -> Tensor:
+        z = self._run.reference.matched_sample(NUM_FOR_MOMENTS, 0)
+        return self._run.push(self.t, z.to(self._run.dtype)).double()
 
 
 def checked_time(t: Any) -> float:
@@ -205,11 +278,6 @@ class _Rows:
 
     def theta_dot(self, k: int) -> Tensor:
         return torch.from_numpy(np.array(self._source.vector("theta_dot", k)))
-
-
-def reference_sample(reader: Replay, n: int, seed: int) -> Tensor:
-    """n samples of the reference from a fresh generator, (n,d), in the run's dtype."""
-    return reader.reference.sample(n, torch.Generator().manual_seed(int(seed))).to(reader.dtype)
 
 
 def load(

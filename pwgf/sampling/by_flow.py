@@ -283,4 +283,4 @@ def _check(
     check_integer(polish, "polish", "sample", least=0)
     check_number(tolerance, "tolerance", "sample", low=0.0, high=math.inf, open_low=True)
     check_number(max_time, "max_time", "sample", low=0.0, high=1e9, open_low=True)
-    check_whiten(whiten, dim)  # type: ignore[arg-type]
+    check_whiten(whiten, dim)

@@ -94,7 +94,7 @@ class Target:
         return x
 
 
-def check_whiten(whiten: object, dim: int) -> None:
+def check_whiten(whiten: object, dim: object) -> None:
     """Refuses what `coordinates` cannot use."""
     if isinstance(whiten, tuple):
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in whiten]

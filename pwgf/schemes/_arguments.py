@@ -17,8 +17,8 @@ def check_law(energy: Energy, reference: Reference, call: str) -> None:
         raise ConfigError(f"{call}(energy=…) must be an energy from pwgf.energies; got {type(energy).__name__}.{hint}")
     if not isinstance(reference, Reference):
         raise ConfigError(
-            f"{call}(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
-            f"got {type(reference).__name__}."
+            f"{call}(reference=…) must be a measures.Reference, such as pwgf.Gaussian(dim); got "
+            f"{type(reference).__name__}. A class of your own derives from it and gives dim, sample and log_density."
         )
 
 

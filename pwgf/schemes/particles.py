@@ -14,26 +14,10 @@ from ..checks import check_device, check_dtype, check_integer, check_number, che
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
-from ..measures import Reference
-from ..parallel import Shared
+from ..measures import Cloud, Reference
 from ..state import Info, Rows, State
 from ._arguments import check_law
 from .base import Answers, Row, member_config, merge_counters, nearest_row
-
-
-class Cloud(Shared):
-    """What an energy without density sees of a measure: its samples x (n,d), all of them in every process."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(len(x))
-        self.x = x
-
-    @property
-    def log_density(self) -> Tensor:
-        """Particles have none."""
-        raise ConfigError("particles have no density; use scheme PWGF for an energy that needs one.")
-
-    score = log_density
 
 
 class ParticleReplay(Answers):
@@ -148,7 +132,7 @@ class EulerMaruyama(ParticleReplay):
     def _drift(self, x: Tensor, t: float) -> Tensor:
         v = torch.zeros_like(x)
         for coefficient, term in self._drifts:
-            v = v + coefficient * term.velocity(Cloud(x))  # type: ignore[arg-type]
+            v = v + coefficient * term.velocity(Cloud(x))
         if not bool(torch.isfinite(v).all()):
             bad = int((~torch.isfinite(v).all(1)).sum())
             raise NonFiniteError(
@@ -179,7 +163,7 @@ class EulerMaruyama(ParticleReplay):
         total = 0.0
         for coefficient, term in self._drifts:
             with torch.no_grad():
-                part = coefficient * float(term(Cloud(x)))  # type: ignore[arg-type]
+                part = coefficient * float(term(Cloud(x)))
             row[f"energy_{term.label}"] = float(row.get(f"energy_{term.label}", 0.0)) + part
             total += part
         row["energy"] = total if self.temperature == 0 else math.nan

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from pwgf.errors import StorageError
 
@@ -125,7 +126,7 @@ class Stored(io.RawIOBase):
         self._fd = fd
         self._position = 0
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Reads at the present position."""
         data = os.pread(self._fd, len(buffer), self._position)
         buffer[: len(data)] = data
@@ -169,14 +170,14 @@ class Stream(Stored):
         if self._failure is not None:
             raise self._failure
 
-    def _attempt(self, change: str, *args) -> None:
+    def _attempt(self, change: str, *args: Any) -> None:
         if self._failure is None:
             try:
                 getattr(self._disk, change)(self._fd, *args)
             except BaseException as failure:  # not even KeyboardInterrupt may unwind through HDF5; check() raises it
                 self._failure = failure
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         """Writes at the present position."""
         view = memoryview(data).cast("B")
         self._attempt("write", view, self._position)

@@ -93,7 +93,7 @@ class Record:
     def __enter__(self) -> Record:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def column(self, name: str) -> np.ndarray:

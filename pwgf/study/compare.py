@@ -15,8 +15,9 @@ import torch
 from .. import distances, storage
 from ..checks import check_integer
 from ..errors import ConfigError, ParallelError, PathError, PWGFError, StorageError, nearest
+from ..measures.law import Law, sample_cov
 from ..parallel import world
-from ..problems import Law, Problem
+from ..problems import Problem
 from ..run.solve import solve
 from ..run.spec import check_times
 from ..run.trajectory import Trajectory, load
@@ -349,6 +350,6 @@ class _Judge:
 def _by_moments(x: torch.Tensor, law: Law) -> float:
     """KL + KL of the Gaussians with the moments of the samples and of the law; NaN where a covariance is singular."""
     try:
-        return float(distances.gaussian_sym_kl(x.mean(0), x.T.cov().reshape(law.cov.shape), law.mean, law.cov))
+        return float(distances.gaussian_sym_kl(x.mean(0), sample_cov(x), law.mean(), law.cov()))
     except ConfigError:
         return math.nan

@@ -171,9 +171,9 @@ class JKOICNN(JKOReplay):
         theta = self.family.initial(seed).to(self.dtype).to(self.device)
         generator = torch.Generator().manual_seed(seed)
         few = self._reference_cloud(64, fork(generator.get_state(), "start"))
-        value = self.energy(Seen(few))  # type: ignore[arg-type]
+        value = self.energy(Seen(few))
         if not bool(torch.isfinite(value)):
-            bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(Seen(few))))]  # type: ignore[arg-type]
+            bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(Seen(few))))]
             raise NonFiniteError(
                 f"the energy is {float(value)} at the start (term '{bad[0] if bad else 'sum'}'), t = {t:.6g}: its "
                 "function is NaN or infinite at some samples of the reference. Check it there, or take another "
@@ -203,7 +203,7 @@ class JKOICNN(JKOReplay):
         generator = state.generator()
         held_out, before = self._held_out(state), state.extra
         seen = Seen(held_out.rows(slice(self.num_samples)))
-        identity = h * float(self.energy(seen))  # type: ignore[arg-type]
+        identity = h * float(self.energy(seen))
         objective = Objective(self.family, self.energy, h, seen.read)
         found = minimise(
             objective, state.theta, self._batches(state, generator), held_out.rows(slice(self.num_samples)), self.adam,
@@ -224,12 +224,12 @@ class JKOICNN(JKOReplay):
         counters = merge_counters(state.counters, num_steps=1, num_stages=found.iterations)
         after = State(t1, found.theta, torch.zeros_like(found.theta), self.h, generator.get_state(), counters, extra)
         few = Seen(moved.rows(slice(self.num_samples)))
-        values = {"energy": float(self.energy(few)), "velocity_rms": speed, "descent": identity - found.value}  # type: ignore[arg-type]
+        values = {"energy": float(self.energy(few)), "velocity_rms": speed, "descent": identity - found.value}
         return after, Info(state.t, t1, h, found.iterations, 0, values)
 
     def _reference_cloud(self, n: int, generator: torch.Generator) -> Cloud:
         """Samples of λ, matched ones where there are such."""
-        z = getattr(self.reference, "matched_sample", self.reference.sample)(n, generator)
+        z = self.reference.matched_sample(n, generator)
         if not isinstance(z, Tensor) or z.shape != (n, self.reference.dim):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(
@@ -297,7 +297,7 @@ class JKOICNN(JKOReplay):
         row: Row = {"theta": state.theta, "theta_dot": state.theta_dot}
         with torch.no_grad():
             for name, coefficient, part in self.energy.terms():
-                row[f"energy_{name}"] = coefficient * float(part(Seen(cloud)))  # type: ignore[arg-type]
+                row[f"energy_{name}"] = coefficient * float(part(Seen(cloud)))
         row["energy"] = sum(float(value) for name, value in row.items() if name.startswith("energy_"))
         row["second_moment"] = float(cloud.x.square().sum(1).mean())
         speed, iterations, rate = state.extra["last"].tolist()

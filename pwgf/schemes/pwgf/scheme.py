@@ -304,8 +304,8 @@ class PWGF(MapReplay):
 
     def _draw(self, n: int, generator: torch.Generator, *, even: bool = False) -> Tensor:
         """n samples of λ (n,d); evenly spread ones for right sides, and where the energy couples the samples."""
-        matched = getattr(self.reference, "matched_sample", None) if even or self.energy.pairwise else None
-        z = (matched or self.reference.sample)(n, generator)
+        draw = self.reference.matched_sample if even or self.energy.pairwise else self.reference.sample
+        z = draw(n, generator)
         if not isinstance(z, Tensor) or z.shape != (n, self.map.dim):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(

@@ -11,10 +11,10 @@ from ...checks import check_theta0
 from ...energies import Energy
 from ...errors import ConfigError
 from ...maps.base import Block, PushForward
-from ...measures import PushedMeasure, Reference
+from ...measures import Cloud, PushedMeasure, Reference, Sampled
 from .._arguments import check_map
 from ..base import MapReplay, member_config, tensor_config
-from ..particles import Cloud, ParticleReplay
+from ..particles import ParticleReplay
 
 
 class MapCarrier(MapReplay):
@@ -39,8 +39,7 @@ class MapCarrier(MapReplay):
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n samples of λ, (n,d), evenly spread where the reference has such."""
-        matched = getattr(self.reference, "matched_sample", None)
-        return (matched or self.reference.sample)(n, generator).to(self.dtype).to(self.device)
+        return self.reference.matched_sample(n, generator).to(self.dtype).to(self.device)
 
     def law(self, theta: Tensor, z: Tensor) -> PushedMeasure:
         """The law of θ at samples z (n,d) of λ."""
@@ -93,15 +92,15 @@ class ParticleCarrier(ParticleReplay):
         """Nothing, (0,d): particles need no samples of λ."""
         return torch.empty(0, self.reference.dim, dtype=self.dtype)
 
-    def law(self, theta: Tensor, z: Tensor) -> PushedMeasure:
+    def law(self, theta: Tensor, z: Tensor) -> Sampled:
         """The particles."""
-        return Cloud(theta.view(-1, self.reference.dim))  # type: ignore[return-value]
+        return Cloud(theta.view(-1, self.reference.dim))
 
-    def laws(self, theta: Tensor, total: int, size: int, generator: torch.Generator) -> list[PushedMeasure]:
+    def laws(self, theta: Tensor, total: int, size: int, generator: torch.Generator) -> list[Sampled]:
         """The particles, in one block."""
         return [self.law(theta, theta)]
 
-    def few(self, theta: Tensor) -> PushedMeasure:
+    def few(self, theta: Tensor) -> Sampled:
         """The first 16 particles."""
         return self.law(theta[: 16 * self.reference.dim], theta)
 

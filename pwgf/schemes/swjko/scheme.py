@@ -17,7 +17,7 @@ from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
 from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
-from ...measures import Reference
+from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
 from .._arguments import check_law
 from ..base import Answers, Description, Row, even_step, fork, member_config, merge_counters
@@ -177,7 +177,7 @@ class SWJKO(Answers):
         z, dim = self.carrier.draw(self.num_samples, generator), self.reference.dim
         rho = self.carrier.law(theta, z)
         value = self.energy(rho)
-        if self._reads_density and float((rho.det_sign <= 0).double().mean()) > _FOLDED:
+        if self._reads_density and _folded(rho) > _FOLDED:
             value = value + math.inf  # Adam takes the step back
         if self.prox is None:
             return value
@@ -261,6 +261,11 @@ class SWJKO(Answers):
             "max_iterations": self.max_iterations, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip
+
+
+def _folded(rho: Sampled) -> float:
+    """Share of the samples with det ∂_zT ≤ 0; 0 for particles."""
+    return float((rho.det_sign <= 0).double().mean()) if isinstance(rho, PushedMeasure) else 0.0
 
 
 def _reads_density(energy: Energy) -> bool:

@@ -10,6 +10,7 @@ import torch
 import pwgf
 from pwgf import energies, linalg, maps
 from pwgf.errors import NonFiniteError, ShapeError, SolverError
+from pwgf.measures import Reference
 from pwgf.problems import OrnsteinUhlenbeck
 
 OU = OrnsteinUhlenbeck(2, cov=[[0.8, 0.3], [0.3, 0.5]], mean=[1.0, -2.0])
@@ -262,7 +263,7 @@ def test_start_takes_theta0_and_time():
 
 
 def test_a_reference_of_the_wrong_shape_is_told():
-    class Odd:
+    class Odd(Reference):
         dim = 2
 
         def sample(self, n, generator):
@@ -300,8 +301,10 @@ def test_the_fingerprint_tells_energies_apart():
 def exact_speed2(t):
     """E|v|² of the exact flow at t, with v = −Σ⁻¹(x−b) + C⁻¹(x−m) at N(m, C): equals −dF/dt."""
     law = OU.exact(t)
-    difference = torch.linalg.inv(law.cov) - OU.precision
-    return float((OU.precision @ (law.mean - OU.mean)).square().sum() + torch.trace(law.cov @ difference @ difference))
+    difference = torch.linalg.inv(law.cov()) - OU.precision
+    return float(
+        (OU.precision @ (law.mean() - OU.mean)).square().sum() + torch.trace(law.cov() @ difference @ difference)
+    )
 
 
 def test_the_row_of_an_exactly_represented_flow():
