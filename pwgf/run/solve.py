@@ -101,7 +101,7 @@ def _has_rows_to_resume(spec: RunSpec, start: State | None, out: str | None, res
     found = resume and out is not None and has_rows(out)
     same: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite, "rows in out": found}
     same["start.theta"] = None if start is None else tensor_config(start.theta)
-    settings = dataclasses.replace(spec, metadata=None).to_config()  # process 0 writes its own
+    settings = dataclasses.replace(spec, description={}, metadata=None).to_config()  # process 0 writes its own
     world().agree({**flatten(settings), **same}, "solve")
     return found
 
