@@ -62,7 +62,8 @@ def solve(
         checkpoint_seconds: between rows the restart state is published this often.
         metadata: your own entries, JSON values by name, stored as `run.config["metadata"]`; a resumed run keeps those
             that it began with.
-        callbacks: each is called as f(state, info) after every step; returning True stores a row and ends the run.
+        callbacks: each is called as f(state, info) after every step, with a state of its own; True (also NumPy's or
+            torch's) stores a row and ends the run, None or False goes on, anything else is refused.
         progress: show progress; None means yes unless `PWGF_PROGRESS=0`.
         problem: a `pwgf.problems` problem, recorded so that `pwgf plot` can draw its exact law.
 
