@@ -76,6 +76,11 @@ def check_points(x: Tensor, dim: int, call: str) -> Tensor:
     return x
 
 
+def private(x: Tensor) -> Tensor:
+    """x for a user's function to hold: a copy, with x's graph, so that nothing done to it in place reaches x itself."""
+    return x.clone()
+
+
 def check_theta0(theta0: Tensor | None, num_params: int, call: str) -> Tensor | None:
     """theta0 (p,) as a tensor of its own; ConfigError or ShapeError unless it has num_params finite numbers."""
     if theta0 is None:

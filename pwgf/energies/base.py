@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import private
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import PushedMeasure
 from ..parallel import Shared
@@ -181,7 +182,7 @@ def qualified_name(f: Callable[..., Any]) -> str:
 
 
 def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, *arguments: Any) -> Tensor:
-    """Calls a user's function and checks that it returns a tensor of the given shape, dtype and device.
+    """Calls a user's function on copies of tensors, and checks the shape, dtype and device of what it returns.
 
     Raises:
         ConfigError: the function raised, or returned another dtype or device.
@@ -189,7 +190,7 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
     """
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
     try:
-        y = f(*arguments)
+        y = f(*(private(value) if isinstance(value, Tensor) else value for value in arguments))
     except PWGFError:
         raise
     except _USER_ERRORS as error:
@@ -210,7 +211,8 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
             f"{call} returned {y.dtype} on {y.device} for {given}; tensors that it captures or makes must follow the "
             "input: captured.to(x), torch.zeros_like(x[..., 0])."
         )
-    return y
+    followed = any(isinstance(value, Tensor) and value.requires_grad for value in (like, *arguments))
+    return y if followed else y.detach()  # the function may have marked its copy, or have parameters of its own
 
 
 def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:

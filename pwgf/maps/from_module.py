@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..checks import check_dim
+from ..checks import check_dim, private
 from ..errors import ConfigError, ShapeError
 from ._module_layers import linear_spots, linearise_layers
 from .base import Block, Linearisation, PushForward, blocks, products
@@ -39,8 +39,8 @@ class FromModule(PushForward):
         residual: start as the identity.
 
     Raises:
-        ConfigError: not a module, no trainable parameters, a frozen parameter, BatchNorm or Dropout inside, an input
-            that is changed in place, or an output that cannot be differentiated by the parameters.
+        ConfigError: not a module, no trainable parameters, a frozen parameter, BatchNorm or Dropout inside, or an
+            output that cannot be differentiated by the parameters.
         ShapeError: the module does not map (n, d) to (n, d).
 
     Example:
@@ -92,7 +92,6 @@ class FromModule(PushForward):
 
     def _check_output(self) -> None:
         z = torch.linspace(-1, 1, 2 * self.dim, dtype=torch.float64).view(2, self.dim)
-        before = z.clone()
         try:
             out = self._apply(self._theta0, z)
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
@@ -104,11 +103,6 @@ class FromModule(PushForward):
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ShapeError(
                 f"{self._call}, dim={self.dim}): the module must map (2, {self.dim}) to the same; got {got}."
-            )
-        if not torch.equal(z, before):
-            raise ConfigError(
-                f"{self._call}, dim={self.dim}): the module changes its input in place, so the samples would be "
-                "lost. Use the out-of-place version: z = z + b instead of z += b."
             )
 
     def _needs_forward_mode(self) -> bool:
@@ -173,7 +167,7 @@ class FromModule(PushForward):
         for name, buffer in self._module.named_buffers():
             values[name] = buffer.to(z) if buffer.is_floating_point() else buffer.to(z.device)
         with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            return functional_call(self._module, values, (z, *more))
+            return functional_call(self._module, values, (private(z), *more))
 
     def layout(self) -> list[Block]:
         """The module's parameters in its own order, under its own names."""

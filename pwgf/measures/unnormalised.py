@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
+from ..checks import check_dim, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
 
 
@@ -74,7 +74,7 @@ class Unnormalised:
                 f"Unnormalised: sampler(n={n}, generator) returned NaN or infinite entries. Causes: (a) a logarithm or "
                 "quantile at 0 or 1: clamp its argument; (b) overflow in float32: sample in float64."
             )
-        return z.detach().double().cpu()
+        return z.detach().to("cpu", torch.float64, copy=True)  # the sampler may write into its own again
 
     def _try(self) -> None:
         """Two draws from equal generators must be equal, or a run could be neither repeated nor resumed."""
@@ -88,7 +88,7 @@ class Unnormalised:
 
     def log_density(self, z: Tensor) -> Tensor:
         """log λ(z) + log Z: (n,d) → (n,)."""
-        value = self._log_density(z)
+        value = self._log_density(private(z))
         if not isinstance(value, Tensor) or value.shape != z.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(

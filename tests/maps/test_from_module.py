@@ -232,12 +232,20 @@ class Shifts(Pair):
             r"T cannot be differentiated by the module's parameters: .*inplace.*\(a\).*h = h \* 2 inst",
         ),
         (Detached, r"T cannot be differentiated by the module's parameters: .*\(b\) detach, no_grad or NumPy"),
-        (Shifts, r"the module changes its input in place.*z = z \+ b instead of z \+= b"),
     ],
 )
 def test_modules_that_cannot_be_differentiated_are_told(make, message):
     with pytest.raises(ConfigError, match=r"(?s)FromModule\(module, dim=2\): " + message):
         maps.FromModule(build(make), 2)
+
+
+def test_a_module_that_changes_its_input_in_place_leaves_the_samples_alone():
+    shifting, plain = maps.FromModule(build(Shifts), 2), maps.FromModule(build(Pair), 2)
+    z = points(5, 2)
+    before = z.clone()
+    torch.testing.assert_close(shifting(shifting.initial(), z), plain(plain.initial(), z + 1))
+    torch.testing.assert_close(shifting.jacobian(shifting.initial(), z), plain.jacobian(plain.initial(), z + 1))
+    assert torch.equal(z, before)
 
 
 def test_a_step_goes_by_preconditioned_conjugate_gradients(monkeypatch):

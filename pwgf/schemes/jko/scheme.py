@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number
+from ...checks import check_device, check_dtype, check_integer, check_number, private
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, ShapeError, nearest
 from ...maps.base import Block
@@ -213,7 +213,7 @@ class JKOICNN(JKOReplay):
                 f"{got}. Return a row per sample."
             )
         z = z.to(self.dtype).to(self.device)
-        return Cloud(z, self.reference.log_density(z))
+        return Cloud(z, self.reference.log_density(private(z)))
 
     def _moved(self, theta: Tensor, cloud: Cloud, dense: bool = True) -> Cloud:
         """∇ψ#ρ on the samples, with its density if the energy reads it."""
