@@ -5,23 +5,60 @@ Each raises with the name of the argument, what it must be, and what came; `call
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from typing import TypeGuard
+import numbers
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, ShapeError
+from .errors import ConfigError, ShapeError, SolverError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_UNITS = (bool, np.timedelta64)  # registered as numbers, but none
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's, of torch's (0-d) or of any other kind as Python's int, float or bool; all else as it is."""
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
+        return plain(value.item())
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, _UNITS) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def plain_numbers(f: Callable[P, R]) -> Callable[P, R]:
+    """f with every number among its arguments made plain."""
+
+    @functools.wraps(f)
+    def with_plain_numbers(*args: P.args, **kwargs: P.kwargs) -> R:
+        return f(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+
+    return with_plain_numbers
+
+
+def plain_fields(settings: Any) -> None:
+    """Makes every number among the fields of a dataclass plain, also of a frozen one."""
+    for field in dataclasses.fields(settings):
+        object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))
 
 
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether value is an integer (and no bool)."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, _UNITS)
 
 
 def is_real(value: object) -> TypeGuard[float]:
     """Whether value is a finite number (and no bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, _UNITS) and math.isfinite(value)
 
 
 def check_integer(value: object, name: str, call: str, *, least: int = 1) -> None:
@@ -74,6 +111,18 @@ def check_points(x: Tensor, dim: int, call: str) -> Tensor:
             f"{call} must have shape (n, {dim}), a row per sample; got {tuple(x.shape)}. Reshape it: view(-1, {dim})."
         )
     return x
+
+
+def later(t: float, h: float) -> float:
+    """t + h; SolverError where rounding loses more than a hundredth of the step h."""
+    after = t + h
+    if abs(after - t - h) > 0.01 * h:
+        raise SolverError(
+            f"a step of {h:.3g} from t = {t:.17g} is lost in rounding: doubles there lie {math.ulp(t):.2g} apart. "
+            "Count time from the start (times - times[0]), or, where the steps themselves are too short, find what "
+            "makes them so: a dt, or an energy too steep for a tolerance."
+        )
+    return after
 
 
 def private(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import private
+from ..checks import plain, private
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import PushedMeasure
 from ..parallel import Shared
@@ -41,6 +41,7 @@ class Energy(ABC):
     """
 
     pairwise: bool = False
+    __array_ufunc__ = None  # NumPy's scalars leave their products to `__rmul__`
 
     @abstractmethod
     def __call__(self, rho: PushedMeasure) -> Tensor:
@@ -80,18 +81,31 @@ class Energy(ABC):
         return {"name": type(self).__name__, **named}
 
     def __add__(self, other: Energy) -> Energy:
+        if isinstance(other, int) and other == 0:
+            return self  # where `sum` begins
         if not isinstance(other, Energy):
             return NotImplemented
         return Combination([*self.terms(), *other.terms()])
 
+    __radd__ = __add__
+
     def __mul__(self, factor: float) -> Energy:
-        if isinstance(factor, Energy) or not isinstance(factor, (int, float)):
+        factor = plain(factor)
+        if not isinstance(factor, (int, float)):
             return NotImplemented
         if not math.isfinite(factor):
             raise ConfigError(f"the factor of an energy must be finite; got {factor!r}.")
         return Combination([term._replace(coefficient=factor * term.coefficient) for term in self.terms()])
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Energy:
+        divisor = plain(divisor)
+        if not isinstance(divisor, (int, float)):
+            return NotImplemented
+        if divisor == 0:
+            raise ConfigError("an energy cannot be divided by 0.")
+        return (1 / divisor) * self
 
     def __sub__(self, other: Energy) -> Energy:
         return self + (-1.0) * other

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checks import plain
 from ..errors import ConfigError
 from ..parallel import Shared
 
@@ -47,6 +49,7 @@ class Hessian:
     slope: Tensor | None = None
     divergence: Tensor | None = None
     explicit: tuple[str, ...] = ()
+    __array_ufunc__: ClassVar[None] = None  # NumPy's scalars leave their products to `__rmul__`
 
     def __call__(self, u: Tensor, grad_u: Tensor) -> Tensor:
         """Q(u), scalar, with E the mean over these samples.
@@ -79,6 +82,7 @@ class Hessian:
         )
 
     def __mul__(self, factor: float) -> Hessian:
+        factor = plain(factor)
         if not isinstance(factor, (int, float)):
             return NotImplemented
 

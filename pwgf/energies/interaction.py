@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import is_real
+from ..checks import is_real, plain_fields
 from ..errors import ConfigError
 from ..measures import PushedMeasure
 from .base import Energy, Once, check_callable, evaluate, shares, slope
@@ -48,6 +48,7 @@ class RadialPolynomial:
     quartic: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name in ("quadratic", "quartic"):
             value = getattr(self, name)
             if not is_real(value):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..checks import is_real, plain_numbers
 from ..errors import ConfigError
 from ..measures import PushedMeasure
 from .base import Energy, check_callable, evaluate, shares, slope
@@ -146,8 +146,9 @@ class PorousMedium(Local):
         ConfigError: m out of range.
     """
 
+    @plain_numbers
     def __init__(self, m: float) -> None:
-        if not (isinstance(m, (int, float)) and math.isfinite(m) and m > 0) or m == 1:
+        if not (is_real(m) and m > 0) or m == 1:
             raise ConfigError(f"PorousMedium(m) must be positive and not 1 (for m = 1 use Entropy()); got {m!r}.")
         self.m = float(m)
         super().__init__(lambda x, log_rho: torch.exp((self.m - 1) * log_rho) / (self.m - 1))

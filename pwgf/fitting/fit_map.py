@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_number, check_theta0, private
+from ..checks import check_integer, check_number, check_theta0, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
@@ -37,6 +37,7 @@ class Fit(NamedTuple):
     converged: bool
 
 
+@plain_numbers
 def fit(
     map: PushForward,
     reference: Reference,

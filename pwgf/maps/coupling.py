@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer, check_positive, is_real
+from ..checks import check_dim, check_integer, check_positive, is_real, plain_fields
 from ..errors import ConfigError, nearest
 from ._affine_after import Act, AffineAfter
 from ._networks import default_gain, first_layer
@@ -74,6 +74,7 @@ class CouplingFlow(AffineAfter):
     gain: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "CouplingFlow(dim, kind)")
         if self.kind not in _KINDS:
             hint = nearest(self.kind, _KINDS) if isinstance(self.kind, str) else ""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..checks import check_dim, private
+from ..checks import check_dim, plain_numbers, private
 from ..errors import ConfigError, ShapeError
 from ._module_layers import linear_spots, linearise_layers
 from .base import Block, Linearisation, PushForward, blocks, products
@@ -56,6 +56,7 @@ class FromModule(PushForward):
     _call: ClassVar[str] = "FromModule(module"  # how messages name the call
     _linear: tuple[type[nn.Module], ...] = (nn.Linear,)
 
+    @plain_numbers
     def __init__(self, module: nn.Module, dim: int, *, residual: bool = False) -> None:
         check_dim(dim, f"{self._call}, dim)")
         if not isinstance(module, nn.Module):

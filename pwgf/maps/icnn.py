@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer
+from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
 from .base import Block, blocks
 from .convex import ConvexGradient, check_bends, softplus
@@ -64,6 +64,7 @@ class GradientICNN(ConvexGradient):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "GradientICNN(dim, width, depth)")
         for name in ("width", "depth"):
             check_integer(getattr(self, name), name, "GradientICNN")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, is_real
+from ..checks import check_dim, is_real, plain_fields
 from ..errors import ConfigError
 from .base import antithetic
 
@@ -39,6 +39,7 @@ class Barenblatt:
     t: float
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "Barenblatt(dim, m, t)")
         if not (is_real(self.m) and self.m > 1):
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
+from ..checks import check_dim, plain_numbers
 from ..errors import ConfigError, ShapeError
 
 
@@ -36,6 +36,7 @@ class Gaussian:
     mean: Tensor
     cov: Tensor
 
+    @plain_numbers
     def __init__(self, dim: int, mean: Any = 0.0, cov: Any = None) -> None:
         check_dim(dim, "Gaussian(dim)")
         m = _as_float64(mean, f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},)")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_positive
+from ..checks import check_dim, check_positive, plain_fields
 from .base import antithetic
 
 
@@ -37,6 +37,7 @@ class UniformBall:
     radius: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "UniformBall(dim, radius)")
         check_positive(self.radius, "radius", "UniformBall")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, private
+from ..checks import check_dim, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
 
 
@@ -43,6 +43,7 @@ class Unnormalised:
         tensor([-2.])
     """
 
+    @plain_numbers
     def __init__(
         self, log_density: Callable[[Tensor], Tensor], sampler: Callable[[int, torch.Generator], Tensor], dim: int
     ) -> None:

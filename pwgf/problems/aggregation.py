@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_points
+from ..checks import check_dim, check_points, plain_numbers
 from ..energies.base import Energy
 from ..energies.interaction import Interaction, RadialPolynomial
 from ..measures import Gaussian
@@ -80,6 +80,7 @@ class Aggregation(Problem):
         2017, arXiv 1602.06615.
     """
 
+    @plain_numbers
     def __init__(self, dim: int) -> None:
         check_dim(dim, "Aggregation(dim)")
         self.dim = dim

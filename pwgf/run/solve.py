@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .. import storage
+from ..checks import plain_numbers
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..parallel import world
 from ..schemes import Scheme
@@ -31,6 +32,7 @@ from .trajectory import Trajectory
 _log = logging.getLogger("pwgf")
 
 
+@plain_numbers
 def solve(
     scheme: Scheme,
     times: Times,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checks import is_integer
+from ..checks import is_integer, is_real, plain
 from ..errors import ConfigError
 from ..schemes import Scheme
 from ..state import State
@@ -89,8 +89,11 @@ class RunSpec:
 def check_times(times: Times, call: str = "solve") -> np.ndarray:
     """times as float64, (T,); ConfigError unless finite and strictly increasing."""
     try:
-        values = times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times
-        t = np.asarray(values, dtype=np.float64)
+        values = np.asarray(times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times)
+        numbers = values.dtype.kind in "iuf" or all(is_real(plain(value)) for value in values.astype(object).flat)
+        if hasattr(times, "unit") or hasattr(times, "units") or values.dtype.kind in "bmM" or not numbers:
+            raise TypeError("not plain numbers, or with a unit")
+        t = values.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{call}(times=…) must be a sequence of numbers; got {times!r:.60} ({error}). "

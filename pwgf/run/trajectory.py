@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import check_integer
+from ..checks import check_integer, is_integer, plain_numbers
 from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Reference
@@ -82,6 +82,7 @@ class Trajectory:
             )
         return self._source.column(name)
 
+    @plain_numbers
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
         """All rows in order, in batches, so that a file larger than memory can be read through.
 
@@ -112,10 +113,11 @@ class Trajectory:
         self._check_interpolation(t)
         return self._read().push(_Rows(self), t, torch.as_tensor(z))
 
+    @plain_numbers
     def sample(self, t: float, n: int, seed: int = 0) -> Tensor:
         """n samples of ρ_t, (n,d); equal seeds couple times and runs."""
         check_integer(n, "n", "run.sample")
-        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        if not is_integer(seed) or not 0 <= seed < 2**63:
             raise ConfigError(f"run.sample(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
         reader = self._read()
         return self.push(t, reference_sample(reader, n, seed))
@@ -192,6 +194,8 @@ class Trajectory:
 def checked_time(t: Any) -> float:
     """t as a float; ConfigError where it is no number (NaN is told by the rows, which know their range)."""
     try:
+        if isinstance(t, (np.timedelta64, np.datetime64)):
+            raise TypeError("it has a unit")
         return float(t)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, private
+from ..checks import check_integer, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -66,6 +66,7 @@ class Chains(NamedTuple):
         return self.x.flatten(0, 1)
 
 
+@plain_numbers
 def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 300, seed: int = 0) -> Chains:
     """Hamiltonian Monte Carlo by many chains at once; each moves by itself.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_device, check_dtype, check_integer, check_number, check_points
+from ..checks import check_device, check_dtype, check_integer, check_number, check_points, later, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
@@ -110,6 +110,7 @@ class EulerMaruyama(ParticleReplay):
         Kloeden, Platen, Numerical Solution of Stochastic Differential Equations, 1992, §10.2.
     """
 
+    @plain_numbers
     def __init__(
         self, energy: Energy, reference: Reference, *, num_samples: int = 10_000, dt: float,
         dtype: torch.dtype = torch.float64, device: str = "cpu",
@@ -156,7 +157,7 @@ class EulerMaruyama(ParticleReplay):
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         v = self._drift(x, state.t)
         moved = (x + h * v + math.sqrt(2 * self.temperature * h) * noise).reshape(-1)
-        t = t1 if last else state.t + h
+        t = t1 if last else later(state.t, h)
         counters = merge_counters(state.counters, num_steps=1, num_stages=1)
         after = State(t, moved, v.reshape(-1), self.dt, generator.get_state(), counters)
         return after, Info(state.t, t, h, 1, 0, {"velocity_rms": float(v.square().sum(1).mean().sqrt())})

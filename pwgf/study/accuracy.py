@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import distances
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..problems import Law, Problem, from_config
 from ..run.trajectory import Trajectory
@@ -34,6 +34,7 @@ def num_particles(run: Trajectory) -> int | None:
     return int(stored["num_samples"]) if moved else None
 
 
+@plain_numbers
 def errors(
     run: Trajectory, problem: Problem, n: int = 4000, seed: int = 0, rows: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .. import distances, maps, storage
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..errors import ConfigError, ParallelError, PathError, PWGFError, StorageError, nearest
 from ..parallel import world
 from ..problems import Law, Problem
@@ -207,6 +207,7 @@ def _count(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.0f}"
 
 
+@plain_numbers
 def compare(
     members: Sequence[Problem],
     methods: Mapping[str, Make] | Sequence[str] = ("pwgf", "sw-jko", "particles"),

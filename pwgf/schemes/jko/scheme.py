@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number, private
+from ...checks import check_device, check_dtype, check_integer, check_number, plain_numbers, private
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, ShapeError, nearest
 from ...maps.base import Block
@@ -80,6 +80,7 @@ class JKOICNN(JKOReplay):
         Jordan, Kinderlehrer, Otto, The variational formulation of the Fokker–Planck equation, 1998.
     """
 
+    @plain_numbers
     def __init__(
         self,
         energy: Energy,

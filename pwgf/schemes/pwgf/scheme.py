@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_number, check_theta0
+from ...checks import check_device, check_number, check_theta0, later, plain_numbers
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
@@ -78,6 +78,7 @@ class PWGF(MapReplay):
         Jin, Liu, Wu, Ye, Zhou, Parameterized Wasserstein gradient flow, 2024, arXiv 2404.19133.
     """
 
+    @plain_numbers
     def __init__(
         self,
         energy: Energy,
@@ -195,7 +196,7 @@ class PWGF(MapReplay):
                 if redraw == _REDRAWS or not self.integrator.adaptive:
                     raise self._gave_up(error, state, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
-        t_end = t1 if moved.length == t1 - state.t else state.t + moved.length
+        t_end = t1 if moved.length == t1 - state.t else later(state.t, moved.length)
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),

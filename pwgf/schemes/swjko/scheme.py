@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number, check_theta0
+from ...checks import check_device, check_dtype, check_integer, check_number, check_theta0, later, plain_numbers
 from ...distances import sliced_w2
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
@@ -81,6 +81,7 @@ class SWJKO:
         2110.10972.
     """
 
+    @plain_numbers
     def __init__(
         self, energy: Energy, map: PushForward | None, reference: Reference, *, tau: float, num_directions: int = 50,
         num_samples: int = 500, num_eval: int = 10_000, prox: str | None = "sliced", learning_rate: float = 0.02,
@@ -158,7 +159,7 @@ class SWJKO:
         except SolverError as error:
             raise self._diverged(str(error), state) from error
         values = self._judged(found.theta, state, h, generator)
-        t = t1 if last else state.t + h
+        t = t1 if last else later(state.t, h)
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=found.num_iterations, num_unsettled=int(not found.settled)
         )
