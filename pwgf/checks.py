@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
@@ -20,6 +20,8 @@ from .errors import ConfigError, ShapeError, SolverError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_ROUNDING = 0.6  # power of the dtype's ε, relative to the largest value: what a sum in another order may change
 
 _UNITS = (bool, np.timedelta64)  # registered as numbers, but none
 
@@ -128,6 +130,44 @@ def later(t: float, h: float) -> float:
 def private(x: Tensor) -> Tensor:
     """x for a user's function to hold: a copy, with x's graph, so that nothing done to it in place reaches x itself."""
     return x.clone()
+
+
+def check_repeats(f: Callable[..., Tensor], arguments: Sequence[Tensor], call: str) -> Tensor:
+    """f(*arguments), detached; ConfigError unless a second call gives the same within rounding."""
+    first, again = (f(*arguments).detach() for _ in range(2))
+    apart = _apart(first, again)
+    if apart > 0:
+        raise ConfigError(
+            f"{call} gives other values when it is called again at the same samples, by up to {apart:.2g}; it must be "
+            "a function. Causes: (a) dropout or other randomness inside: module.eval(), or numbers drawn once; (b) a "
+            "counter, a clock or another state that it changes: take it out."
+        )
+    return first
+
+
+def check_each_sample(f: Callable[..., Tensor], arguments: Sequence[Tensor], call: str) -> None:
+    """ConfigError unless f, whose arguments and values have a row per sample, is a function of each sample alone.
+
+    Three calls: twice at all rows, and at half of them in another order.
+    """
+    values = check_repeats(f, arguments, call)
+    some = torch.arange(len(values) - 1, (len(values) - 1) // 2 - 1, -1, device=values.device)
+    apart = _apart(values[some], f(*(given[some] for given in arguments)).detach())
+    if apart > 0:
+        raise ConfigError(
+            f"{call} gives a sample other values when other samples stand beside it, by up to {apart:.2g}; it must act "
+            "on each sample alone, f(x[:k]) = f(x)[:k]. Causes: (a) batch norm: module.eval(), or LayerNorm; (b) a "
+            "mean, softmax or norm over the samples, the first axis: take the last one, dim=-1."
+        )
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors; 0 where it is rounding, infinite where only one of them is finite."""
+    same = (one == other) | (one.isnan() & other.isnan())
+    gap = torch.where(same, 0.0, (one - other).abs()).nan_to_num(nan=math.inf)
+    size = one.abs()[one.isfinite()].amax() if bool(one.isfinite().any()) else one.new_zeros(())
+    largest = float(gap.amax()) if gap.numel() else 0.0
+    return largest if largest > float(size) * torch.finfo(one.dtype).eps ** _ROUNDING else 0.0
 
 
 def check_theta0(theta0: Tensor | None, num_params: int, call: str) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import plain, private
+from ..checks import check_repeats, plain, private
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import PushedMeasure
 from ..parallel import Shared
@@ -54,6 +54,14 @@ class Energy(ABC):
     def hessian(self, rho: PushedMeasure) -> Hessian:
         """The second variation of F along displacements of ρ's samples; here unknown, so the term is explicit."""
         return Hessian(explicit=(self.label,))
+
+    def try_functions(self, rho: PushedMeasure) -> None:
+        """Tries a user's functions at ρ's samples; here, whether the value at the same samples is the same twice.
+
+        Raises:
+            ConfigError: a function is random, keeps a state, or mixes samples that it should take one by one.
+        """
+        check_repeats(lambda: self(rho), (), f"{type(self).__name__}: F(rho)")
 
     def terms(self) -> list[Term]:
         """The elementary energies this one is made of, each with its coefficient."""
@@ -136,6 +144,11 @@ class Combination(Energy):
     def velocity(self, rho: PushedMeasure) -> Tensor:
         """Σ c·v."""
         return torch.stack([term.coefficient * term.energy.velocity(rho) for term in self._terms]).sum(0)
+
+    def try_functions(self, rho: PushedMeasure) -> None:
+        """Those of every term."""
+        for term in self._terms:
+            term.energy.try_functions(rho)
 
     def hessian(self, rho: PushedMeasure) -> Hessian:
         """Σ c·Hess F, signed: what is concave in one term may be outweighed by another."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import is_real, plain_fields
+from ..checks import check_each_sample, is_real, plain_fields
 from ..errors import ConfigError
 from ..measures import PushedMeasure
 from .base import Energy, Once, check_callable, evaluate, shares, slope
@@ -111,6 +111,11 @@ class Interaction(Energy):
     def __init__(self, W: Callable[[Tensor], Tensor]) -> None:
         check_callable(W, "Interaction(W)")
         self.W = W
+
+    def try_functions(self, rho: PushedMeasure) -> None:
+        """W, pair by pair."""
+        x = rho.x.detach()
+        check_each_sample(lambda r: _kernel(self.W, r), [x - x.roll(1, 0)], "Interaction: W(r)")
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import is_real, plain_numbers
+from ..checks import check_each_sample, is_real, plain_numbers
 from ..errors import ConfigError
 from ..measures import PushedMeasure
 from .base import Energy, check_callable, evaluate, shares, slope
@@ -37,6 +37,11 @@ class Local(Energy):
 
     def _g(self, x: Tensor, log_rho: Tensor) -> Tensor:
         return evaluate(self.g, f"{type(self).__name__}: g(x, log_rho)", x.shape[:1], x, x, log_rho)
+
+    def try_functions(self, rho: PushedMeasure) -> None:
+        """g, sample by sample."""
+        arguments = [rho.x.detach(), rho.log_density.detach()]
+        check_each_sample(self._g, arguments, f"{type(self).__name__}: g(x, log_rho)")
 
     def __call__(self, rho: PushedMeasure) -> Tensor:
         """Mean of g over the samples."""

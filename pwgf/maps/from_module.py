@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -11,11 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..checks import check_dim, plain_numbers, private
+from ..checks import check_dim, check_each_sample, plain_numbers, private
 from ..errors import ConfigError, ShapeError
 from ._module_layers import linear_spots, linearise_layers
 from .base import Block, Linearisation, PushForward, blocks, products
 
+_ALONE = threading.RLock()  # while θ is lent to a module or hooks are tied to it, no other thread may run one
 _STATEFUL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
@@ -23,8 +26,8 @@ class FromModule(PushForward):
     r"""T_θ(z) = module_θ(z), with θ the flattened parameters of a module that maps (n,d) to (n,d).
 
     `initial` gives the module's own parameters, so the flow starts at (module)#λ; with `residual=True` the map is
-    T_θ(z) = z + module_θ(z) − module_θ₀(z), which starts as the identity exactly, whatever the module. The module is
-    not changed; its buffers are constants of the map.
+    T_θ(z) = z + module_θ(z) − module_θ₀(z), which starts as the identity exactly, whatever the module. The map keeps a
+    copy of the module as it is now, whose buffers are constants; threads may share the map, and run it in turn.
 
     Where all parameters sit in `nn.Linear` layers, each called once per run on one row a sample, with anything between
     them, J comes as factors of these layers, so that Gram matrices and the trace are cheap and the solver `pcg` serves
@@ -68,6 +71,11 @@ class FromModule(PushForward):
                     "on the other samples or on chance; a map must act on each sample by itself. Remove it, or use "
                     "LayerNorm."
                 )
+        if any(nn.parameter.is_lazy(q) for q in (*module.parameters(), *module.buffers())):
+            raise ConfigError(
+                f"{self._call}, dim={dim}): the module is lazy, its parameters have no shape yet. Call it once: "
+                f"module(torch.zeros(2, {dim}))."
+            )
         frozen = [name for name, q in module.named_parameters() if not q.requires_grad]
         if frozen:
             raise ConfigError(
@@ -75,7 +83,7 @@ class FromModule(PushForward):
                 "not move it; unfreeze it, or register it as a buffer to keep it constant."
             )
         self.dim, self.residual = dim, bool(residual)
-        self._module = module
+        self._module = self._copied(module)
         self._names = [name for name, _ in module.named_parameters()]
         if not self._names:
             raise ConfigError(
@@ -85,11 +93,24 @@ class FromModule(PushForward):
         self._layout = blocks([(name, tuple(q.shape)) for name, q in module.named_parameters()])
         self._theta0 = torch.cat([q.detach().double().cpu().reshape(-1) for q in module.parameters()])
         self._check_output()
+        theta, z, _, _ = self._random_point()
+        check_each_sample(partial(self._apply, theta), [z], f"{self._call}, dim={self.dim}): the module")
         self._forward_mode = False
         self._forward_mode = self._needs_forward_mode()
-        self._spots = linear_spots(module, self._layout, self._linear)
+        self._spots = linear_spots(self._module, self._layout, self._linear)
         if self._spots is not None and not self._layers_agree():
             self._spots = None
+
+    def _copied(self, module: nn.Module) -> nn.Module:
+        """A module of the map's own, to which θ is lent and hooks are tied: the user's stays as it is."""
+        try:
+            return copy.deepcopy(module)
+        except (RuntimeError, TypeError) as error:
+            raise ConfigError(
+                f"{self._call}, dim={self.dim}): the module cannot be copied: {error}. Causes: (a) a tensor computed "
+                "in __init__ and kept: use torch.nn.utils.parametrizations, or compute it in forward; (b) an open "
+                "file or the like among its attributes."
+            ) from error
 
     def _check_output(self) -> None:
         z = torch.linspace(-1, 1, 2 * self.dim, dtype=torch.float64).view(2, self.dim)
@@ -166,8 +187,8 @@ class FromModule(PushForward):
     def _run(self, parameters: Sequence[Tensor], z: Tensor, *more: Any) -> Any:
         values = dict(zip(self._names, parameters, strict=True))
         for name, buffer in self._module.named_buffers():
-            values[name] = buffer.to(z) if buffer.is_floating_point() else buffer.to(z.device)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+            values[name] = buffer.to(z.device, z.dtype if buffer.is_floating_point() else None, copy=True)
+        with _ALONE, sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
             return functional_call(self._module, values, (private(z), *more))
 
     def layout(self) -> list[Block]:
@@ -193,7 +214,8 @@ class FromModule(PushForward):
         if self._spots is None:
             return None
         leaves = self._leaves(theta)
-        return linearise_layers(self._spots, leaves, len(theta), lambda: self._run(leaves, z))
+        with _ALONE:
+            return linearise_layers(self._spots, leaves, len(theta), lambda: self._run(leaves, z))
 
     def _linearise_plainly(self, theta: Tensor, z: Tensor) -> Linearisation:
         leaves = self._leaves(theta)

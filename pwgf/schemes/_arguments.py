@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ..checks import check_each_sample, private
 from ..energies import Energy
 from ..errors import ConfigError
 from ..maps.base import PushForward
-from ..measures import Reference
+from ..measures import PushedMeasure, Reference
 
 
 def check_law(energy: Energy, reference: Reference, call: str) -> None:
@@ -20,6 +21,20 @@ def check_law(energy: Energy, reference: Reference, call: str) -> None:
             f"{call}(reference=…) must have dim, sample(n, generator) and log_density(z), like pwgf.Gaussian(dim); "
             f"got {type(reference).__name__}."
         )
+
+
+def try_functions(energy: Energy, rho: PushedMeasure) -> None:
+    """Tries the user's functions at ρ's samples: those of the energy, λ's density and the map.
+
+    Raises:
+        ConfigError: one is random, keeps a state, or mixes samples.
+        ShapeError: one returns another shape.
+    """
+    if isinstance(rho, PushedMeasure):
+        theta, z = rho.theta.detach(), rho.z.detach()
+        check_each_sample(lambda z: rho.reference.log_density(private(z)), [z], "reference.log_density(z)")
+        check_each_sample(lambda z: rho.map(theta, private(z)), [z], f"map: {type(rho.map).__name__}(theta, z)")
+    energy.try_functions(rho)
 
 
 def check_map(map: PushForward, reference: Reference, call: str) -> None:

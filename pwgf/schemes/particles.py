@@ -130,7 +130,9 @@ class EulerMaruyama(ParticleReplay):
         """Independent particles from the reference; checks the drift once."""
         generator = torch.Generator().manual_seed(seed)
         x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
-        self._drift(x[: min(64, len(x))], t)
+        for _, term in self._drifts:
+            term.try_functions(Cloud(x[:64]))  # type: ignore[arg-type]
+        self._drift(x[:64], t)
         theta = x.reshape(-1)
         return State(
             t, theta, torch.zeros_like(theta), self.dt, generator.get_state(), {"num_steps": 0, "num_stages": 0}

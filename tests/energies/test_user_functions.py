@@ -6,6 +6,7 @@ import torch
 
 import pwgf
 from pwgf import energies, maps
+from pwgf.errors import ConfigError
 
 
 def square(x):
@@ -90,3 +91,112 @@ def test_a_sampler_may_write_into_its_own_tensor_again():
     before = one.clone()
     reference.sample(4, torch.Generator().manual_seed(1))
     assert torch.equal(one, before)
+
+
+# ---- of each sample alone, and always alike -------------------------------------------------------------------------
+
+
+class Count:
+    """A function that counts its calls and adds the count."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return square(x) + self.calls
+
+
+def dropped(x):
+    return torch.nn.functional.dropout(x, 0.3).square().sum(-1)
+
+
+def of_batch(x):
+    return square(x) * torch.softmax(x[:, 0], 0)
+
+
+def centred(x):
+    """Constant gradients of the sum, so that the velocity alone would not show it."""
+    return square(x) - square(x).mean()
+
+
+def summed_up(x):
+    """The same at x[:k]: only another order shows it."""
+    return square(x).cumsum(0)
+
+
+def by_batch_norm(x):
+    return torch.nn.BatchNorm1d(2).double()(x).square().sum(-1)
+
+
+AGAIN = r"gives other values when it is called again at the same samples, by up to .*module\.eval\(\)"
+BESIDE = r"gives a sample other values when other samples stand beside it, by up to .*module\.eval\(\)"
+WRONG = {
+    "counter": (Count, AGAIN),
+    "dropout": (lambda: dropped, AGAIN),
+    "softmax": (lambda: of_batch, BESIDE),
+    "centred": (lambda: centred, BESIDE),
+    "running sum": (lambda: summed_up, BESIDE),
+    "batch norm": (lambda: by_batch_norm, BESIDE),
+}
+ENERGIES = {
+    "Potential: V\\(x\\)": energies.Potential,
+    "KL: log_target\\(x\\)": energies.KL,
+    "Local: g\\(x, log_rho\\)": lambda f: energies.Local(lambda x, ell: f(x)),
+    "Interaction: W\\(r\\)": energies.Interaction,
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("call", ENERGIES)
+def test_functions_that_are_not_of_each_sample_alone_are_refused_at_the_door(call, name):
+    make, message = WRONG[name]
+    scheme = pwgf.PWGF(0.5 * ENERGIES[call](make()), maps.Affine(2), pwgf.Gaussian(2), num_samples=100)
+    with pytest.raises(ConfigError, match=rf"{call} {message}"):
+        scheme.start(0)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_every_scheme_tries_them(name):
+    make, message = WRONG[name]
+    energy, reference = energies.Potential(make()), pwgf.Gaussian(2)
+    for scheme in (
+        pwgf.EulerMaruyama(energy, reference, num_samples=50, dt=0.1),
+        pwgf.SWJKO(energy, maps.Affine(2), reference, tau=0.1, num_samples=50),
+        pwgf.SWJKO(energy, None, reference, tau=0.1, num_samples=50),
+        pwgf.JKOICNN(energy, reference, h=0.1, width=4, num_samples=50),
+    ):
+        with pytest.raises(ConfigError, match=rf"Potential: V\(x\) {message}"):
+            scheme.start(0)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_density_of_the_reference_is_tried_too(name):
+    make, message = WRONG[name]
+    f = make()
+    reference = pwgf.Unnormalised(lambda z: -f(z), lambda n, g: torch.randn(n, 2, generator=g, dtype=torch.float64), 2)
+    scheme = pwgf.PWGF(energies.Entropy(), maps.Affine(2), reference)
+    with pytest.raises(ConfigError, match=rf"reference\.log_density\(z\) {message}"):
+        scheme.start(0)
+
+
+def test_a_random_functional_is_refused():
+    energy = energies.Functional(lambda rho: dropped(rho.x).mean())
+    with pytest.raises(ConfigError, match=rf"Functional: F\(rho\) {AGAIN}"):
+        pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2)).start(0)
+
+
+def test_a_map_that_mixes_samples_is_refused():
+    class Centred(maps.Affine):
+        def __call__(self, theta, z):
+            return super().__call__(theta, z - z.mean(0))
+
+    with pytest.raises(ConfigError, match=rf"map: Centred\(theta, z\) {BESIDE}"):
+        pwgf.PWGF(energies.Potential(square), Centred(2), pwgf.Gaussian(2)).start(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_functions_of_each_sample_pass_whatever_their_size(dtype):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 300), torch.nn.GELU(), torch.nn.Linear(300, 1)).to(dtype)
+    energy = energies.Potential(lambda x: 1e8 * net(x).squeeze(-1) ** 2 + x.square().sum(-1))
+    pwgf.PWGF(energy, maps.ResidualMLP(2), pwgf.Gaussian(2), dtype=dtype).start(0)

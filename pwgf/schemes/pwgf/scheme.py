@@ -21,6 +21,7 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
+from .._arguments import try_functions
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .evaluation import evaluate_row
 from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
@@ -143,6 +144,7 @@ class PWGF(MapReplay):
         rng = generator.get_state()
         z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
         rho = self._alone.pushed(theta, z)
+        try_functions(self.energy, rho)
         value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
         if self.theta0 is None:  # the θ of a run that goes on may have folded a little
             refuse_folded(rho)

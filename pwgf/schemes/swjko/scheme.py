@@ -16,7 +16,7 @@ from ...errors import ConfigError, NonFiniteError, SolverError, nearest
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference
 from ...state import Info, Rows, State
-from .._arguments import check_law, check_map
+from .._arguments import check_law, check_map, try_functions
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from ..particles import Cloud, ParticleReplay
 from .descent import descend
@@ -127,9 +127,9 @@ class SWJKO:
         else:
             theta = self.map.initial(seed) if self.theta0 is None else self.theta0
         theta = theta.to(self.dtype).to(self.device)
-        value = float(
-            self.energy(self._measure(theta, min(self.num_samples, 64), fork(generator.get_state(), "start")))
-        )
+        rho = self._measure(theta, min(self.num_samples, 64), fork(generator.get_state(), "start"))
+        try_functions(self.energy, rho)
+        value = float(self.energy(rho))
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the energy is {value} at the start, t = {t:.6g}. Causes: (a) its function is NaN or infinite at some "
