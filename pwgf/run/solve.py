@@ -21,6 +21,7 @@ from ..schemes import Scheme
 from ..schemes.base import tensor_config
 from ..state import State
 from ._one_writer import OneWriter
+from .identity import identity_of
 from .loop import Callback, Loop, Options
 from .memory import Memory
 from .provenance import provenance
@@ -235,4 +236,5 @@ def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Sig
 def _header(scheme: Scheme, spec: RunSpec, state: State) -> storage.Header:
     layout = [{"name": b.name, "shape": list(b.shape), "offset": b.offset} for b in scheme.layout()]
     made_with = provenance(spec.device, world().size)
-    return storage.Header(spec.to_config(), layout, made_with, scheme.reference.dim, state.theta.numel())
+    dim = scheme.reference.dim
+    return storage.Header(spec.to_config(), layout, made_with, dim, state.theta.numel(), identity_of(scheme))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import schemes, storage
 from ..checks import check_integer, is_integer, plain_numbers
+from ..energies import Energy
 from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Reference
@@ -21,6 +22,7 @@ from ..schemes import Replay
 from ..schemes.base import hermite_between
 from ..state import State
 from ._restart import restart_to_state
+from .identity import differing, values_of
 from .memory import Source
 
 _log = logging.getLogger("pwgf")
@@ -222,7 +224,11 @@ def reference_sample(reader: Replay, n: int, seed: int) -> Tensor:
 
 
 def load(
-    path: str | os.PathLike[str], *, map: PushForward | None = None, reference: Reference | None = None
+    path: str | os.PathLike[str],
+    *,
+    map: PushForward | None = None,
+    reference: Reference | None = None,
+    energy: Energy | None = None,
 ) -> Trajectory:
     """Opens a trajectory file: finished, still running, killed or failed.
 
@@ -230,6 +236,8 @@ def load(
         path: as given to `solve(out=…)`.
         map, reference: a user's own map or reference, which cannot be rebuilt from the file; needed only to read
             measures, not columns.
+        energy: a user's own energy. What is given is compared with values of it that the file holds (T, log λ and v at
+            a few points).
 
     Returns:
         A `Trajectory` of all rows that are on disk now.
@@ -237,11 +245,11 @@ def load(
     Raises:
         PathError: no such file, or a folder.
         SchemaError: not a trajectory, damaged, or written by a newer version.
-        ConfigError, ShapeError: map or reference is none, or not the one of this run.
+        ConfigError, ShapeError: map, reference or energy is none, or not the one of this run.
     """
     path = storage.checked_path(path, "load(path)")
     record = storage.open_record(path)
-    _check_given(record, map, reference)
+    _check_given(record, map, reference, energy)
     if len(record) == 0:
         raise ConfigError(f"{path}: the run was stopped before its first row was stored; solve it with resume=True.")
     missing, reader = "", None
@@ -252,9 +260,15 @@ def load(
     return Trajectory(record, reader, path, missing)
 
 
-def _check_given(record: storage.Record, map: PushForward | None, reference: Reference | None) -> None:
-    """Raises where what the user handed to `load` cannot have made this run; another map could read θ in silence."""
-    kinds: tuple[tuple[str, Any, Any], ...] = (("map", map, PushForward), ("reference", reference, Reference))
+def _check_given(
+    record: storage.Record, map: PushForward | None, reference: Reference | None, energy: Energy | None
+) -> None:
+    """Raises where what the user handed to `load` has not made this run; another map could read θ in silence."""
+    kinds: tuple[tuple[str, Any, Any], ...] = (
+        ("map", map, PushForward),
+        ("reference", reference, Reference),
+        ("energy", energy, Energy),
+    )
     for name, given, kind in kinds:
         if given is None:
             continue
@@ -262,7 +276,7 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
             raise ConfigError(
                 f"load({name}=…) must be the {name} that the run was solved with; got {type(given).__name__}."
             )
-        if given.dim != record.dim:
+        if given is not energy and given.dim != record.dim:
             raise ShapeError(
                 f"load({name}=…): the run has dimension {record.dim}; got a {name} with dim = {given.dim}. Give the "
                 "one that it was solved with."
@@ -271,4 +285,13 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
         raise ShapeError(
             f"load(map=…): the run has {record.num_params} parameters; got a map with {map.num_params}. Give the one "
             "that it was solved with."
+        )
+    dtype = getattr(torch, record.config["scheme"]["dtype"])
+    now = values_of(dtype, dim=record.dim, map=map, reference=reference, energy=energy)
+    what = differing(record.arrays, now, dtype)
+    if what:
+        raise ConfigError(
+            f"load({record.path!r}): {what}. Give the one that the run was solved with: the same module with the "
+            "weights and buffers that it had when its map was made (torch.save(module.state_dict(), …) keeps them), "
+            "the same functions."
         )
