@@ -106,13 +106,32 @@ def check_device(device: object, call: str) -> str:
     return name
 
 
-def check_points(x: Tensor, dim: int, call: str) -> Tensor:
-    """x itself; ShapeError unless it has shape (n, dim)."""
+def check_points(x: Tensor, dim: int, call: str, *, finite: bool = False) -> Tensor:
+    """x itself; ShapeError unless it has shape (n, dim), ConfigError where it is NaN or, with `finite`, infinite."""
     if x.ndim != 2 or x.shape[1] != dim:
         raise ShapeError(
             f"{call} must have shape (n, {dim}), a row per sample; got {tuple(x.shape)}. Reshape it: view(-1, {dim})."
         )
+    bad = (~x.isfinite() if finite else x.isnan()).any(1)
+    if bool(bad.any()):
+        k = int(bad.int().argmax())
+        raise ConfigError(
+            f"{call} must be {'finite' if finite else 'numbers'}; got NaN or infinite entries in {int(bad.sum())} of "
+            f"{len(x)} rows, first in row {k}: {[round(value, 4) for value in x[k, :4].tolist()]}. Leave them out."
+        )
     return x
+
+
+def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
+    """log ρ(x), (n,d) → (n,), −∞ in rows that are infinite, where no law has mass; `log_density` sees the others."""
+    finite = ~x.isinf().reshape(len(x), -1).any(1)
+    if bool(finite.all()):
+        return log_density(x)
+    values = x.new_full((len(x),), -math.inf)
+    if bool(finite.any()):
+        found = log_density(x[finite])
+        values = values.to(found).masked_scatter(finite.to(found.device), found)
+    return values
 
 
 def later(t: float, h: float) -> float:

@@ -60,7 +60,7 @@ class Affine(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """A⁻¹(x − b); raises SolverError where A is singular."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         (w,) = self.unpack(theta.detach())
         return solve_affine(w, x, "Affine")
 

@@ -140,7 +140,7 @@ class FromFlow(FromModule):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """The transform at x."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         with torch.no_grad():
             return self._pull(theta.detach(), x.detach())[0]
 

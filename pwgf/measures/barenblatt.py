@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Barenblatt:
     dim: int
     m: float
     t: float
+    edge: ClassVar[str] = "continuous"
 
     def __post_init__(self) -> None:
         plain_fields(self)

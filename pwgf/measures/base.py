@@ -13,6 +13,9 @@ from torch import Tensor
 class Reference(Protocol):
     """A measure λ with a density that can be sampled.
 
+    Where its density has an edge a reference says so by `edge`: "none", "continuous" (it falls to 0 there) or "jump"; a
+    jump is refused under a diffusion, which samples inside would not see. Without it there is none.
+
     A reference may also offer `matched_sample(n, generator)`: antithetic and moment-matched points, whose averages of
     quadratic functions are exact; energies of pairs use it to keep their sampling noise down.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Gaussian:
     dim: int
     mean: Tensor
     cov: Tensor
+    edge: ClassVar[str] = "none"
 
     @plain_numbers
     def __init__(self, dim: int, mean: Any = 0.0, cov: Any = None) -> None:
@@ -77,11 +78,11 @@ class Gaussian:
         return self.mean + unit @ self._factor.T  # type: ignore[attr-defined]
 
     def log_density(self, z: Tensor) -> Tensor:
-        """log N(z; mean, cov): (n,d) → (n,)."""
+        """log N(z; mean, cov): (n,d) → (n,); −∞ where z is infinite, NaN where it is."""
         factor = self._factor.to(z)  # type: ignore[attr-defined]
         unit = torch.linalg.solve_triangular(factor, (z - self.mean.to(z)).T, upper=False)
         constant = 0.5 * self.dim * math.log(2 * math.pi) + factor.diagonal().log().sum()
-        return -0.5 * unit.square().sum(0) - constant
+        return torch.where(z.isinf().any(1), -math.inf, -0.5 * unit.square().sum(0) - constant)
 
     def to_config(self) -> dict[str, Any]:
         """JSON from which `measures.from_config` rebuilds this law."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class UniformBall:
 
     dim: int
     radius: float = 1.0
+    edge: ClassVar[str] = "jump"
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -57,10 +58,10 @@ class UniformBall:
         return antithetic(n, lambda k: self.sample(k, generator))
 
     def log_density(self, z: Tensor) -> Tensor:
-        """−log of the ball's volume: (n,d) → (n,); −inf outside."""
+        """−log of the ball's volume: (n,d) → (n,); −inf outside, NaN where z is."""
         log_volume = 0.5 * self.dim * math.log(math.pi) - math.lgamma(0.5 * self.dim + 1)
         inside = 0 * z.sum(1) - (log_volume + self.dim * math.log(self.radius))  # 0·z: differentiable, slope 0
-        return torch.where(z.square().sum(1) < self.radius**2, inside, -math.inf)
+        return torch.where(z.square().sum(1) >= self.radius**2, -math.inf, inside)
 
     def to_config(self) -> dict[str, Any]:
         """JSON from which `measures.from_config` rebuilds this law."""

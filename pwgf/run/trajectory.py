@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import check_integer, is_integer, plain_numbers
+from ..checks import check_integer, density_at, is_integer, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import PushForward
@@ -125,18 +125,20 @@ class Trajectory:
         return self.push(t, reference_sample(reader, n, seed))
 
     def log_density(self, t: float, x: Tensor) -> Tensor:
-        """log ρ_t(x), (n,d) → (n,); by inverting the map at x.
+        """log ρ_t(x), (n,d) → (n,); by inverting the map at x. −∞ where x is infinite.
 
         Raises:
+            ConfigError: x has NaN.
             ConfigError: the run holds particles.
             SolverError: the map cannot be inverted at some x.
         """
         t = checked_time(t)
         self._check_interpolation(t)
-        return self._read().log_density(_Rows(self), t, torch.as_tensor(x))
+        reader, rows = self._read(), _Rows(self)
+        return density_at(torch.as_tensor(x), lambda x: reader.log_density(rows, t, x))
 
     def score(self, t: float, x: Tensor) -> Tensor:
-        """∇ log ρ_t(x), (n,d); errors as `log_density`."""
+        """∇ log ρ_t(x), (n,d); errors as `log_density`, and ConfigError where x is infinite."""
         t = checked_time(t)
         self._check_interpolation(t)
         return self._read().score(_Rows(self), t, torch.as_tensor(x))

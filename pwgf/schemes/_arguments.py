@@ -23,6 +23,21 @@ def check_law(energy: Energy, reference: Reference, call: str) -> None:
         )
 
 
+def refuse_jump(reference: Reference, call: str) -> None:
+    """ConfigError for the reference of an energy that asks for a density, where that jumps at an edge.
+
+    Samples see the inside alone: the score there says nothing of what a diffusion does at the jump.
+    """
+    if getattr(reference, "edge", "none") == "jump":
+        name = type(reference).__name__
+        raise ConfigError(
+            f"{call}(energy, reference={name}): the energy needs the density of ρ, which jumps at the edge of this "
+            "reference; a diffusion acts there first, and samples inside do not see it. Start from a smooth law: "
+            "Gaussian(dim, mean, cov) of the same moments, or a map fitted to samples (pwgf.fitting.fit) as "
+            "theta0; Potential and Interaction need no density."
+        )
+
+
 def try_functions(energy: Energy, rho: PushedMeasure) -> None:
     """Tries the user's functions at ρ's samples: those of the energy, λ's density and the map.
 

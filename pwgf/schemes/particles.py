@@ -53,7 +53,7 @@ class ParticleReplay:
         Between rows each is taken from the row before or after, with probabilities linear in t, which interpolates
         the law; more than there are stored are drawn with replacement.
         """
-        check_points(z, self.reference.dim, "push(t, z): z")
+        check_points(z, self.reference.dim, "push(t, z): z", finite=True)
         digest = hashlib.sha256(z.double().cpu().contiguous().numpy().tobytes()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         k = nearest_row(rows.t, t)

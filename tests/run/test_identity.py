@@ -68,9 +68,7 @@ OTHERS = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_another_module_of_the_same_size_is_not_taken_for_the_runs(tmp_path, name, dtype):
     solved = solve(tmp_path / "run.h5", dtype=dtype)
-    with pytest.raises(
-        ConfigError, match=r"load\(.*run\.h5'\): T of the map at the same points differs .*weights"
-    ):
+    with pytest.raises(ConfigError, match=r"load\(.*run\.h5'\): T of the map at the same points differs .*weights"):
         pwgf.load(tmp_path / "run.h5", map=own(**OTHERS[name]))
     with pytest.raises(ResumeMismatchError, match=r"T of the map at the same points differs from the stored one"):
         solve(tmp_path / "run.h5", (0, 0.1, 0.2), resume=True, map=own(**OTHERS[name]), dtype=dtype)
@@ -109,9 +107,7 @@ def test_another_energy_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"the velocity of the energy at the same points differs"):
         pwgf.load(tmp_path / "run.h5", energy=energies.Potential(lambda x: 1.001 * spring(x)) + entropy)
     assert len(pwgf.load(tmp_path / "run.h5", energy=energies.Potential(spring) + entropy)) == 2
-    with pytest.raises(
-        ConfigError, match=r"load\(energy=…\) must be the energy .*solved with; got functi"
-    ):
+    with pytest.raises(ConfigError, match=r"load\(energy=…\) must be the energy .*solved with; got functi"):
         pwgf.load(tmp_path / "run.h5", energy=spring)
 
 

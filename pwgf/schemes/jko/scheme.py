@@ -18,7 +18,7 @@ from ...maps.base import Block
 from ...maps.convex import ConvexGradient
 from ...measures import PushedMeasure, Reference
 from ...state import Info, State
-from .._arguments import check_law, check_map, try_functions
+from .._arguments import check_law, check_map, refuse_jump, try_functions
 from ..base import Row, fork, member_config, merge_counters
 from .inner import Adam, Cloud, Objective, Seen, exact_log_det, minimise, stochastic_log_det
 from .quadratic_icnn import QuadraticICNN
@@ -148,8 +148,11 @@ class JKOICNN(JKOReplay):
         theta = self.family.initial(seed).to(self.dtype).to(self.device)
         generator = torch.Generator().manual_seed(seed)
         few = self._reference_cloud(64, fork(generator.get_state(), "start"))
-        try_functions(self.energy, Seen(few))  # type: ignore[arg-type]
-        value = self.energy(Seen(few))  # type: ignore[arg-type]
+        seen = Seen(few)
+        try_functions(self.energy, seen)  # type: ignore[arg-type]
+        value = self.energy(seen)  # type: ignore[arg-type]
+        if seen.read:
+            refuse_jump(self.reference, "JKOICNN")
         if not bool(torch.isfinite(value)):
             bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(Seen(few))))]  # type: ignore[arg-type]
             raise NonFiniteError(

@@ -21,7 +21,7 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
-from .._arguments import try_functions
+from .._arguments import refuse_jump, try_functions
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .evaluation import evaluate_row
 from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
@@ -146,6 +146,8 @@ class PWGF(MapReplay):
         rho = self._alone.pushed(theta, z)
         try_functions(self.energy, rho)
         value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
+        if rho.asked_for_density:
+            refuse_jump(self.reference, "PWGF")
         if self.theta0 is None:  # the θ of a run that goes on may have folded a little
             refuse_folded(rho)
         if not bool(torch.isfinite(value)):

@@ -16,7 +16,7 @@ from ...errors import ConfigError, NonFiniteError, SolverError, nearest
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference
 from ...state import Info, Rows, State
-from .._arguments import check_law, check_map, try_functions
+from .._arguments import check_law, check_map, refuse_jump, try_functions
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from ..particles import Cloud, ParticleReplay
 from .descent import descend
@@ -130,6 +130,8 @@ class SWJKO:
         rho = self._measure(theta, min(self.num_samples, 64), fork(generator.get_state(), "start"))
         try_functions(self.energy, rho)
         value = float(self.energy(rho))
+        if self.map is not None and rho.asked_for_density:
+            refuse_jump(self.reference, "SWJKO")
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the energy is {value} at the start, t = {t:.6g}. Causes: (a) its function is NaN or infinite at some "
