@@ -69,8 +69,29 @@ def check_integer(value: object, name: str, call: str, *, least: int = 1) -> Non
         raise ConfigError(f"{call}({name}=…) must be an integer ≥ {least}; got {value!r}.")
 
 
+def check_ambient(call: str) -> None:
+    """ConfigError inside a mode of torch that takes derivatives, precision or device out of the solver's hands."""
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            f"{call} cannot work inside torch.inference_mode(), where nothing can be differentiated. Call it outside; "
+            "torch.no_grad() does no harm."
+        )
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise ConfigError(
+            f"{call} cannot work inside torch.autocast(), which computes in another precision than θ's. Call it "
+            "outside, and choose the precision by dtype=torch.float32."
+        )
+    device = torch.get_default_device()
+    if device.type != "cpu":
+        raise ConfigError(
+            f"{call} cannot work while torch's default device is '{device}'. Leave that as 'cpu', and choose the "
+            f"device by device='{device}' of the scheme."
+        )
+
+
 def check_dim(dim: object, call: str) -> None:
-    """ConfigError unless dim is an integer ≥ 1."""
+    """ConfigError unless dim is an integer ≥ 1 (or in a mode of `check_ambient`)."""
+    check_ambient(call)
     if not is_integer(dim) or dim < 1:
         raise ConfigError(f"{call}: dim must be an integer ≥ 1; got {dim!r}.")
 

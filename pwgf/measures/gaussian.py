@@ -70,7 +70,10 @@ class Gaussian:
         if n < 4 * self.dim or self.dim > torch.quasirandom.SobolEngine.MAXDIM:
             return self.sample(n, generator)
         seed = int(torch.randint(2**62, (1,), generator=generator))
-        uniform = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+        engine = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=seed)
+        first = engine.quasi.double() / 2**engine.MAXBIT  # which torch rounds to its default dtype
+        uniform = engine.draw(n, dtype=torch.float64)
+        uniform[0] = first
         unit = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))  # a Sobol coordinate can be 0 exactly
         unit = unit - unit.mean(0)
         factor = torch.linalg.cholesky(unit.T @ unit / n)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..checks import check_ambient
 from ..errors import ConfigError, ParallelError
 from ..parallel import world
 from ..schemes import Scheme
@@ -45,6 +46,7 @@ def evolve(scheme: Scheme, state: State, times: Times) -> Iterator[tuple[State, 
         state: where to begin, e.g. `scheme.start(seed)`.
         times: increasing; those not after `state.t` are passed over.
     """
+    check_ambient("evolve(scheme, state, times)")
     if not isinstance(state, State):
         raise ConfigError(
             f"evolve(scheme, state, times) needs a State, such as scheme.start(seed); got {type(state).__name__}. "

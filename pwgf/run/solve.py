@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import storage
-from ..checks import plain_numbers
+from ..checks import check_ambient, plain_numbers
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..parallel import world
 from ..schemes import Scheme
@@ -80,6 +80,7 @@ def solve(
         ParallelError: another of the processes that share this run has stopped.
         ResumeMismatchError: the stored run had other settings or another energy.
     """
+    check_ambient("solve(scheme, times)")
     _check_scheme(scheme)
     options = Options(checkpoint_seconds, callbacks, progress)
     t = check_times(times)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import check_integer, density_at, is_integer, plain_numbers
+from ..checks import check_ambient, check_integer, density_at, is_integer, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import PushForward
@@ -132,6 +132,7 @@ class Trajectory:
             ConfigError: the run holds particles.
             SolverError: the map cannot be inverted at some x.
         """
+        check_ambient("run.log_density(t, x)")
         t = checked_time(t)
         self._check_interpolation(t)
         reader, rows = self._read(), _Rows(self)
@@ -139,6 +140,7 @@ class Trajectory:
 
     def score(self, t: float, x: Tensor) -> Tensor:
         """∇ log ρ_t(x), (n,d); errors as `log_density`, and ConfigError where x is infinite."""
+        check_ambient("run.score(t, x)")
         t = checked_time(t)
         self._check_interpolation(t)
         return self._read().score(_Rows(self), t, torch.as_tensor(x))
