@@ -217,7 +217,7 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
     """
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
     try:
-        y = f(*(private(value) if isinstance(value, Tensor) else value for value in arguments))
+        y = _on_copies(f, arguments)
     except PWGFError:
         raise
     except _USER_ERRORS as error:
@@ -232,6 +232,8 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
         )
     if y.shape != shape:
         cure = "sum over the last axis: .sum(-1)" if y.ndim == like.ndim else "return one value per sample"
+        if not shape:
+            cure = "average over the samples: .mean()"
         raise ShapeError(f"{call} must return shape {tuple(shape)} for {given}; got {tuple(y.shape)}. Cure: {cure}.")
     if y.dtype != like.dtype or y.device != like.device:
         raise ConfigError(
@@ -240,6 +242,18 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
         )
     followed = any(isinstance(value, Tensor) and value.requires_grad for value in (like, *arguments))
     return y if followed else y.detach()  # the function may have marked its copy, or have parameters of its own
+
+
+def _on_copies(f: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """f of copies of the arguments; they require gradients where f differentiates in itself and finds none."""
+    copies = [private(value) if isinstance(value, Tensor) else value for value in arguments]
+    try:
+        return f(*copies)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error) or not any(isinstance(value, Tensor) for value in arguments):
+            raise
+    with torch.enable_grad():
+        return f(*(private(value).requires_grad_() if isinstance(value, Tensor) else value for value in arguments))
 
 
 def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:
@@ -255,6 +269,7 @@ def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:
     if not bool((flat == flat[0]).logical_or(flat.isnan()).all()):
         raise ConfigError(
             f"{call} varies with its input but has no gradient: it is not differentiable as written. Use torch "
-            "operations throughout; no .detach(), .item(), .numpy(), rounding or comparisons."
+            "operations throughout; no .detach(), .item(), .numpy(), rounding or comparisons; a derivative inside it "
+            "needs torch.autograd.grad(…, create_graph=True)."
         )
     return torch.zeros_like(leaf)

@@ -199,14 +199,13 @@ class Trajectory:
 
 def checked_time(t: Any) -> float:
     """t as a float; ConfigError where it is no number (NaN is told by the rows, which know their range)."""
-    try:
-        if isinstance(t, (np.timedelta64, np.datetime64)):
-            raise TypeError("it has a unit")
-        return float(t)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"run.sample(t=…) and the like need a number for t; got {t!r:.60} ({error}). Give e.g. t=0.5."
-        ) from error
+    wrong = "it has a unit"
+    if not isinstance(t, (np.timedelta64, np.datetime64)):
+        try:
+            return float(t)
+        except (TypeError, ValueError, RuntimeError) as error:
+            wrong = str(error)
+    raise ConfigError(f"run.sample(t=…) and the like need a number for t; got {t!r:.60} ({wrong}). Give e.g. t=0.5.")
 
 
 class _Rows:

@@ -6,7 +6,7 @@ import torch
 
 import pwgf
 from pwgf import energies, maps
-from pwgf.errors import ConfigError
+from pwgf.errors import ConfigError, ShapeError
 
 
 def square(x):
@@ -200,3 +200,49 @@ def test_functions_of_each_sample_pass_whatever_their_size(dtype):
     net = torch.nn.Sequential(torch.nn.Linear(2, 300), torch.nn.GELU(), torch.nn.Linear(300, 1)).to(dtype)
     energy = energies.Potential(lambda x: 1e8 * net(x).squeeze(-1) ** 2 + x.square().sum(-1))
     pwgf.PWGF(energy, maps.ResidualMLP(2), pwgf.Gaussian(2), dtype=dtype).start(0)
+
+
+# ---- functions that differentiate inside themselves ------------------------------------------------------------------
+
+
+def by_autograd(x):
+    """|∇(|x|²/2)|² = |x|² from a derivative inside."""
+    (slope,) = torch.autograd.grad(x.square().sum() / 2, x, create_graph=True)
+    return slope.square().sum(-1)
+
+
+@pytest.mark.parametrize("make", [energies.Potential, energies.KL, lambda V: energies.Local(lambda x, ell: V(x) + ell)])
+def test_a_function_may_differentiate_inside_itself(make):
+    runs = []
+    sign = -1 if make is energies.KL else 1
+    for V in (lambda x: sign * by_autograd(x), lambda x: sign * x.square().sum(-1)):
+        scheme = pwgf.PWGF(make(V), maps.Affine(2), pwgf.Gaussian(2), num_samples=60, num_eval=60)
+        runs.append(pwgf.solve(scheme, [0, 0.1], progress=False))
+    for column in ("energy", "theta"):
+        np.testing.assert_allclose(runs[0][column], runs[1][column], rtol=1e-9, atol=1e-9)
+
+
+def test_a_derivative_inside_that_is_not_followed_is_told():
+    energy = energies.Potential(lambda x: torch.autograd.grad((x**3).sum(), x)[0].sum(-1))
+    with pytest.raises(ConfigError, match=r"has no gradient.*needs torch\.autograd\.grad\(…, create_graph=True\)"):
+        pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), num_samples=60).start(0)
+
+
+def test_a_functional_with_a_value_per_sample_is_told_to_average():
+    energy = energies.Functional(lambda rho: rho.x.sum(-1))
+    with pytest.raises(ShapeError, match=r"must return shape \(\) .*got \(60,\)\. Cure: average over the samples"):
+        pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), num_samples=60).start(0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda energy: pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2)),
+        lambda energy: pwgf.SWJKO(energy, maps.Affine(2), pwgf.Gaussian(2), tau=0.1),
+        lambda energy: pwgf.JKOICNN(energy, pwgf.Gaussian(2), h=0.1),
+        lambda energy: pwgf.EulerMaruyama(energy, pwgf.Gaussian(2), dt=0.1),
+    ],
+)
+def test_every_scheme_refuses_a_negative_temperature(make):
+    with pytest.raises(ConfigError, match=r"entropy.* coefficient"):
+        make(energies.Potential(square) - 0.5 * energies.Entropy())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...checks import check_device, check_dtype, check_integer, check_number, plain_numbers, private
-from ...energies import Energy
+from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, nearest
 from ...maps.base import Block
 from ...maps.convex import ConvexGradient
@@ -103,6 +103,7 @@ class JKOICNN(JKOReplay):
         device: str = "cpu",
     ) -> None:
         check_law(energy, reference, "JKOICNN")
+        refuse_ill_posed(energy)
         if map is not None:
             check_map(map, reference, "JKOICNN")
             if not isinstance(map, ConvexGradient):

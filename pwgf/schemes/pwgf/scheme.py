@@ -25,7 +25,7 @@ from .._arguments import refuse_jump, try_functions
 from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .evaluation import evaluate_row
 from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
-from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, solve_settings
+from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, far_from_standard, solve_settings
 
 _log = logging.getLogger("pwgf")
 _TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
@@ -158,6 +158,10 @@ class PWGF(MapReplay):
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
         check_shared(self._problem, theta, z)
+        chosen = solve_settings(self.damping, self.momentum, self.map.num_params, self.num_samples, self.map.dim)
+        coordinates = far_from_standard(z, chosen.implicit_damping) if len(z) > 1 else ""
+        if coordinates and self._problem.group.rank == 0:
+            _log.warning(coordinates)
         if self.integrator_sees_slopes:
             with torch.no_grad():
                 explicit = self.energy.hessian(rho).explicit

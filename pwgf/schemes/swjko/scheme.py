@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...checks import check_device, check_dtype, check_integer, check_number, check_theta0, later, plain_numbers
 from ...distances import sliced_w2
-from ...energies import Energy
+from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference
@@ -89,6 +89,7 @@ class SWJKO:
         device: str = "cpu",
     ) -> None:  # fmt: skip
         check_law(energy, reference, "SWJKO")
+        refuse_ill_posed(energy)
         counts = {"num_directions": num_directions, "num_samples": num_samples, "num_eval": num_eval}
         for name, count in {**counts, "max_iterations": max_iterations}.items():
             check_integer(count, name, "SWJKO")
