@@ -31,7 +31,7 @@ def solve(energy=FREE, times=(0.0, 0.05), settings=None, **arguments):
     [
         ([], r"solve\(times=…\) must be a non-empty sequence of numbers; got shape \(0,\)\. E\.g\. torch\.linspace"),
         (3.0, r"non-empty sequence of numbers; got shape \(\)"),
-        (None, "non-empty sequence of numbers"),
+        (None, "sequence of numbers"),
         ([[0, 1]], r"non-empty sequence of numbers; got shape \(1, 2\)"),
         ("now", "must be a sequence of numbers; got 'now'"),
         (torch.zeros(2, device="meta"), "must be a sequence of numbers; got tensor"),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_repeats, plain, private
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import Sampled
 from ..parallel import Shared
@@ -40,6 +41,7 @@ class Energy(ABC):
     """
 
     pairwise: bool = False
+    __array_ufunc__ = None  # NumPy's scalars leave their products to `__rmul__`
 
     @abstractmethod
     def __call__(self, rho: Sampled) -> Tensor:
@@ -52,6 +54,14 @@ class Energy(ABC):
     def hessian(self, rho: Sampled) -> Hessian:
         """The second variation of F along displacements of ρ's samples; unknown here, so the term is explicit."""
         return Hessian(explicit=(self.label,))
+
+    def try_functions(self, rho: Sampled) -> None:
+        """Tries a user's functions at ρ's samples; here, whether the value at the same samples is the same twice.
+
+        Raises:
+            ConfigError: a function is random, keeps a state, or mixes samples that it should take one by one.
+        """
+        check_repeats(lambda: self(rho), (), f"{type(self).__name__}: F(rho)")
 
     def terms(self) -> list[Term]:
         """The elementary energies of which this one is the sum, each with its coefficient."""
@@ -79,18 +89,31 @@ class Energy(ABC):
         return {"name": type(self).__name__, **named}
 
     def __add__(self, other: Energy) -> Energy:
+        if isinstance(other, int) and other == 0:
+            return self  # where `sum` begins
         if not isinstance(other, Energy):
             return NotImplemented
         return Combination([*self.terms(), *other.terms()])
 
+    __radd__ = __add__
+
     def __mul__(self, factor: float) -> Energy:
-        if isinstance(factor, Energy) or not isinstance(factor, (int, float)):
+        factor = plain(factor)
+        if not isinstance(factor, (int, float)):
             return NotImplemented
         if not math.isfinite(factor):
             raise ConfigError(f"the factor of an energy must be finite; got {factor!r}.")
         return Combination([term._replace(coefficient=factor * term.coefficient) for term in self.terms()])
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Energy:
+        divisor = plain(divisor)
+        if not isinstance(divisor, (int, float)):
+            return NotImplemented
+        if divisor == 0:
+            raise ConfigError("an energy cannot be divided by 0.")
+        return (1 / divisor) * self
 
     def __sub__(self, other: Energy) -> Energy:
         return self + (-1.0) * other
@@ -122,6 +145,11 @@ class Combination(Energy):
     def velocity(self, rho: Sampled) -> Tensor:
         """Σ c·v."""
         return torch.stack([term.coefficient * term.energy.velocity(rho) for term in self._terms]).sum(0)
+
+    def try_functions(self, rho: Sampled) -> None:
+        """Those of every term."""
+        for term in self._terms:
+            term.energy.try_functions(rho)
 
     def hessian(self, rho: Sampled) -> Hessian:
         """Σ c·Hess F, signed: a concave term may be outweighed by another."""
@@ -182,7 +210,7 @@ def qualified_name(f: Callable[..., Any]) -> str:
 
 
 def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, *arguments: Any) -> Tensor:
-    """Calls a user's function and checks that it returns a tensor of the given shape, dtype and device.
+    """Calls a user's function on copies of tensors, and checks the shape, dtype and device of what it returns.
 
     Raises:
         ConfigError: the function raised, or returned another dtype or device.
@@ -190,7 +218,7 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
     """
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
     try:
-        y = f(*arguments)
+        y = _on_copies(f, arguments)
     except PWGFError:
         raise
     except _USER_ERRORS as error:
@@ -205,13 +233,28 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
         )
     if y.shape != shape:
         cure = "sum over the last axis: .sum(-1)" if y.ndim == like.ndim else "return one value per sample"
+        if not shape:
+            cure = "average over the samples: .mean()"
         raise ShapeError(f"{call} must return shape {tuple(shape)} for {given}; got {tuple(y.shape)}. Cure: {cure}.")
     if y.dtype != like.dtype or y.device != like.device:
         raise ConfigError(
             f"{call} returned {y.dtype} on {y.device} for {given}; tensors that it captures or makes must follow the "
             "input: captured.to(x), torch.zeros_like(x[..., 0])."
         )
-    return y
+    followed = any(isinstance(value, Tensor) and value.requires_grad for value in (like, *arguments))
+    return y if followed else y.detach()  # the function may have marked its copy, or have parameters of its own
+
+
+def _on_copies(f: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """f of copies of the arguments; they require gradients where f differentiates in itself and finds none."""
+    copies = [private(value) if isinstance(value, Tensor) else value for value in arguments]
+    try:
+        return f(*copies)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error) or not any(isinstance(value, Tensor) for value in arguments):
+            raise
+    with torch.enable_grad():
+        return f(*(private(value).requires_grad_() if isinstance(value, Tensor) else value for value in arguments))
 
 
 def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:
@@ -227,6 +270,7 @@ def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:
     if not bool((flat == flat[0]).logical_or(flat.isnan()).all()):
         raise ConfigError(
             f"{call} varies with its input but has no gradient: it is not differentiable as written. Use torch "
-            "operations throughout; no .detach(), .item(), .numpy(), rounding or comparisons."
+            "operations throughout; no .detach(), .item(), .numpy(), rounding or comparisons; a derivative inside it "
+            "needs torch.autograd.grad(…, create_graph=True)."
         )
     return torch.zeros_like(leaf)

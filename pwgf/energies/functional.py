@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..checks import private
 from ..errors import ConfigError
 from ..measures import Sampled
 from .base import Energy, check_callable, evaluate, shares
 
 
 class _Samples:
-    """The part of a measure that a user's functional sees: x (n,d) and log_density (n,) only."""
+    """The part of a measure that a user's functional sees: copies of x (n,d) and log_density (n,) only."""
 
     def __init__(self, x: Callable[[], Tensor], log_density: Callable[[], Tensor]) -> None:
         self._x = x
         self._log_density = log_density
 
-    @property
+    @cached_property
     def x(self) -> Tensor:
         """Samples (n,d)."""
-        return self._x()
+        return private(self._x())
 
-    @property
+    @cached_property
     def log_density(self) -> Tensor:
         """log ρ(x), (n,)."""
-        return self._log_density()
+        return private(self._log_density())
 
     @property
     def score(self) -> Tensor:

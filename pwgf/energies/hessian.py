@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checks import plain
 from ..errors import ConfigError
 from ..parallel import Shared
 
@@ -48,6 +49,7 @@ class Hessian:
     slope: Tensor | None = None
     divergence: Tensor | None = None
     explicit: tuple[str, ...] = ()
+    __array_ufunc__: ClassVar[None] = None  # NumPy's scalars leave their products to `__rmul__`
 
     def __call__(self, u: Tensor, grad_u: Tensor) -> Tensor:
         """Q(u), scalar, with E the mean over these samples.
@@ -80,6 +82,7 @@ class Hessian:
         )
 
     def __mul__(self, factor: float) -> Hessian:
+        factor = plain(factor)
         if not isinstance(factor, (int, float)):
             return NotImplemented
 

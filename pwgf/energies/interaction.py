@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import is_real
+from ..checks import check_each_sample, is_real, plain_fields
 from ..errors import ConfigError
 from ..measures import Sampled
 from .base import Energy, Once, check_callable, evaluate, shares, slope
@@ -48,6 +48,7 @@ class RadialPolynomial:
     quartic: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name in ("quadratic", "quartic"):
             value = getattr(self, name)
             if not is_real(value):
@@ -110,6 +111,11 @@ class Interaction(Energy):
     def __init__(self, W: Callable[[Tensor], Tensor]) -> None:
         check_callable(W, "Interaction(W)")
         self.W = W
+
+    def try_functions(self, rho: Sampled) -> None:
+        """W, pair by pair."""
+        x = rho.x.detach()
+        check_each_sample(lambda r: _kernel(self.W, r), [x - x.roll(1, 0)], "Interaction: W(r)")
 
     def __call__(self, rho: Sampled) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..checks import check_each_sample, is_real, plain_numbers
 from ..errors import ConfigError
 from ..measures import Sampled
 from .base import Energy, check_callable, evaluate, shares, slope
@@ -37,6 +37,11 @@ class Local(Energy):
 
     def _g(self, x: Tensor, log_rho: Tensor) -> Tensor:
         return evaluate(self.g, f"{type(self).__name__}: g(x, log_rho)", x.shape[:1], x, x, log_rho)
+
+    def try_functions(self, rho: Sampled) -> None:
+        """g, sample by sample."""
+        arguments = [rho.x.detach(), rho.log_density.detach()]
+        check_each_sample(self._g, arguments, f"{type(self).__name__}: g(x, log_rho)")
 
     def __call__(self, rho: Sampled) -> Tensor:
         """Mean of g over the samples."""
@@ -146,8 +151,9 @@ class PorousMedium(Local):
         ConfigError: m out of range.
     """
 
+    @plain_numbers
     def __init__(self, m: float) -> None:
-        if not (isinstance(m, (int, float)) and math.isfinite(m) and m > 0) or m == 1:
+        if not (is_real(m) and m > 0) or m == 1:
             raise ConfigError(f"PorousMedium(m) must be positive and not 1 (for m = 1 use Entropy()); got {m!r}.")
         self.m = float(m)
         super().__init__(lambda x, log_rho: torch.exp((self.m - 1) * log_rho) / (self.m - 1))

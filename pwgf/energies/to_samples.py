@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, is_real
+from ..checks import check_integer, is_real, plain_numbers
 from ..errors import ConfigError, ShapeError, nearest
 from ..measures import Sampled
 from .base import Energy, Once, shares
@@ -135,6 +135,7 @@ class MMD(ToSamples):
         discrepancy gradient flow, 2019.
     """
 
+    @plain_numbers
     def __init__(self, y: Tensor, kernel: str = "energy", *, bandwidth: float | None = None) -> None:
         super().__init__(y)
         if kernel not in ("energy", "gaussian"):
@@ -226,6 +227,7 @@ class SlicedW2(ToSamples):
         transportation, 2013, §5 (the flow).
     """
 
+    @plain_numbers
     def __init__(self, y: Tensor, num_directions: int = 128, seed: int = 0) -> None:
         super().__init__(y)
         for name, value, least in (("num_directions", num_directions, 1), ("seed", seed, 0)):
@@ -289,6 +291,7 @@ class Sinkhorn(ToSamples):
         J. Feydy et al., Interpolating between optimal transport and MMD using Sinkhorn divergences, 2019.
     """
 
+    @plain_numbers
     def __init__(self, y: Tensor, blur: float = 0.05, scaling: float = 0.9) -> None:
         super().__init__(y)
         if not (is_real(blur) and blur > 0):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import fitting, sampling
+from ..checks import private
 from ..distances import divergence
 from ..errors import ConfigError
 from ..maps import PushForward, ResidualMLP
@@ -219,7 +220,7 @@ def update(
     mean, cov, share = weighted_moments(z, log_w)
 
     def target(z: Tensor) -> Tensor:
-        return reference.log_density(z) + log_likelihood(law.map(law.theta, z))
+        return reference.log_density(private(z)) + log_likelihood(law.map(law.theta, z))
 
     enough = share * len(z) > _EFFECTIVE_PER_COORDINATE * len(mean)
     map = law.map if map is None else map

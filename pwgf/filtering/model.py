@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_number
+from ..checks import check_number, plain_fields
 from ..energies import Entropy, Potential
 from ..energies.base import Energy, check_callable
 from ..errors import ConfigError, ShapeError
@@ -48,6 +48,7 @@ class StateSpace:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_callable(self.potential, "StateSpace(potential=…)")
         check_callable(self.log_likelihood, "StateSpace(log_likelihood=…)")
         check_number(self.temperature, "temperature", "StateSpace", low=0.0, high=math.inf, open_low=True)

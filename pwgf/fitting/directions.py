@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError
 from ..maps import Affine
@@ -14,6 +14,7 @@ from ..measures import PushedMeasure, Reference
 _NOISE = 1e-12  # of E|v|²: the residual of an affine velocity by rounding
 
 
+@plain_numbers
 def active_directions(energy: Energy, reference: Reference, *, num_samples: int = 4000, seed: int = 0) -> Tensor:
     r"""Rows √w_k e_k (d,d), with w_k, e_k eigenvalues (falling) and eigenvectors of E[r rᵀ], r = v − (its best affine
     fit), v the velocity at λ. Those along which v is affine up to 1e-6 are zero.

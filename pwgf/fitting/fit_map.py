@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_number, check_theta0
+from ..checks import check_integer, check_number, check_theta0, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
@@ -37,6 +37,7 @@ class Fit(NamedTuple):
     converged: bool
 
 
+@plain_numbers
 def fit(
     map: PushForward,
     reference: Reference,
@@ -139,7 +140,7 @@ class _Likelihood:
         if theta.requires_grad:
             slope = self.map.jacobian(theta.detach(), z).detach()
             z = z - torch.linalg.solve(slope, (self.map(theta, z) - x).unsqueeze(2)).squeeze(2)
-        return -(self.reference.log_density(z) - self.map.log_abs_det(theta, z)).mean()
+        return -(self.reference.log_density(private(z)) - self.map.log_abs_det(theta, z)).mean()
 
     def value(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is None or len(self.x) <= self.batch:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_theta0
+from ..checks import check_integer, check_theta0, plain_numbers
 from ..errors import ConfigError, NonFiniteError
 from ..linalg import get_solver
 from ..maps.base import PushForward
@@ -31,6 +31,7 @@ class Reparametrised(NamedTuple):
     iterations: int
 
 
+@plain_numbers
 def reparametrise(
     run: Trajectory,
     t: float,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from ..checks import plain_fields, plain_numbers
 from ..errors import ConfigError, NonFiniteError, SolverError, nearest
 from .base import NO_MEMORY, Advance, Field, as_config, check_positive
 
@@ -57,6 +58,7 @@ class Explicit:
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.method not in ADAPTIVE:
             hint = (
                 f" It takes fixed steps: FixedStep({self.method!r}, dt)."
@@ -114,6 +116,7 @@ class FixedStep:
     tolerance: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.method not in FIXED:
             raise ConfigError(
                 f"FixedStep(method={self.method!r}) is unknown; there are {', '.join(FIXED)}."
@@ -154,6 +157,7 @@ class FixedStep:
         return as_config(self)
 
 
+@plain_numbers
 def Euler(dt: float) -> FixedStep:
     """Forward Euler steps of length dt, as the published scheme takes them."""
     return FixedStep("euler", dt)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import is_integer, plain_fields
 from ..errors import ConfigError, NonFiniteError, SolverError
 from .base import Advance, Field, Linearised, as_config, check_positive
 
@@ -65,12 +66,13 @@ class Implicit:
     max_rejections: int = 20
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_positive(
             "Implicit", self.max_rejections, tolerance=self.tolerance, first_step=self.first_step, dt=self.dt
         )
         if self.order not in (2, 3):
             raise ConfigError(f"Implicit(order=…) must be 2 or 3; got {self.order!r}.")
-        if not isinstance(self.newton, int) or isinstance(self.newton, bool) or self.newton < 0:
+        if not is_integer(self.newton) or self.newton < 0:
             raise ConfigError(f"Implicit(newton=…) must be an integer ≥ 0; got {self.newton!r}.")
         if self.newton and self.dt is None:
             raise ConfigError(

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pwgf.checks import is_integer, is_real, plain, plain_fields
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError
 from pwgf.parallel import ALONE, Group
 
@@ -356,10 +357,11 @@ def settings_of(solver: Any) -> dict[str, Any]:
 
 def check_settings(solver: object, **settings: float | None) -> None:
     """Raises `ConfigError` unless every setting is None or a finite number > 0, whole if its name counts something."""
+    plain_fields(solver)
     for name, value in settings.items():
         counts = name.startswith(("num_", "max_"))
-        kind = int if counts else (int, float)
-        if value is not None and not (isinstance(value, kind) and 0 < value < math.inf):
+        fits = is_integer if counts else is_real
+        if value is not None and not (fits(plain(value)) and value > 0):
             raise ConfigError(
                 f"{type(solver).__name__}({name}=…) needs a {'whole' if counts else 'finite'} number > 0; "
                 f"got {value!r}. Leave it out for the default."

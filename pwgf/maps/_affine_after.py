@@ -55,7 +55,7 @@ class AffineAfter(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """Φ⁻¹(A⁻¹(x − b)); raises SolverError where A is singular."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         theta, x = theta.detach(), x.detach()
         return self.inner_inverse(theta, solve_affine(self.unpack(theta)[0], x, type(self).__name__))
 

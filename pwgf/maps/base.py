@@ -320,7 +320,7 @@ def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations
     Raises:
         SolverError: some rows have no solution that the method finds (a folded map, or x outside its range).
     """
-    check_points(x, map.dim, f"{type(map).__name__}.inverse(theta, x): x")
+    check_points(x, map.dim, f"{type(map).__name__}.inverse(theta, x): x", finite=True)
     theta, x = theta.detach(), x.detach()
     accuracy = 100 * torch.finfo(x.dtype).eps
     z, solved = _newton(map, theta, x, x.clone(), accuracy, max_iterations)

@@ -144,7 +144,7 @@ class Composed(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """The parts' inverses, the last map's first; raises what they raise."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         for map, part in reversed(list(zip(self.maps, self._split(theta.detach()), strict=True))):
             x = map.inverse(part, x)
         return x

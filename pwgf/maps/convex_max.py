@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer
+from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
 from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
@@ -79,6 +79,7 @@ class ConvexMax(ConvexGradient):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "ConvexMax(dim, groups, size)")
         for name, least in (("groups", 1), ("size", 2)):
             check_integer(getattr(self, name), name, "ConvexMax", least=least)

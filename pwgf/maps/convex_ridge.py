@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer
+from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
 from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
@@ -81,6 +81,7 @@ class ConvexRidge(ConvexGradient):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "ConvexRidge(dim, width)")
         if self.width is not None:
             check_integer(self.width, "width", "ConvexRidge")

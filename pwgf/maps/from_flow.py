@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_dim, check_points
+from ..checks import check_dim, check_points, plain_numbers
 from ..errors import ConfigError
 from ._zuko import import_zuko
 from .base import Linearisation, Pushed, products, score_by_inverse
@@ -54,6 +54,7 @@ class FromFlow(FromModule):
 
     _call: ClassVar[str] = "FromFlow(flow"
 
+    @plain_numbers
     def __init__(self, flow: nn.Module, dim: int) -> None:
         check_dim(dim, "FromFlow(flow, dim)")
         zuko = import_zuko("FromFlow(flow, dim)")
@@ -140,7 +141,7 @@ class FromFlow(FromModule):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """The transform at x."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         with torch.no_grad():
             return self._pull(theta.detach(), x.detach())[0]
 

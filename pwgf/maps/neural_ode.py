@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from ..checks import check_dim, check_integer, check_positive, is_real
+from ..checks import check_dim, check_integer, check_positive, is_real, plain_fields
 from ..errors import ConfigError, SolverError, nearest
 from ._affine_after import Act, AffineAfter
 from ._networks import default_gain, first_layer
@@ -83,6 +83,7 @@ class NeuralODE(AffineAfter):
     gain: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "NeuralODE(dim, width, num_steps)")
         for name in _COUNTS:
             value = getattr(self, name)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer, check_positive, is_real
+from ..checks import check_dim, check_integer, check_positive, is_real, plain_fields
 from ..errors import ConfigError
 from ._axis import axis_slopes, axis_slopes_and_bends, axis_start, axis_values
 from ._networks import first_layer
@@ -76,6 +76,7 @@ class ResidualMLP(PushForward):
     axis_gain: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "ResidualMLP(dim, width, depth)")
         if self.width is None:
             object.__setattr__(self, "width", max(32, min(16 * self.dim, 12 * self.dim + 40, 200)))

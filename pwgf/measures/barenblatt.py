@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ..checks import as_points, check_dim, is_real
+from ..checks import as_points, check_dim, is_real, plain_fields
 from ..errors import ConfigError
 from .base import Isotropic
 from .law import as_generator
@@ -39,8 +39,10 @@ class Barenblatt(Isotropic):
     dim: int
     m: float
     t: float
+    edge: ClassVar[str] = "continuous"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "Barenblatt(dim, m, t)")
         if not (is_real(self.m) and self.m > 1):
             raise ConfigError(

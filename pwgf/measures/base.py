@@ -16,6 +16,8 @@ class Reference(Law, Protocol):
     """A law λ that a run starts from. Its `log_density` is differentiable, in z's dtype and on its device.
 
     A subclass gives `dim`, `sample` (float64) and `log_density`.
+    `edge` says where the density ends: "none", "continuous" (it falls to 0 there) or "jump"; a jump is refused under a
+    diffusion, which samples inside would not see.
     """
 
     def matched_sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import private
 from .pushed import PushedMeasure
 
 FLOOR = 0.03
@@ -92,7 +93,7 @@ class FlooredMeasure(PushedMeasure):
     def log_density(self) -> Tensor:
         """log ρ_θ(x) after the repair, (n,)."""
         log_abs_det = self._with_repair(self._volume[1], "log_abs_det")
-        return self.reference.log_density(self.z) - log_abs_det
+        return self.reference.log_density(private(self.z)) - log_abs_det
 
     @property
     def score(self) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim
+from ..checks import as_points, check_dim, plain_numbers
 from ..errors import ConfigError, ShapeError
 from .base import Reference
 from .law import as_generator
@@ -32,6 +32,9 @@ class Gaussian(Reference):
         tensor([-1.8379])
     """
 
+    edge: ClassVar[str] = "none"
+
+    @plain_numbers
     def __init__(self, dim: int, mean: Any = 0.0, cov: Any = None) -> None:
         check_dim(dim, "Gaussian(dim)")
         m = _as_float64(mean, f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},)")
@@ -75,7 +78,10 @@ class Gaussian(Reference):
         if n < 4 * self.dim or self.dim > torch.quasirandom.SobolEngine.MAXDIM:
             return self.sample(n, seed)
         scramble = int(torch.randint(2**62, (1,), generator=as_generator(seed, "Gaussian.matched_sample")))
-        uniform = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=scramble).draw(n, dtype=torch.float64)
+        engine = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=scramble)
+        first = engine.quasi.double() / 2**engine.MAXBIT  # which torch rounds to its default dtype
+        uniform = engine.draw(n, dtype=torch.float64)
+        uniform[0] = first
         unit = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))  # a Sobol coordinate can be 0 exactly
         unit = unit - unit.mean(0)
         factor = torch.linalg.cholesky(unit.T @ unit / n)
@@ -83,7 +89,7 @@ class Gaussian(Reference):
         return self._mean + unit @ self._factor.T
 
     def log_density(self, z: Tensor) -> Tensor:
-        """log N(z; mean, cov): (n,d) → (n,)."""
+        """log N(z; mean, cov): (n,d) → (n,); −∞ where z is infinite, NaN where it is."""
         z = as_points(z, self.dim, "Gaussian.log_density(z): z")
         factor = self._factor.to(z)
         unit = torch.linalg.solve_triangular(factor, (z - self._mean.to(z)).T, upper=False)

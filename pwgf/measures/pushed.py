@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..checks import as_points
+from ..checks import as_points, private
 from ..maps.base import Pushed, PushForward
 from ..parallel import ALONE, Group, Shared
 from .base import Reference
@@ -91,7 +91,7 @@ class PushedMeasure(Shared):
     @property
     def log_density(self) -> Tensor:
         """log ρ_θ(x) = log λ(z) − log|det ∂_zT(z)|, (n,)."""
-        return self.reference.log_density(self.z) - self._volume[1]
+        return self.reference.log_density(private(self.z)) - self._volume[1]
 
     @property
     def score(self) -> Tensor:

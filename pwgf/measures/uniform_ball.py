@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim, check_positive
+from ..checks import as_points, check_dim, check_positive, plain_fields
 from .base import Isotropic
 from .law import as_generator
 
@@ -37,8 +37,10 @@ class UniformBall(Isotropic):
 
     dim: int
     radius: float = 1.0
+    edge: ClassVar[str] = "jump"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "UniformBall(dim, radius)")
         check_positive(self.radius, "radius", "UniformBall")
 
@@ -55,11 +57,11 @@ class UniformBall(Isotropic):
         return direction * (self.radius * uniform ** (1 / self.dim) / direction.norm(dim=1)).unsqueeze(1)
 
     def log_density(self, z: Tensor) -> Tensor:
-        """−log of the ball's volume: (n,d) → (n,); −inf outside."""
+        """−log of the ball's volume: (n,d) → (n,); −inf outside, NaN where z is."""
         z = as_points(z, self.dim, "UniformBall.log_density(z): z")
         log_volume = 0.5 * self.dim * math.log(math.pi) - math.lgamma(0.5 * self.dim + 1)
         inside = 0 * z.sum(1) - (log_volume + self.dim * math.log(self.radius))  # 0·z: differentiable, slope 0
-        return torch.where(z.square().sum(1) < self.radius**2, inside, -math.inf)
+        return torch.where(z.square().sum(1) >= self.radius**2, -math.inf, inside)
 
     def to_config(self) -> dict[str, Any]:
         """JSON from which `measures.from_config` rebuilds this law."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim
+from ..checks import as_points, check_dim, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
 from .base import Reference
 from .law import as_generator
@@ -45,6 +45,7 @@ class Unnormalised(Reference):
         tensor([-2.])
     """
 
+    @plain_numbers
     def __init__(
         self, log_density: Callable[[Tensor], Tensor], sampler: Callable[[int, torch.Generator], Tensor], dim: int
     ) -> None:
@@ -76,7 +77,7 @@ class Unnormalised(Reference):
                 f"Unnormalised: sampler(n={n}, generator) returned NaN or infinite entries. Causes: (a) a logarithm or "
                 "quantile at 0 or 1: clamp its argument; (b) overflow in float32: sample in float64."
             )
-        return z.detach().double().cpu()
+        return z.detach().to("cpu", torch.float64, copy=True)  # the sampler may write into its own again
 
     def _try(self) -> None:
         """Two draws from equal generators must be equal, or a run could be neither repeated nor resumed."""
@@ -91,7 +92,7 @@ class Unnormalised(Reference):
     def log_density(self, z: Tensor) -> Tensor:
         """log λ(z) + log Z: (n,d) → (n,)."""
         z = as_points(z, self.dim, "Unnormalised.log_density(z): z")
-        value = self._log_density(z)
+        value = self._log_density(private(z))
         if not isinstance(value, Tensor) or value.shape != z.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_number
+from ..checks import check_integer, check_number, plain_numbers
 from ..measures.base import effective_share
 from ._observations import Observed, check_observation, schedule
 
@@ -28,6 +28,7 @@ class Particles(NamedTuple):
     shares: list[float]
 
 
+@plain_numbers
 def particles(
     model: Observed,
     times: Sequence[float],

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..errors import ShapeError
 from ._expectation_propagation import Approximation, expectation_propagation
 
@@ -80,6 +80,7 @@ class WeightsGivenPrecision:
         x = torch.cat([w * torch.exp(-u / 2)[:, None], u[:, None]], 1)
         return x, log_scale - 0.5 * w.shape[1] * u + slope.log()
 
+    @plain_numbers
     def directions(self, count: int) -> Tensor:
         """Where in y the posterior is least normal: unit rows (count, k+1), for `maps.ConvexRidge.initial`.
 

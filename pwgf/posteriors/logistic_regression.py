@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..checks import check_integer, check_positive
+from ..checks import check_integer, check_positive, plain_numbers
 from ..energies.potential import KL
 from ..errors import ConfigError, ShapeError
 from ._weights_given_precision import WeightsGivenPrecision
@@ -54,6 +54,7 @@ class LogisticRegression:
         R. Bardenet, A. Doucet, C. Holmes, On Markov chain Monte Carlo methods for tall data, 2017, §7.2.
     """
 
+    @plain_numbers
     def __init__(
         self,
         X: Tensor,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim
+from ..checks import as_points, check_dim, plain_numbers
 from ..energies.base import Energy
 from ..energies.interaction import Interaction, RadialPolynomial
 from ..measures import Gaussian
@@ -88,6 +88,7 @@ class Aggregation(Problem):
         2017, arXiv 1602.06615.
     """
 
+    @plain_numbers
     def __init__(self, dim: int) -> None:
         check_dim(dim, "Aggregation(dim)")
         self.dim = dim

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_dim, check_positive
+from ..checks import check_dim, check_positive, plain_numbers
 from ..energies.base import Energy
 from ..energies.local import PorousMedium
 from ..errors import ConfigError
@@ -37,6 +37,7 @@ class BarenblattFlow(Problem):
         J. L. Vázquez, The Porous Medium Equation, 2006, §4.4.
     """
 
+    @plain_numbers
     def __init__(self, dim: int, m: float = 2, t0: float = 1, t1: float = 2) -> None:
         check_dim(dim, "BarenblattFlow(dim)")
         self.dim = dim

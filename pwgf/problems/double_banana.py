@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_positive, is_real
+from ..checks import check_dim, check_positive, is_real, plain_numbers
 from ..errors import ConfigError
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
@@ -40,6 +40,7 @@ class DoubleBanana(LangevinProblem):
         G. Detommaso et al., A Stein variational Newton method, 2018, arXiv 1806.03085, §5.1.
     """
 
+    @plain_numbers
     def __init__(
         self,
         dim: int = 2,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer, check_points, check_positive
+from ..checks import check_dim, check_integer, check_points, check_positive, plain_numbers
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
 
@@ -40,6 +40,7 @@ class GaussianMixture(LangevinProblem):
         P. Mokrov et al., Large-Scale Wasserstein Gradient Flows, 2021, arXiv 2106.00736, §5.1.
     """
 
+    @plain_numbers
     def __init__(
         self,
         dim: int,

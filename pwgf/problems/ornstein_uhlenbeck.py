@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
+from ..checks import check_dim, plain_numbers
 from ..energies.base import Energy
 from ..energies.local import Entropy
 from ..energies.potential import Potential
@@ -43,6 +43,7 @@ class OrnsteinUhlenbeck(Problem):
         P. Mokrov et al., Large-Scale Wasserstein Gradient Flows, 2021, arXiv 2106.00736.
     """
 
+    @plain_numbers
     def __init__(self, dim: int, cov: Any = None, mean: Any = None) -> None:
         check_dim(dim, "OrnsteinUhlenbeck(dim)")
         self.dim = dim

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_positive, is_real
+from ..checks import check_dim, check_positive, is_real, plain_numbers
 from ..errors import ConfigError
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
@@ -37,6 +37,7 @@ class Rosenbrock(LangevinProblem):
         S. Nadarajah, An n-dimensional Rosenbrock distribution for MCMC testing, 2019, arXiv 1903.09556.
     """
 
+    @plain_numbers
     def __init__(
         self,
         dim: int,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim, check_positive
+from ..checks import as_points, check_dim, check_positive, plain_numbers
 from ..energies.base import Energy
 from ..energies.local import Entropy
 from ..energies.potential import Potential
@@ -69,6 +69,7 @@ class StyblinskiTang(Problem):
         M. A. Styblinski, T.-S. Tang, Experiments in nonconvex optimization, 1990.
     """
 
+    @plain_numbers
     def __init__(self, dim: int, c: float = 0.06, end_time: float | None = None) -> None:
         check_dim(dim, "StyblinskiTang(dim)")
         self.dim, self.c = dim, check_positive(c, "c", "StyblinskiTang")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..checks import check_ambient
 from ..errors import ConfigError, ParallelError
 from ..parallel import world
 from ..schemes import Scheme, ask
@@ -47,12 +48,14 @@ def evolve(scheme: Scheme, state: State, times: Times) -> Iterator[tuple[State, 
         state: where to begin, e.g. `scheme.start(seed)`.
         times: increasing; those not after `state.t` are skipped.
     """
+    check_ambient("evolve(scheme, state, times)")
     if not isinstance(state, State):
         raise ConfigError(
             f"evolve(scheme, state, times) needs a State, such as scheme.start(seed); got {type(state).__name__}. "
             "Give evolve(scheme, scheme.start(0), times)."
         )
-    yield from _steps(scheme, state, check_times(times, "evolve"))
+    for after, info in _steps(scheme, state, check_times(times, "evolve")):
+        yield after.copy(), info
 
 
 def _steps(scheme: Scheme, state: State, times: np.ndarray) -> Iterator[tuple[State, Info]]:
@@ -83,6 +86,18 @@ class Options:
                 "solve(callbacks=…) needs a list of functions f(state, info); got "
                 f"{'a list with ' if listed else ''}{type(wrong[0]).__name__}. Give callbacks=[f]."
             )
+
+
+def _stops(answer: object) -> bool:
+    """Whether a callback's answer ends the run; ConfigError where it is neither a truth value nor None."""
+    if isinstance(answer, torch.Tensor) and answer.dtype == torch.bool and answer.ndim == 0:
+        return bool(answer)
+    if answer is None or isinstance(answer, (bool, np.bool_)):
+        return bool(answer)
+    raise ConfigError(
+        "solve(callbacks=…): a callback must return True, to store a row and end the run, or False or None, to go on; "
+        f"got {answer!r:.60} ({type(answer).__name__}). Return a comparison, such as info.values['energy'] < 0.1."
+    )
 
 
 class Loop:
@@ -123,7 +138,7 @@ class Loop:
     def run(self, state: State, times: np.ndarray) -> None:
         """Advances through the times and stores a row at each, the first at once if the state is there.
 
-        A callback that returns True ends the run after a row.
+        A callback whose answer is true ends the run after a row.
         """
         rows = set(times.tolist())
         if state.t in rows:
@@ -155,7 +170,7 @@ class Loop:
 
     def _decided(self, state: State, info: Info) -> tuple[bool, bool]:
         """Whether a callback of any process ends the run, and whether a checkpoint is due."""
-        stop = any([f(state, info) is True for f in self.options.callbacks])  # every callback is called
+        stop = any([_stops(f(state.copy(), info)) for f in self.options.callbacks])  # every callback is called
         due = time.monotonic() - self.saved > self.options.checkpoint_seconds or self.signals.number > 0
         stop, due = (flag > 0 for flag in self.group.greatest(stop, due))
         return stop, due

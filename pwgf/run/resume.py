@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..errors import PathError, ResumeMismatchError, SchemaError, StorageError
 from ..schemes import Scheme
 from ..state import State
 from ._restart import restart_to_state
+from .identity import differing, identity_of
 from .spec import RunSpec
 
 
@@ -67,7 +69,10 @@ def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
         restart = stored_state(record)
         spec = spec.continuing(record.config)
         state = restart_to_state(restart, scheme.dtype, spec.device)
+        now = identity_of(scheme)
+        check_identity(record.arrays, {name: now[name] for name in now if "energy" not in name}, scheme.dtype)
         check_fingerprint(scheme, state, np.asarray(restart["fingerprint"]))
+        check_identity(record.arrays, now, scheme.dtype)
         grown = len(record.config["times"]) != len(spec.times)
         return Stored(
             spec,
@@ -77,6 +82,16 @@ def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
             grown=grown,
             spent=(float(record.column("wall_time")[-1]), float(record.column("cpu_time")[-1])),
             begun_with=(record.provenance.get("threads"), record.provenance.get("processes", 1)),
+        )
+
+
+def check_identity(stored: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
+    """ResumeMismatchError unless map, reference and energy give the stored values at fixed points."""
+    what = differing(stored, now, dtype)
+    if what:
+        raise ResumeMismatchError(
+            f"solve(resume=True): {what}. Resume with what the run was begun with (the same module, with the weights "
+            "and buffers that it had when its map was made), or choose another out=…."
         )
 
 

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from .. import storage
+from ..checks import check_ambient, plain_numbers
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..parallel import world
 from ..schemes import Scheme, ask
 from ..schemes.base import stored_config, tensor_config
 from ..state import State
 from ._one_writer import OneWriter
+from .identity import identity_of
 from .loop import Callback, Loop, Options
 from .memory import Memory
 from .provenance import provenance
@@ -31,6 +33,7 @@ from .trajectory import Trajectory
 _log = logging.getLogger("pwgf")
 
 
+@plain_numbers
 def solve(
     scheme: Scheme,
     times: Times,
@@ -62,7 +65,8 @@ def solve(
         checkpoint_seconds: between rows the restart state is published this often.
         metadata: your own entries, JSON values by name, stored as `run.config["metadata"]`; a resumed run keeps those
             with which it began.
-        callbacks: each is called as f(state, info) after every step; returning True stores a row and ends the run.
+        callbacks: each is called as f(state, info) after every step, with a state of its own; True (also NumPy's or
+            torch's) stores a row and ends the run, None or False goes on, anything else is refused.
         progress: show progress; None means yes unless `PWGF_PROGRESS=0`.
         problem: a `pwgf.problems` problem, recorded so that `pwgf plot` can draw its exact law.
 
@@ -76,6 +80,7 @@ def solve(
         ParallelError: another of the processes that share this run has stopped.
         ResumeMismatchError: the stored run had other settings or another energy.
     """
+    check_ambient("solve(scheme, times)")
     _check_scheme(scheme)
     options = Options(checkpoint_seconds, callbacks, progress)
     t = check_times(times)
@@ -228,4 +233,5 @@ def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Sig
 def _header(scheme: Scheme, spec: RunSpec, state: State) -> storage.Header:
     layout = [{"name": b.name, "shape": list(b.shape), "offset": b.offset} for b in scheme.layout()]
     made_with = provenance(spec.device, world().size)
-    return storage.Header(spec.to_config(), layout, made_with, scheme.reference.dim, state.theta.numel())
+    dim = scheme.reference.dim
+    return storage.Header(spec.to_config(), layout, made_with, dim, state.theta.numel(), identity_of(scheme))

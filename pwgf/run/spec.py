@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checks import is_integer
+from ..checks import is_integer, is_real, plain
 from ..errors import ConfigError
 from ..schemes import Scheme, ask
 from ..schemes.base import stored_config
@@ -94,13 +94,19 @@ class RunSpec:
 def check_times(times: Times, call: str = "solve") -> np.ndarray:
     """times as float64, (T,); ConfigError unless finite and strictly increasing."""
     try:
-        values = times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times
-        t = np.asarray(values, dtype=np.float64)
+        values = np.asarray(times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times)
+        t = values.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{call}(times=…) must be a sequence of numbers; got {times!r:.60} ({error}). "
             "E.g. torch.linspace(0, 1, 11)."
         ) from error
+    numbers = values.dtype.kind in "iuf" or all(is_real(plain(value)) for value in values.astype(object).flat)
+    if hasattr(times, "unit") or hasattr(times, "units") or values.dtype.kind in "bmM" or not numbers:
+        raise ConfigError(
+            f"{call}(times=…) must be a sequence of numbers without a unit; got {times!r:.60}. "
+            "Divide by the unit of t, e.g. times / numpy.timedelta64(1, 's')."
+        )
     if t.ndim != 1 or len(t) == 0:
         raise ConfigError(
             f"{call}(times=…) must be a non-empty sequence of numbers; got shape {t.shape}. "

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import as_points, check_integer
+from ..checks import as_points, check_ambient, check_integer, density_at, plain_numbers
+from ..energies import Energy
 from ..errors import ConfigError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Law, Reference
@@ -22,6 +23,7 @@ from ..schemes import Description, Replay
 from ..schemes.base import nearest_row
 from ..state import State
 from ._restart import restart_to_state
+from .identity import differing, values_of
 from .memory import Source
 
 _log = logging.getLogger("pwgf")
@@ -95,6 +97,7 @@ class Trajectory:
             )
         return self._source.column(name)
 
+    @plain_numbers
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
         """All rows in order, in batches, so that a file larger than memory can be read through.
 
@@ -125,6 +128,7 @@ class Trajectory:
         self._check_interpolation(t)
         return self._read().push(_Rows(self), t, torch.as_tensor(z))
 
+    @plain_numbers
     def sample(self, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n samples of ρ_t, (n,d); equal seeds couple times and runs."""
         check_integer(n, "n", "run.sample")
@@ -140,18 +144,22 @@ class Trajectory:
         return RunLaw(self, t)
 
     def log_density(self, t: float, x: Tensor) -> Tensor:
-        """log ρ_t(x), (n,d) → (n,); by inverting the map at x.
+        """log ρ_t(x), (n,d) → (n,); by inverting the map at x. −∞ where x is infinite.
 
         Raises:
+            ConfigError: x has NaN.
             ConfigError: the run holds particles.
             SolverError: the map cannot be inverted at some x.
         """
+        check_ambient("run.log_density(t, x)")
         t = checked_time(t)
         self._check_interpolation(t)
-        return self._read().log_density(_Rows(self), t, torch.as_tensor(x))
+        reader, rows = self._read(), _Rows(self)
+        return density_at(torch.as_tensor(x), lambda x: reader.log_density(rows, t, x))
 
     def score(self, t: float, x: Tensor) -> Tensor:
-        """∇ log ρ_t(x), (n,d); errors as `log_density`."""
+        """∇ log ρ_t(x), (n,d); errors as `log_density`, and ConfigError where x is infinite."""
+        check_ambient("run.score(t, x)")
         t = checked_time(t)
         self._check_interpolation(t)
         return self._read().score(_Rows(self), t, torch.as_tensor(x))
@@ -258,12 +266,13 @@ class RunLaw(Law):
 
 def checked_time(t: Any) -> float:
     """t as a float; ConfigError unless it is a number. The rows refuse NaN and times outside their range."""
-    try:
-        return float(t)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"run.sample(t=…) and the like need a number for t; got {t!r:.60} ({error}). Give e.g. t=0.5."
-        ) from error
+    wrong = "it has a unit"
+    if not isinstance(t, (np.timedelta64, np.datetime64)):
+        try:
+            return float(t)
+        except (TypeError, ValueError, RuntimeError) as error:
+            wrong = str(error)
+    raise ConfigError(f"run.sample(t=…) and the like need a number for t; got {t!r:.60} ({wrong}). Give e.g. t=0.5.")
 
 
 class _Rows:
@@ -281,7 +290,11 @@ class _Rows:
 
 
 def load(
-    path: str | os.PathLike[str], *, map: PushForward | None = None, reference: Reference | None = None
+    path: str | os.PathLike[str],
+    *,
+    map: PushForward | None = None,
+    reference: Reference | None = None,
+    energy: Energy | None = None,
 ) -> Trajectory:
     """Opens a trajectory file: finished, still running, killed or failed.
 
@@ -289,6 +302,8 @@ def load(
         path: as given to `solve(out=…)`.
         map, reference: a user's own map or reference, which cannot be rebuilt from the file; needed only to read
             measures, not columns.
+        energy: a user's own energy. What is given is compared with values of it that the file holds (T, log λ and v at
+            a few points).
 
     Returns:
         A `Trajectory` of all rows that are on disk now.
@@ -296,11 +311,11 @@ def load(
     Raises:
         PathError: no such file, or a folder.
         SchemaError: not a trajectory, damaged, or written by a newer version.
-        ConfigError, ShapeError: map or reference is not one, or not that of this run.
+        ConfigError, ShapeError: map, reference or energy is not one, or not that of this run.
     """
     path = storage.checked_path(path, "load(path)")
     record = storage.open_record(path)
-    _check_given(record, map, reference)
+    _check_given(record, map, reference, energy)
     if len(record) == 0:
         raise ConfigError(f"{path}: the run was stopped before its first row was stored; solve it with resume=True.")
     missing, reader = "", None
@@ -311,9 +326,15 @@ def load(
     return Trajectory(record, reader, path, missing)
 
 
-def _check_given(record: storage.Record, map: PushForward | None, reference: Reference | None) -> None:
+def _check_given(
+    record: storage.Record, map: PushForward | None, reference: Reference | None, energy: Energy | None
+) -> None:
     """Raises if what the user passed to `load` cannot have made this run; another map would read θ without an error."""
-    kinds: tuple[tuple[str, Any, Any], ...] = (("map", map, PushForward), ("reference", reference, Reference))
+    kinds: tuple[tuple[str, Any, Any], ...] = (
+        ("map", map, PushForward),
+        ("reference", reference, Reference),
+        ("energy", energy, Energy),
+    )
     for name, given, kind in kinds:
         if given is None:
             continue
@@ -321,7 +342,7 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
             raise ConfigError(
                 f"load({name}=…) must be the {name} that the run was solved with; got {type(given).__name__}."
             )
-        if given.dim != record.dim:
+        if given is not energy and given.dim != record.dim:
             raise ShapeError(
                 f"load({name}=…): the run has dimension {record.dim}; got a {name} with dim = {given.dim}. Give the "
                 "one that it was solved with."
@@ -330,4 +351,13 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
         raise ShapeError(
             f"load(map=…): the run has {record.num_params} parameters; got a map with {map.num_params}. Give the one "
             "that it was solved with."
+        )
+    dtype = getattr(torch, record.config["scheme"]["dtype"])
+    now = values_of(dtype, dim=record.dim, map=map, reference=reference, energy=energy)
+    what = differing(record.arrays, now, dtype)
+    if what:
+        raise ConfigError(
+            f"load({record.path!r}): {what}. Give the one that the run was solved with: the same module with the "
+            "weights and buffers that it had when its map was made (torch.save(module.state_dict(), …) keeps them), "
+            "the same functions."
         )

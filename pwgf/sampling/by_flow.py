@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer, check_number
+from ..checks import check_dim, check_integer, check_number, plain_numbers
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..maps import PushForward, ResidualMLP
@@ -98,6 +98,7 @@ class Sampled:
         return torch.softmax(self.log_weights, 0)
 
 
+@plain_numbers
 def sample(
     log_density: LogDensity,
     dim: int,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -66,6 +66,7 @@ class Chains(NamedTuple):
         return self.x.flatten(0, 1)
 
 
+@plain_numbers
 def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 300, seed: int = 0) -> Chains:
     """Hamiltonian Monte Carlo by many independent chains at once.
 
@@ -153,6 +154,6 @@ def _value_and_slope(log_density: LogDensity, x: Tensor) -> tuple[Tensor, Tensor
     """log p (n,) and its gradient (n,d)."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
-        value = log_density(leaf)
+        value = log_density(private(leaf))
         (slope,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach(), slope

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import private
 from ..errors import ConfigError, ShapeError
 from .chains import LogDensity
 from .laplace import laplace
@@ -50,14 +51,14 @@ class Target:
 
     def __call__(self, y: Tensor) -> Tensor:
         x, log_volume = self.coordinates(y)
-        value = self.log_density(x)
+        value = self.log_density(private(x))
         return value + log_volume if isinstance(value, Tensor) else value
 
     def check_start(self, y: Tensor) -> None:
         """Refuses coordinates or a log p that have the wrong shape or are not finite where the flow begins."""
         with torch.no_grad():
             x = self._checked(y)
-            value = self.log_density(x)
+            value = self.log_density(private(x))
         if not isinstance(value, Tensor) or value.shape != (len(y),):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(

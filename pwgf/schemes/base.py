@@ -297,13 +297,13 @@ class MapReplay(Answers):
 
     def push(self, rows: Rows, t: float, z: Tensor) -> Tensor:
         """T_θ(t)(z), (n,d)."""
-        check_points(z, self.map.dim, "push(t, z): z")
+        check_points(z, self.map.dim, "push(t, z): z", finite=True)
         theta = self._theta(rows, t)
         with torch.no_grad():
             return self.map(theta, z.to(theta)).cpu()
 
     def _at(self, rows: Rows, t: float, x: Tensor) -> PushedMeasure:
-        check_points(x, self.map.dim, "x")
+        check_points(x, self.map.dim, "x", finite=True)
         theta = self._theta(rows, t)
         z = self.map.inverse(theta, x.detach().to(theta))
         return PushedMeasure(self.map, self.reference, theta, z)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_device, check_dtype, check_integer, check_number, check_points
+from ..checks import check_device, check_dtype, check_integer, check_number, check_points, later, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
@@ -39,7 +39,7 @@ class ParticleReplay(Answers):
         Between rows each is taken from the row before or after, with probabilities linear in t, which interpolates
         the law; more than there are stored are drawn with replacement.
         """
-        check_points(z, self.reference.dim, "push(t, z): z")
+        check_points(z, self.reference.dim, "push(t, z): z", finite=True)
         digest = hashlib.sha256(z.double().cpu().contiguous().numpy().tobytes()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         k = nearest_row(rows.t, t)
@@ -96,6 +96,7 @@ class EulerMaruyama(ParticleReplay):
         Kloeden, Platen, Numerical Solution of Stochastic Differential Equations, 1992, §10.2.
     """
 
+    @plain_numbers
     def __init__(
         self, energy: Energy, reference: Reference, *, num_samples: int = 10_000, dt: float,
         dtype: torch.dtype = torch.float64, device: str = "cpu",
@@ -123,7 +124,9 @@ class EulerMaruyama(ParticleReplay):
         """Independent particles from the reference; checks the drift once."""
         generator = torch.Generator().manual_seed(seed)
         x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
-        self._drift(x[: min(64, len(x))], t)
+        for _, term in self._drifts:
+            term.try_functions(Cloud(x[:64]))
+        self._drift(x[:64], t)
         theta = x.reshape(-1)
         return State(
             t, theta, torch.zeros_like(theta), self.dt, generator.get_state(), {"num_steps": 0, "num_stages": 0}
@@ -150,7 +153,7 @@ class EulerMaruyama(ParticleReplay):
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         v = self._drift(x, state.t)
         moved = (x + h * v + math.sqrt(2 * self.temperature * h) * noise).reshape(-1)
-        t = t1 if last else state.t + h
+        t = t1 if last else later(state.t, h)
         counters = merge_counters(state.counters, num_steps=1, num_stages=1)
         after = State(t, moved, v.reshape(-1), self.dt, generator.get_state(), counters)
         return after, Info(state.t, t, h, 1, 0, {"velocity_rms": float(v.square().sum(1).mean().sqrt())})

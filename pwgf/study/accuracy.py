@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import distances
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..measures import Law
 from ..problems import Problem, from_config
@@ -33,6 +33,7 @@ def num_particles(run: Trajectory) -> int | None:
     return None if run.description.has_density else len(run.theta(run.t[0])) // run.reference.dim
 
 
+@plain_numbers
 def errors(
     run: Trajectory, problem: Problem, n: int = 4000, seed: int = 0, rows: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .. import distances, storage
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..errors import ConfigError, ParallelError, PathError, PWGFError, StorageError, nearest
 from ..measures.law import Law, sample_cov
 from ..parallel import world
@@ -166,6 +166,7 @@ def _count(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.0f}"
 
 
+@plain_numbers
 def compare(
     members: Sequence[Problem],
     methods: Mapping[str, Make] | Sequence[str] = ("pwgf", "sw-jko", "particles"),

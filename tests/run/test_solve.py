@@ -10,7 +10,7 @@ import torch
 
 import pwgf
 from pwgf import energies, maps
-from pwgf.errors import NonFiniteError
+from pwgf.errors import ConfigError, NonFiniteError
 from pwgf.schemes.pwgf.watch import PWGFWatch
 from pwgf.state import Info
 from tests.run.helpers import TIMES, assert_same_rows, scheme, solve
@@ -114,8 +114,29 @@ def test_callbacks_see_every_step_and_true_stops_after_storing():
     assert after == [t for _, t in seen]  # the second callback also sees the last step
 
 
-def test_only_true_itself_stops():
-    assert len(solve(callbacks=[lambda state, info: "yes"])) == len(TIMES)
+@pytest.mark.parametrize("make", [bool, np.bool_, torch.tensor])
+def test_any_true_truth_value_stops(make):
+    late = solve(callbacks=[lambda state, info: make(state.t > 0.13)])
+    assert 0.13 < late.t[-1] < 0.2
+
+
+@pytest.mark.parametrize("answer", ["yes", 1, np.float64(1.0), torch.tensor([True]), torch.tensor(1.0), [True]])
+def test_any_other_answer_of_a_callback_is_refused(answer):
+    with pytest.raises(ConfigError, match=r"callback must return True.*or False or None.*; got .*Return a comparison"):
+        solve(callbacks=[lambda state, info: answer])
+
+
+def test_callbacks_and_users_loops_hold_states_of_their_own():
+    def spoil(state, info):
+        for tensor in (state.theta, state.theta_dot, state.rng, *state.extra.values()):
+            tensor.zero_()
+
+    assert_same_rows(solve(callbacks=[spoil]), solve())
+    flow, states = scheme(), []
+    for state, info in pwgf.evolve(flow, flow.start(3), TIMES[:2]):
+        states.append(state.theta.clone())
+        spoil(state, info)
+    assert torch.equal(states[-1], torch.from_numpy(solve()["theta"][1]))
 
 
 def test_a_stopped_run_is_finished(tmp_path):

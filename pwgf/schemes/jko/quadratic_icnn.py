@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...checks import check_dim, check_integer, check_positive, is_real
+from ...checks import check_dim, check_integer, check_positive, is_real, plain_fields
 from ...errors import ConfigError
 from ...maps._networks import first_layer
 from ...maps.base import Block, blocks
@@ -61,6 +61,7 @@ class QuadraticICNN(ConvexGradient):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "QuadraticICNN(dim, width, rank)")
         for name in ("width", "rank"):
             check_integer(getattr(self, name), name, "QuadraticICNN")

@@ -83,7 +83,7 @@ class JKOReplay(Answers):
 
     def push(self, rows: Rows, t: float, z: Tensor) -> Tensor:
         """T_k(… T_1(z)), (n,d)."""
-        check_points(z, self.reference.dim, "push(t, z): z")
+        check_points(z, self.reference.dim, "push(t, z): z", finite=True)
         chain = list(self._chain(rows, t))
         parts = []
         with torch.no_grad():
@@ -95,7 +95,7 @@ class JKOReplay(Answers):
 
     def _inverted(self, rows: Rows, t: float, x: Tensor) -> list[tuple[ConvexGradient, Tensor, Tensor]]:
         """Every map with its θ and the samples before it; the first map first."""
-        check_points(x, self.reference.dim, "x")
+        check_points(x, self.reference.dim, "x", finite=True)
         z, found = x.detach().to(self.dtype).to(self.device), []
         for map, theta in reversed(list(self._chain(rows, t))):
             z = torch.cat([map.inverse(theta, part) for part in z.split(_BLOCK)])

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number
-from ...energies import Energy
+from ...checks import check_device, check_dtype, check_integer, check_number, plain_numbers, private
+from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, nearest
 from ...maps.base import Block
 from ...maps.convex import ConvexGradient
 from ...measures import PushedMeasure, Reference
 from ...state import Info, State
-from .._arguments import check_law, check_map
+from .._arguments import check_law, check_map, refuse_jump, try_functions
 from ..base import Description, Row, even_step, fork, member_config, merge_counters
 from .inner import Adam, Cloud, Objective, Seen, exact_log_det, minimise, stochastic_log_det
 from .quadratic_icnn import QuadraticICNN
@@ -80,6 +80,7 @@ class JKOICNN(JKOReplay):
         Jordan, Kinderlehrer, Otto, The variational formulation of the Fokker–Planck equation, 1998.
     """
 
+    @plain_numbers
     def __init__(
         self,
         energy: Energy,
@@ -102,6 +103,7 @@ class JKOICNN(JKOReplay):
         device: str = "cpu",
     ) -> None:
         check_law(energy, reference, "JKOICNN")
+        refuse_ill_posed(energy)
         if map is not None:
             check_map(map, reference, "JKOICNN")
             if not isinstance(map, ConvexGradient):
@@ -171,7 +173,11 @@ class JKOICNN(JKOReplay):
         theta = self.family.initial(seed).to(self.dtype).to(self.device)
         generator = torch.Generator().manual_seed(seed)
         few = self._reference_cloud(64, fork(generator.get_state(), "start"))
-        value = self.energy(Seen(few))
+        seen = Seen(few)
+        try_functions(self.energy, seen)
+        value = self.energy(seen)
+        if seen.read:
+            refuse_jump(self.reference, "JKOICNN")
         if not bool(torch.isfinite(value)):
             bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(Seen(few))))]
             raise NonFiniteError(
@@ -237,7 +243,7 @@ class JKOICNN(JKOReplay):
                 f"{got}. Return a row per sample."
             )
         z = z.to(self.dtype).to(self.device)
-        return Cloud(z, self.reference.log_density(z))
+        return Cloud(z, self.reference.log_density(private(z)))
 
     def _moved(self, theta: Tensor, cloud: Cloud, dense: bool = True) -> Cloud:
         """∇ψ#ρ on the samples, with its density if the energy reads it."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_number, check_theta0
+from ...checks import check_device, check_number, check_theta0, later, plain_numbers
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
@@ -23,11 +23,12 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
+from .._arguments import refuse_jump, try_functions
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .description import described
 from .evaluation import evaluate_row
 from .right_side import EXACT_SLOPES, RightSide, Setup, check_shared, finite_velocity, refuse_folded
-from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, solve_settings
+from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, far_from_standard, solve_settings
 from .watch import PWGFWatch
 
 _log = logging.getLogger("pwgf")
@@ -82,6 +83,7 @@ class PWGF(MapReplay):
         Jin, Liu, Wu, Ye, Zhou, Parameterized Wasserstein gradient flow, 2024, arXiv 2404.19133.
     """
 
+    @plain_numbers
     def __init__(
         self,
         energy: Energy,
@@ -151,7 +153,10 @@ class PWGF(MapReplay):
         rng = generator.get_state()
         z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
         rho = self._alone.pushed(theta, z)
+        try_functions(self.energy, rho)
         value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
+        if rho.asked_for_density:
+            refuse_jump(self.reference, "PWGF")
         if self.theta0 is None:  # the θ of a run that goes on may have folded a little
             refuse_folded(rho)
         if not bool(torch.isfinite(value)):
@@ -162,6 +167,10 @@ class PWGF(MapReplay):
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
         check_shared(self._setup, theta, z)
+        chosen = solve_settings(self.damping, self.momentum, self.map.num_params, self.num_samples, self.map.dim)
+        coordinates = far_from_standard(z, chosen.implicit_damping) if len(z) > 1 else ""
+        if coordinates and self._setup.group.rank == 0:
+            _log.warning(coordinates)
         if self.integrator_sees_slopes:
             with torch.no_grad():
                 explicit = self.energy.hessian(rho).explicit
@@ -204,7 +213,7 @@ class PWGF(MapReplay):
                 if redraw == _REDRAWS or not self.integrator.adaptive:
                     raise self._gave_up(error, state, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
-        t_end = t1 if moved.length == t1 - state.t else state.t + moved.length
+        t_end = t1 if moved.length == t1 - state.t else later(state.t, moved.length)
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),

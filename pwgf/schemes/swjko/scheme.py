@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number
+from ...checks import check_device, check_dtype, check_integer, check_number, later, plain_numbers
 from ...distances import sliced_w2
-from ...energies import Energy
+from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
 from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
-from .._arguments import check_law
+from .._arguments import check_law, refuse_jump, try_functions
 from ..base import Answers, Description, Row, even_step, fork, member_config, merge_counters
 from .carriers import MapCarrier, ParticleCarrier
 from .descent import descend
@@ -86,6 +86,7 @@ class SWJKO(Answers):
 
     ROWS: ClassVar[str] = "map"  # or particles, as `described` finds
 
+    @plain_numbers
     def __init__(
         self, energy: Energy, map: PushForward | None, reference: Reference, *, tau: float, num_directions: int = 50,
         num_samples: int = 500, num_eval: int = 10_000, prox: str | None = "sliced", learning_rate: float = 0.02,
@@ -93,6 +94,7 @@ class SWJKO(Answers):
         device: str = "cpu",
     ) -> None:  # fmt: skip
         check_law(energy, reference, "SWJKO")
+        refuse_ill_posed(energy)
         counts = {"num_directions": num_directions, "num_samples": num_samples, "num_eval": num_eval}
         for name, count in {**counts, "max_iterations": max_iterations}.items():
             check_integer(count, name, "SWJKO")
@@ -134,7 +136,11 @@ class SWJKO(Answers):
         generator = torch.Generator().manual_seed(seed)
         theta = self.carrier.start(seed, generator).to(self.dtype).to(self.device)
         few = self.carrier.draw(min(self.num_samples, 64), fork(generator.get_state(), "start"))
-        value = float(self.energy(self.carrier.law(theta, few)))
+        rho = self.carrier.law(theta, few)
+        try_functions(self.energy, rho)
+        value = float(self.energy(rho))
+        if isinstance(rho, PushedMeasure) and rho.asked_for_density:
+            refuse_jump(self.reference, "SWJKO")
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the energy is {value} at the start, t = {t:.6g}. Causes: (a) its function is NaN or infinite at some "
@@ -164,7 +170,7 @@ class SWJKO(Answers):
         except SolverError as error:
             raise self._diverged(str(error), state) from error
         values = self._judged(found.theta, state, h, generator)
-        t = t1 if last else state.t + h
+        t = t1 if last else later(state.t, h)
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=found.num_iterations, num_unsettled=int(not found.settled)
         )

@@ -345,3 +345,21 @@ def test_projection_residual_of_a_flow_the_map_cannot_follow():
     energy = energies.Potential(lambda x: (x**4).sum(-1) / 4)
     scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=50_000, num_eval=100_000)
     assert scheme.measure(scheme.start())["projection_residual"] == pytest.approx(6 / 15, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("mean", "cov", "told"),
+    [
+        (0.0, 1.0, False),
+        (3.0, 0.25, False),
+        (0.0, 1e-2, False),
+        (100.0, 1.0, True),
+        (0.0, 1e-12, True),
+        (0.0, 1e6, True),
+    ],
+)
+def test_a_start_far_from_standard_coordinates_is_told(caplog, mean, cov, told):
+    """What is told of was measured: variance .68 instead of 1 from mean 100, 5e-6 instead of .63 from 1e-12."""
+    reference = pwgf.Gaussian(2, mean=mean, cov=cov)
+    pwgf.PWGF(energies.Potential(lambda x: x.square().sum(-1) / 2), maps.Affine(2), reference).start(0)
+    assert ("holds parts of the map back" in caplog.text) == told
