@@ -175,7 +175,9 @@ def test_constructors_check_dim_and_entries(name):
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(ConfigError, match=r"problems\.from_config needs one of the names .*got 'Agregation'.*'Aggregation'"):
+    with pytest.raises(
+        ConfigError, match=r"problems\.from_config needs one of the names .*got 'Agregation'.*'Aggregation'"
+    ):
         problems.from_config({"name": "Agregation", "dim": 2})
 
 
