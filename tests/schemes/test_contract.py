@@ -219,7 +219,7 @@ def test_a_file_of_version_0_1_is_loaded_summarised_and_drawn(capsys):
     assert "PWGF with Affine (2 parameters)" in said and "32 right sides" in said
     (settings,) = [text for text in plots.draw(run, n=50).texts if "tolerance" in text.get_text()]
     assert settings.get_text() == (
-        "tolerance 0.0001 · damping 1e-06 · float64 · 500 samples a right side · 0.872 s · seed 0"
+        "tolerance 0.0001 · damping 1e-06 · float64 · 500 samples per right side · 0.872 s · seed 0"
     )
 
 

@@ -14,7 +14,7 @@ def described(config: Mapping[str, Any]) -> Description:
     """From `PWGF.to_config()`, also from that of version 0.1, which stored no integrator."""
     integrator = config.get("integrator", {"name": "Explicit"})
     steps = _steps(integrator) if "integrator" in config else []
-    samples = f"{config['num_samples']} samples a right side"
+    samples = f"{config['num_samples']} samples per right side"
     return Description(
         name=config["name"],
         rows="map",
