@@ -127,12 +127,18 @@ def check_device(device: Any, call: str) -> str:
     return name
 
 
-def check_points(x: Tensor, dim: int, call: str, *, finite: bool = False) -> Tensor:
-    """x itself; ShapeError unless it has shape (n, dim), ConfigError where it is NaN or, with `finite`, infinite."""
+def check_shape(x: Tensor, dim: int, call: str) -> Tensor:
+    """x itself; ShapeError unless it has shape (n, dim)."""
     if x.ndim != 2 or x.shape[1] != dim:
         raise ShapeError(
             f"{call} must have shape (n, {dim}), a row per sample; got {tuple(x.shape)}. Reshape it: view(-1, {dim})."
         )
+    return x
+
+
+def check_points(x: Tensor, dim: int, call: str, *, finite: bool = False) -> Tensor:
+    """x itself; ShapeError unless it has shape (n, dim), ConfigError where it is NaN or, with `finite`, infinite."""
+    check_shape(x, dim, call)
     bad = (~x.isfinite() if finite else x.isnan()).any(1)
     if bool(bad.any()):
         k = int(bad.int().argmax())
@@ -144,7 +150,7 @@ def check_points(x: Tensor, dim: int, call: str, *, finite: bool = False) -> Ten
 
 
 def as_points(x: Any, dim: int, call: str) -> Tensor:
-    """x as a floating-point tensor (n, dim): tensors keep their type and device, integers become float64.
+    """x as a floating-point tensor (n, dim): tensors keep their type and device, integers become float64; NaN stays.
 
     Raises:
         ConfigError: x is not made of real numbers.
@@ -154,7 +160,7 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
         points = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{call} must be made of real numbers; got {x!r:.60} ({error}).") from error
-    return check_points(points if points.is_floating_point() else points.double(), dim, call)
+    return check_shape(points if points.is_floating_point() else points.double(), dim, call)
 
 
 def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import ortho_group
 
 from pwgf import maps
-from pwgf.errors import ShapeError, SolverError
+from pwgf.errors import ConfigError, ShapeError, SolverError
 from pwgf.maps.base import newton_inverse
 from tests.maps.members import MEMBERS, module, points, random_theta
 
@@ -128,10 +128,12 @@ def test_a_point_outside_the_range_is_a_solver_error():
         map.inverse(theta, x)
 
 
-def test_points_that_are_not_finite_are_a_solver_error():
+def test_points_that_are_not_finite_are_refused():
     map = maps.ResidualMLP(2, width=4)
     x = torch.tensor([[0.0, 0.0], [float("nan"), 0.0]], dtype=torch.float64)
-    with pytest.raises(SolverError, match="Newton failed at 1 of 2"):
+    with pytest.raises(
+        ConfigError, match=r"x must be finite; got NaN or infinite entries in 1 of 2 rows, first in row 1"
+    ):
         map.inverse(map.initial(), x)
 
 
