@@ -108,7 +108,7 @@ def salvage(path: str | os.PathLike, out: str | os.PathLike) -> Health:
 
     Args:
         path: of the run.
-        out: file to make; missing folders are made.
+        out: file to make; its folder is made where that is missing.
 
     Returns:
         What was found at `path`; its `rows` were copied.

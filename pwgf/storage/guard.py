@@ -21,7 +21,7 @@ import numpy as np
 
 from pwgf._version import __version__
 from pwgf.errors import PathError, PWGFError, SchemaError, StorageError
-from pwgf.storage.disk import Stored
+from pwgf.storage.disk import TOO_MANY_FILES, Stored, too_many_files
 from pwgf.storage.schema import DTYPES, SCHEMA, VECTORS
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -46,7 +46,9 @@ def trusting(path: str) -> Iterator[None]:
     except PWGFError:
         raise
     except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES):
+        if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
+            raise StorageError(too_many_files(f"reading {path!r}")) from error
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
             raise StorageError(f"reading {path!r} failed: {error}. Check the disk and the permissions.") from error
         raise refused(path, f"it is damaged ({type(error).__name__}: {error})") from error
 
@@ -62,6 +64,8 @@ def refused(path: str, what: str) -> SchemaError:
 def checked_path(path: object, call: str) -> str:
     """A path given by the user as absolute text, so that a later chdir means the same file.
 
+    A leading "~" is the home folder, and a link is followed to what it stands for, also where that is yet to be made.
+
     Args:
         path: text, bytes or `os.PathLike`.
         call: for the message, e.g. "load(path)".
@@ -74,7 +78,8 @@ def checked_path(path: object, call: str) -> str:
     text = os.fsdecode(path)
     if not text or "\0" in text:
         raise PathError(f"{call} needs a path without NUL characters; got {text!r}. Give e.g. 'results/run.h5'.")
-    return os.path.abspath(text)
+    text = os.path.abspath(os.path.expanduser(text))
+    return os.path.realpath(text) if os.path.islink(text) else text
 
 
 def open_stored(path: str) -> Stored:
@@ -88,12 +93,14 @@ def open_stored(path: str) -> Stored:
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
             raise PathError(f"opening {path!r}: expected a file, got {what}. Give the file's own path.")
-        return Stored(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        return Stored(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))  # a pipe may have come since
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(error)) from error
     except PathError:
         raise
     except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise StorageError(too_many_files(f"opening {path!r}")) from error
         raise StorageError(f"opening {path!r} failed: {error}. Check the permissions.") from error
 
 

@@ -84,7 +84,7 @@ class Writer:
         """Begins a new run.
 
         Args:
-            path: of the run; missing folders are made.
+            path: of the run; its folder is made where that is missing.
             header: what is known before the first row.
             overwrite: remove a run that is there. One without a row counts as nothing.
             max_cost: fraction of the run time that writing may take, in (0, 1]; None publishes every row.
@@ -109,7 +109,7 @@ class Writer:
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             manifest = _begin(path, disk, header, uuid.uuid4().hex, now, _serial_of(path))
             if os.path.exists(path):
-                with disk.telling(path, path + ".tmp", 0):
+                with disk.telling(path, path, 0):
                     disk.remove(path)
             remove_parts(path, disk, keep=frozenset({*manifest.files(), manifests.NAME}))
         except BaseException as error:
@@ -165,8 +165,13 @@ class Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Closes as complete, or after an exception as failed (interrupted); the exception goes on."""
+        """Closes as complete, or after an exception as failed (interrupted); the exception goes on.
+
+        In a fork of the process that writes it does nothing.
+        """
         try:
+            if not self._lock.is_mine:
+                return
             if kind is None:
                 self.close()
             else:
@@ -273,6 +278,7 @@ class Writer:
             )
         if self._lock.released:
             return
+        self._lock.require()
         self.publish()
         if self._manifest.status != status:
             self._serial += 1
@@ -289,6 +295,7 @@ class Writer:
     def _require_open(self, call: str) -> None:
         if self._lock.released:
             raise StorageError(f"Writer.{call} was called after close on {self.path!r}. Use Writer.resume to go on.")
+        self._lock.require()
 
     def _is_due(self) -> bool:
         """Publish now? Always without max_cost; else when another publication fits into its share of the run time."""
@@ -311,6 +318,7 @@ class Writer:
         """Replaces the manifest: from here on the new parts count; then drops the ones they supersede."""
         manifest = dataclasses.replace(self._manifest, serial=self._serial, **changes)
         self._stray |= self._manifest.files() | manifest.files()
+        self._lock.require()
         self._disk.publish(os.path.join(parts_of(self.path), manifests.NAME), manifest.encode())
         self._manifest = manifest
         self._sweep()
@@ -340,6 +348,8 @@ def _checked(path: str | os.PathLike, max_cost: float | None) -> str:
     path = checked_path(path, "Writer(path)")
     if os.path.isdir(path):
         raise PathError(f"writing {path!r}: expected a file, got a folder. Give a path in it, such as run.h5.")
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise PathError(f"writing {path!r}: expected a file, got a pipe or a device. Give another path.")
     return path
 
 
