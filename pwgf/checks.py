@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .errors import ConfigError, ShapeError
 
+DTYPES = {"float64": torch.float64, "float32": torch.float32}  # by name, as files and the command line have them
+
 
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether value is an integer (and no bool)."""
@@ -52,7 +54,7 @@ def check_positive(value: object, name: str, call: str) -> float:
 
 def check_dtype(dtype: object, call: str) -> None:
     """ConfigError unless dtype is float64 or float32."""
-    if dtype not in (torch.float32, torch.float64):
+    if dtype not in DTYPES.values():
         raise ConfigError(f"{call}(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}. Give torch.float64.")
 
 

@@ -12,8 +12,8 @@ class Signals:
     """Turns SIGINT and SIGTERM into a flag for the duration of a `with` block; the second one acts at once.
 
     `number` is the signal that came, 0 before. Outside the main thread, where Python allows no handlers, it stays 0. A
-    signal that nobody has acted upon acts when the block ends. A handler that was not set from Python is left alone, for
-    it could not be put back.
+    signal that nobody has acted upon acts when the block ends. A handler that was not set from Python is left alone,
+    for it could not be put back.
     """
 
     def __init__(self) -> None:

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import check_integer
-from ..errors import ConfigError, ShapeError, nearest
+from ..checks import DTYPES, check_integer
+from ..errors import ConfigError, SchemaError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Reference
 from ..schemes import Replay
 from ..schemes.base import hermite_between
 from ..state import State
 from ._restart import restart_to_state
+from ._stored import check_config, reader_of
 from .memory import Source
 
 _log = logging.getLogger("pwgf")
@@ -154,7 +155,7 @@ class Trajectory:
         return self._reader
 
     def _dtype(self) -> torch.dtype:
-        return getattr(torch, self.config["scheme"]["dtype"])
+        return DTYPES[self.config["scheme"]["dtype"]]
 
     def _check_interpolation(self, t: float) -> None:
         """Warns once per gap when the interpolant between rows is off by more than the tolerance.
@@ -237,12 +238,15 @@ def load(
     """
     path = storage.checked_path(path, "load(path)")
     record = storage.open_record(path)
+    check_config(record)
     _check_given(record, map, reference)
     if len(record) == 0:
         raise ConfigError(f"{path}: the run was stopped before its first row was stored; solve it with resume=True.")
     missing, reader = "", None
     try:
-        reader = schemes.replay(record.config["scheme"], map=map, reference=reference)
+        reader = reader_of(record, map, reference)
+    except SchemaError:
+        raise
     except ConfigError as error:  # told only when the map is needed: the columns can be read without it
         missing = f"{path}: {error}"
     return Trajectory(record, reader, path, missing)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from .. import measures
+from ..checks import DTYPES
 from ..errors import ConfigError, SchemaError
 from ..maps.base import PushForward
 from ..maps.convex import ConvexGradient
@@ -45,7 +44,7 @@ def replay(config: dict[str, Any], *, map: PushForward | None = None, reference:
         SchemaError: the scheme is not known to this version.
     """
     reference = reference if reference is not None else measures.from_config(config["reference"])
-    dtype = getattr(torch, config["dtype"])
+    dtype = DTYPES[config["dtype"]]
     if config["name"] == "PWGF" or (config["name"] == "SWJKO" and "map" in config):
         return MapReplay(map if map is not None else stored_map(config["map"]), reference, dtype)
     if config["name"] == "JKOICNN":

@@ -186,6 +186,19 @@ class Stored(io.RawIOBase):
         """The position."""
         return self._position
 
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def readall(self) -> bytes:
+        """All bytes from the present position on, in one piece of memory."""
+        data = bytearray(max(0, os.fstat(self._fd).st_size - self._position))
+        view, done = memoryview(data), 0
+        while done < len(data) and (count := self.readinto(view[done:])):
+            done += count
+        view.release()
+        return bytes(data[:done]) if done < len(data) else bytes(data)
+
     def readable(self) -> bool:
         """Yes."""
         return True

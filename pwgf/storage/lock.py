@@ -132,8 +132,8 @@ def lock_run(path: str, disk: Disk) -> RunLock:
     try:
         if os.path.islink(parts_of(path)):
             raise PathError(
-                f"writing {path!r}: expected a folder of its own at {parts_of(path)!r}, got a link. Remove the link, or "
-                "give another path."
+                f"writing {path!r}: expected a folder of its own at {parts_of(path)!r}, got a link. Remove the link, "
+                "or give another path."
             )
         for _ in range(100):
             if not os.path.isdir(os.path.dirname(path)):
@@ -192,8 +192,8 @@ def _run_of(path: str) -> str:
 
 def _odd(path: str) -> str:
     return (
-        f"writing {_run_of(path)!r}: expected a lock file at {path!r}, got a link, a folder or a device, or a file with "
-        "a second name. Remove it, or give another path."
+        f"writing {_run_of(path)!r}: expected a lock file at {path!r}, got a link, a folder or a device, or a file "
+        "with a second name. Remove it, or give another path."
     )
 
 

@@ -126,6 +126,7 @@ def _write(stream: Stream, record: Record, status: str) -> None:
     }
     stamps |= {"serial": record.serial, "status": status, "complete": int(status == "complete")}
     names = record.names
+    record.column("t")  # refused here unless it increases, also from one part to the next
     try:
         with new_file(stream, "trajectory", stamps) as file:
             put_header(file, record.header)

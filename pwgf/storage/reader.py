@@ -13,10 +13,8 @@ import pwgf.storage.snapshot as snapshot
 from pwgf.errors import ConfigError, PWGFError, StorageError, nearest
 from pwgf.storage.guard import checked_path, refused
 from pwgf.storage.manifest import parts_of
-from pwgf.storage.pieces import Piece
+from pwgf.storage.pieces import BATCH_BYTES, Piece, increases
 from pwgf.storage.schema import VECTORS
-
-BATCH_BYTES = 8 << 20
 
 
 def open_record(path: str | os.PathLike) -> Record:
@@ -67,8 +65,7 @@ class Record:
         self.status, self.complete = now.status, now.status == "complete"
         self.run_id, self.created, self.schema, self.header = now.run_id, now.created, now.schema, now.header
         self.config, self.layout, self.provenance = now.header.config, now.header.layout, now.header.provenance
-        self.dim, self.num_params, self.arrays = now.header.dim, now.header.num_params, dict(now.header.arrays)
-
+        self.dim, self.num_params, self.arrays = now.header.dim, now.header.num_params, now.header.arrays
         self.names = self._piece(len(self) - 1).column_names if len(self) else ("t",)
         self.manifest, self.serial, self.content_sha256 = now.manifest, now.serial, now.content_sha256
 
@@ -95,7 +92,7 @@ class Record:
 
         Raises:
             ConfigError: no such column.
-            SchemaError: damaged.
+            SchemaError: damaged, or times that are not finite and increasing.
         """
         if name not in self.names:
             raise ConfigError(
@@ -106,7 +103,10 @@ class Record:
             column, span = self._column(row, name), self._now.span(row)
             values.append(column[row - span.first :])
             row = span.last
-        return np.concatenate(values)[: len(self)]
+        whole = np.concatenate(values)[: len(self)]
+        if name == "t" and not increases(whole):
+            raise refused(self.path, "the times of its rows are not finite and increasing")
+        return whole
 
     def vector(self, name: str, k: int) -> np.ndarray:
         """θ or θ̇ of row k, read now.
@@ -176,8 +176,8 @@ class Record:
             row = self._now.span(row).last
         try:
             self.restart()
-            if not found and np.any(np.diff(self.column("t")) <= 0):
-                found.append(f"{self.path!r}: the times of the rows do not increase")
+            if not found:
+                self.column("t")
         except PWGFError as error:
             found.append(str(error))
         return found
