@@ -5,7 +5,10 @@ Each raises with the name of the argument, what it must be, and what came; `call
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
+from collections.abc import Iterator
 from typing import TypeGuard
 
 import torch
@@ -14,6 +17,22 @@ from torch import Tensor
 from .errors import ConfigError, ShapeError
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}  # by name, as files and the command line have them
+
+
+_ASKED = re.compile(r"allocate ([\d.]+ ?(?:bytes|[KMGTPE]iB))|(?:Storage size calculation|numel:) .*overflow", re.I)
+
+
+@contextlib.contextmanager
+def memory_told(call: str, cure: str) -> Iterator[None]:
+    """ConfigError, with what was asked for, in place of what torch and NumPy raise where memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        found = _ASKED.search(str(error))
+        if found is None and not isinstance(error, MemoryError):
+            raise
+        asked = found[1] if found and found[1] else "more bytes than can be counted"
+        raise ConfigError(f"{call} asks for {asked} of memory at once, more than there is. Cure: {cure}.") from error
 
 
 def is_integer(value: object) -> TypeGuard[int]:

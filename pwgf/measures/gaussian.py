@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
+from ..checks import check_dim, memory_told
 from ..errors import ConfigError, ShapeError
 
 
@@ -50,8 +50,9 @@ class Gaussian:
             )
         object.__setattr__(self, "dim", dim)
         object.__setattr__(self, "mean", m.expand(dim).clone())
-        object.__setattr__(self, "cov", c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64))
-        object.__setattr__(self, "_factor", check_cov(self.cov, f"Gaussian(dim={dim}, cov=…)"))
+        with memory_told(f"Gaussian(dim={dim})", "a smaller dim; a covariance has dim² entries"):
+            object.__setattr__(self, "cov", c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64))
+            object.__setattr__(self, "_factor", check_cov(self.cov, f"Gaussian(dim={dim}, cov=…)"))
         if not bool(torch.isfinite(self.mean).all()):
             raise ConfigError(f"Gaussian(dim={dim}): mean must be finite; got {mean!r}.")
 

@@ -36,7 +36,8 @@ def _times(value: Any) -> bool:
 
 
 def _energy(value: Any) -> bool:
-    return _named(value) and all(_named(term) for term in value.get("terms", []))
+    terms = value.get("terms", []) if _named(value) else None
+    return isinstance(terms, list) and all(_named(term) for term in terms)
 
 
 def _positive(value: Any) -> bool:
@@ -94,9 +95,9 @@ def reader_of(record: storage.Record, map: PushForward | None, reference: Refere
         reader = schemes.replay(record.config["scheme"], map=map, reference=reference)
         dim = reader.reference.dim
         fits = dim == record.dim and (map is not None or _fits_rows(reader, record))
-    except PWGFError:
+    except ConfigError:
         raise
-    except MISFITS as error:
+    except (PWGFError, *MISFITS) as error:
         raise _refused(record.path, f"its settings build nothing ({type(error).__name__}: {error})") from None
     if not fits:
         raise _refused(record.path, "its settings build a map or a reference of other sizes than the rows have")

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import DTYPES, check_integer
+from ..checks import DTYPES, check_integer, memory_told
 from ..errors import ConfigError, SchemaError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Reference
 from ..schemes import Replay
 from ..schemes.base import hermite_between
 from ..state import State
+from ._file import FileRows
 from ._restart import restart_to_state
 from ._stored import check_config, reader_of
 from .memory import Source
@@ -49,6 +50,17 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def __reduce__(self) -> Any:
+        """One in a file pickles as its path, to be loaded where it is unpickled; a user's own map is given there."""
+        return super().__reduce__() if self.path is None else (load, (self.path,))
+
+    def __copy__(self) -> Trajectory:
+        return Trajectory(self._source, self._reader, self.path, self._missing)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trajectory:
+        """A copy; the rows, which nobody changes, are shared."""
+        return self.__copy__()
 
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.path else ""
@@ -119,7 +131,8 @@ class Trajectory:
         if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
             raise ConfigError(f"run.sample(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
         reader = self._read()
-        return self.push(t, reference_sample(reader, n, seed))
+        with memory_told("run.sample", "a smaller n"):
+            return self.push(t, reference_sample(reader, n, seed))
 
     def log_density(self, t: float, x: Tensor) -> Tensor:
         """log ρ_t(x), (n,d) → (n,); by inverting the map at x.
@@ -237,19 +250,21 @@ def load(
         ConfigError, ShapeError: map or reference is none, or not the one of this run.
     """
     path = storage.checked_path(path, "load(path)")
-    record = storage.open_record(path)
-    check_config(record)
-    _check_given(record, map, reference)
-    if len(record) == 0:
-        raise ConfigError(f"{path}: the run was stopped before its first row was stored; solve it with resume=True.")
-    missing, reader = "", None
-    try:
-        reader = reader_of(record, map, reference)
-    except SchemaError:
-        raise
-    except ConfigError as error:  # told only when the map is needed: the columns can be read without it
-        missing = f"{path}: {error}"
-    return Trajectory(record, reader, path, missing)
+    with storage.open_record(path) as record:
+        check_config(record)
+        _check_given(record, map, reference)
+        if len(record) == 0:
+            raise ConfigError(
+                f"{path}: the run was stopped before its first row was stored; solve it with resume=True."
+            )
+        missing, reader = "", None
+        try:
+            reader = reader_of(record, map, reference)
+        except SchemaError:
+            raise
+        except ConfigError as error:  # told only when the map is needed: the columns can be read without it
+            missing = f"{path}: {error}"
+        return Trajectory(FileRows(record), reader, path, missing)
 
 
 def _check_given(record: storage.Record, map: PushForward | None, reference: Reference | None) -> None:
