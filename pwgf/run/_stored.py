@@ -63,7 +63,13 @@ _SCHEME: dict[str, tuple[Callable[[Any], bool], str]] = {
     "map": (_absent_or(_named), "settings with a name"),
     "tolerance": (_absent_or(_positive), "a positive number"),
     "h": (_absent_or(_positive), "a positive number"),
+    "dt": (_absent_or(_positive), "a positive number"),
+    "tau": (_absent_or(_positive), "a positive number"),
     "num_samples": (_absent_or(_count), "an integer ≥ 1"),
+}
+_PROBLEM: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "c": (_absent_or(is_real), "a number"),
+    "m": (_absent_or(is_real), "a number"),
 }
 _BUILT = ("PWGF", "SWJKO", "JKOICNN", "EulerMaruyama")  # schemes whose runs are read back from the file alone
 
@@ -79,7 +85,8 @@ def check_config(record: storage.Record) -> None:
     for part in ("map", "reference"):
         for where, value in _leaves(scheme.get(part), f"config.scheme.{part}"):
             _check_size(record, where, value)
-    for where, value in _leaves(config["problem"], "config.problem"):
+    _check_table(record.path, "config.problem", config.get("problem") or {}, _PROBLEM)
+    for where, value in _leaves(config.get("problem"), "config.problem"):
         if where == "config.problem.dim":
             _check_size(record, where, value)
 

@@ -44,6 +44,7 @@ CONFIGS = [
     ("scheme", None, "config.scheme is None where settings with a name was expected"),
     ("times", [0.0, float("nan")], "config.times is .* where increasing numbers was expected"),
     ("times", [1.0, 0.0], "config.times is .* where increasing numbers was expected"),
+    ("problem", {"name": "OrnsteinUhlenbeck", "dim": 2, "c": "x"}, "config.problem.c is 'x' where a number was"),
     ("seed", "0", "config.seed is '0'"),
     ("scheme.energy", {"name": "\x1b[31m", "terms": 3}, "config.scheme.energy is"),
 ]
@@ -63,6 +64,11 @@ def test_escapes_in_names_do_not_reach_the_terminal(packed, capsys):
     forge_config(packed, at("scheme.energy.terms", [{"name": "\x1b[31mred\x07"}]))
     assert cli.main(["info", packed]) == 0
     assert r"Energy terms: \x1b[31mred\x07" in capsys.readouterr().out
+
+
+def test_settings_without_a_problem_are_read(packed):
+    forge_config(packed, lambda config: config.pop("problem"))
+    assert pwgf.load(packed).sample(0.0, 10).shape == (10, 2)
 
 
 STATES = [
