@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from .. import storage
-from ..errors import StorageError
+from ..errors import SchemaError, StorageError
 
-_BLOCK_BYTES = 8 << 20  # of θ and θ̇ that are read at once
-_BLOCK_ROWS = 64
-_BLOCKS = 4  # kept
+VECTORS = ("theta", "theta_dot")
+_KEPT_BYTES = 32 << 20  # of rows of θ and θ̇ that were asked for lately
 
 
 class FileRows:
@@ -29,8 +28,8 @@ class FileRows:
         self.path, self.config, self.names = record.path, record.config, record.names
         self._run_id, self._count = record.run_id, len(record)
         self._columns = {"t": record.column("t")}
-        self._blocks: dict[int, dict[str, np.ndarray]] = {}
-        self._rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (16 * record.num_params)))
+        self._kept: dict[int, dict[str, np.ndarray]] = {}  # rows of θ and θ̇
+        self._most = max(4, _KEPT_BYTES // (16 * record.num_params))
 
     def __len__(self) -> int:
         return self._count
@@ -44,17 +43,17 @@ class FileRows:
 
     def vector(self, name: str, k: int) -> np.ndarray:
         """Row k of theta or theta_dot, (p,)."""
-        number, place = divmod(k % self._count, self._rows)
-        if number not in self._blocks:
-            while len(self._blocks) >= _BLOCKS:
-                self._blocks.pop(next(iter(self._blocks)))
-            first = number * self._rows
+        if k not in self._kept:
+            while len(self._kept) >= self._most:
+                self._kept.pop(next(iter(self._kept)))
             with self._opened() as record:
-                rows = range(first, min(first + self._rows, self._count))
-                self._blocks[number] = {
-                    name: np.stack([record.vector(name, row) for row in rows]) for name in ("theta", "theta_dot")
-                }
-        return self._blocks[number][name][place]
+                found = {name: record.vector(name, k) for name in VECTORS}
+            if not np.isfinite(found["theta"]).all():
+                raise SchemaError(
+                    f"reading {self.path!r}: the parameters of row {k} are not finite. See what is good with pwgf doctor."
+                )
+            self._kept[k] = found
+        return self._kept[k][name]
 
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
         """All rows in order, at most `batch` at a time, by name."""

@@ -88,7 +88,7 @@ class Trajectory:
             ConfigError: no such column.
         """
         if name in ("theta", "theta_dot"):
-            return np.stack([self._source.vector(name, k) for k in range(len(self))])
+            return np.concatenate([rows[name] for rows in self._source.iter_rows()])
         if name not in self._source.names:
             raise ConfigError(
                 f"run[{name!r}]: no such column.{nearest(name, self.names)} There are: {', '.join(self.names)}."
