@@ -49,9 +49,7 @@ class FileRows:
             with self._opened() as record:
                 found = {name: record.vector(name, k) for name in VECTORS}
             if not np.isfinite(found["theta"]).all():
-                raise SchemaError(
-                    f"reading {self.path!r}: the parameters of row {k} are not finite. See what is good with pwgf doctor."
-                )
+                raise SchemaError(f"reading {self.path!r}: the parameters of row {k} are not finite. Try pwgf doctor.")
             self._kept[k] = found
         return self._kept[k][name]
 
