@@ -134,6 +134,8 @@ def checked_restart(plain: Mapping[str, Any]) -> dict[str, Any]:
         fits = fits and math.isfinite(t) and dt >= 0 and rng.dtype == np.uint8 and rng.shape == (RNG_BYTES,)
         fits = fits and isinstance(counters, dict) and all(is_integer(n) and n >= 0 for n in counters.values())
         fits = fits and np.asarray(plain["fingerprint"]).dtype.kind == "f"
+        own = [value for name, value in plain.items() if name.startswith("extra_")]
+        fits = fits and all(isinstance(value, np.ndarray) for value in own)
         if fits:
             torch.Generator().set_state(torch.from_numpy(np.array(rng)))
             return {**plain, "counters": counters}
