@@ -1,1 +1,1 @@
-"""Speed, as ratios to the matrix-product rate of the same machine: `make bench`, or each module by itself."""
+"""Speed, as ratios to the matrix-product rate of the same machine: `make bench`, or each module separately."""

@@ -22,7 +22,7 @@ import pwgf
 from pwgf import linalg, problems
 from pwgf.maps import PushForward
 from pwgf.parallel import ALONE, Group
-from pwgf.schemes.pwgf.right_side import Problem, RightSide
+from pwgf.schemes.pwgf.right_side import RightSide, Setup
 from pwgf.schemes.pwgf.settings import choose_chunk_size
 
 GEMM_SIZE = 2048
@@ -88,14 +88,14 @@ class MidFlow(NamedTuple):
         """n samples of λ that the flow has not seen, (n,d)."""
         return self.problem.reference.sample(n, torch.Generator().manual_seed(1))
 
-    def pieces(self, solver: str | linalg.LinearSolver = "auto", group: Group = ALONE) -> Problem:
+    def pieces(self, solver: str | linalg.LinearSolver = "auto", group: Group = ALONE) -> Setup:
         """The fixed part of a right side, with the defaults of `PWGF`."""
         chunk_size = choose_chunk_size(None, 1e9, self.map, torch.float64)
         solver = linalg.get_solver(solver)
-        return Problem(self.problem.energy, self.map, self.problem.reference, solver, "velocity", chunk_size, group)
+        return Setup(self.problem.energy, self.map, self.problem.reference, solver, "velocity", chunk_size, group)
 
     def right_side(self, n: int, solver: str | linalg.LinearSolver = "auto", group: Group = ALONE) -> Tensor:
-        """θ̇ at n samples: densities, velocity, tangent, and the solve by itself, as in the first stage of a step."""
+        """θ̇ at n samples: densities, velocity, tangent, and the solve alone, as in the first stage of a step."""
         pieces, z = self.pieces(solver, group), self.sample(n)
         return RightSide(pieces, z, self.theta_dot, 0.0, momentum=0.9, damping=1e-6)(self.theta)
 

@@ -1,4 +1,4 @@
-"""The linear solve: preconditioned against plain conjugate gradients, and `auto` against every solver by itself.
+"""The linear solve: preconditioned against plain conjugate gradients, and `auto` against every single solver.
 
     python -m benchmarks.solves                # about four minutes
 
@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ TINY = Sizes((("1 × 30", maps.ResidualMLP(2, width=30)),), 60, (Size(2, 30, 10)
 
 
 class System:
-    """min |Jx − v|²/n + λ tr(Ĝ)|x − prior|² at n fresh samples of a flow, with its solution x*."""
+    """min |Jx − v|²/n + ε tr(Ĝ)|x − prior|² at n fresh samples of a flow, with its solution x*."""
 
     def __init__(self, state: MidFlow, n: int, damping: float) -> None:
         self.pieces, self.z, self.theta = state.pieces(), state.sample(n), state.theta
@@ -74,10 +74,10 @@ class System:
         self.tangent = self.pieces.tangent(self.theta, self.z)
         self.exact = self.solve(linalg.SubsamplePCG(rtol=1e-9, mixed=False)).x
 
-    def solve(self, solver: LinearSolver) -> Solution:
-        """A solve on a tangent with nothing cached."""
-        tangent = self.pieces.tangent(self.theta, self.z)
-        return solver(tangent, self.v, damping=self.damping, prior=self.prior)
+    def solve(self, solver: LinearSolver, last: Any = None) -> Solution:
+        """A solve on a tangent with nothing cached, or with what the solver kept in its state `last`."""
+        state = solver.prepare(self.pieces.tangent(self.theta, self.z), self.damping, last)
+        return solver.solve(state, self.v, self.prior)
 
     def error(self, x: Tensor) -> float:
         """|J(x − x*)|/|Jx*|."""
@@ -103,23 +103,25 @@ class System:
 def against_plain(system: System, turns: int) -> list[list[str]]:
     """Rows: solver, tolerance, products, error, milliseconds, and CPU time of plain CG in units of it."""
     pcg, cg = linalg.SubsamplePCG, partial(linalg.CG, mixed=True)
-    kept = pcg().for_interval()
+    kept = {"pcg, kept": pcg().prepare(system.tangent, system.damping)}
     rows = []
     groups: list[tuple[str, dict[str, LinearSolver | None]]] = [
         ("residual 1e-3", {"cg": linalg.CG(rtol=1e-3), "cg, mixed": cg(rtol=1e-3), "pcg": pcg(rtol=1e-3),
-                           "pcg, kept": kept}),
+                           "pcg, kept": pcg()}),
     ]  # fmt: skip
     level = system.error(system.solve(pcg()).x)
     loosest = {"cg": linalg.CG, "cg, mixed": cg}
     equal: dict[str, LinearSolver | None] = {
         name: system.loosest(lambda rtol, family=family: family(rtol=rtol), level) for name, family in loosest.items()
     }
-    groups.append((f"error {level:.0e}", {**equal, "pcg": pcg(), "pcg, kept": kept}))
+    groups.append((f"error {level:.0e}", {**equal, "pcg": pcg(), "pcg, kept": pcg()}))
     for what, solvers in groups:
         found = {name: solver for name, solver in solvers.items() if solver is not None}
-        seconds = in_turn({name: partial(system.solve, solver) for name, solver in found.items()}, turns)
+        seconds = in_turn(
+            {name: partial(system.solve, solver, kept.get(name)) for name, solver in found.items()}, turns
+        )
         for name, solver in found.items():
-            solution = system.solve(solver)
+            solution = system.solve(solver, kept.get(name))
             ratio = seconds["cg"] / seconds[name] if "cg" in seconds else math.nan
             rows.append(
                 [what, name, f"{solver.rtol:.0e}", str(solution.num_products), f"{system.error(solution.x):.1e}",  # type: ignore[attr-defined]
@@ -147,7 +149,6 @@ def candidates(system: System) -> dict[str, LinearSolver]:
         "pcg": lambda rtol: linalg.SubsamplePCG(rtol=rtol),
         "cg": lambda rtol: linalg.CG(rtol=rtol),
         "cg, mixed": lambda rtol: linalg.CG(rtol=rtol, mixed=True),
-        "minres": lambda rtol: linalg.MINRES(rtol=rtol),
         "lsmr": lambda rtol: linalg.LSMR(rtol=rtol),
     }
     if p > MAX_DIRECT:

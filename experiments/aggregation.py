@@ -39,7 +39,7 @@ def aggregation(dims: tuple[int, ...] = (2, 10), seed: int = 0) -> None:
         for t in CASES[d][1:]:
             x = samples(run, t, 200_000, matched=True)
             x = x - x.mean(0)
-            m, exact = float(x.square().sum(1).mean()) / d, float(problem.exact(t).cov.trace()) / d
+            m, exact = float(x.square().sum(1).mean()) / d, float(problem.exact(t).cov().trace()) / d
             energy, exact_energy = _energy(x), problem.exact_energy(t)
             rows.append(
                 [str(d), f"{t:g}", f"{m - exact:+.1e}", f"{math.sqrt(m * d):.5f}", f"{math.sqrt(exact * d):.5f}"]

@@ -2,8 +2,8 @@
 
 Double wells ∂ₜρ = ∇·(ρ∇V) + Δρ, V = c Σ(x⁴ − 16x² + 5x), from N(0, I) (Styblinski–Tang), at t = .5, where the exact law
 is a product of 1-D laws by finite volumes: symmetric KL (KL + KL, nats, exact densities on 20 000 points each way),
-beside √(projection residual)·rms|v|, the velocity that the map misses on fresh samples, which needs no exact law: a run
-knows by itself when its map is short.
+beside √(projection residual)·rms|v|, the velocity that the map misses on fresh samples, which needs no exact law: a
+run reports when its map is too small.
 
     python -m experiments.capacity                 # 5 minutes of one core, results/capacity/*.h5 and capacity.png
 
@@ -33,10 +33,7 @@ FAMILIES: dict[str, Callable[[int], PushForward]] = {
     "affine": maps.Affine,
     "residual": maps.ResidualMLP,
     "convex ridge": maps.ConvexRidge,
-    "spline coupling": lambda dim: maps.CouplingFlow(dim, kind="spline"),
-    "affine coupling": maps.CouplingFlow,
     "neural ODE": maps.NeuralODE,
-    "gradient ICNN": maps.GradientICNN,
 }
 
 

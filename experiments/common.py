@@ -39,7 +39,7 @@ def samples(run: pwgf.Trajectory, t: float, n: int, matched: bool = False) -> to
     """n samples of ρ_t (n,d) from fresh reference samples, antithetic and moment-matched if asked for."""
     generator = torch.Generator().manual_seed(12345)
     reference = pwgf.measures.from_config(run.config["scheme"]["reference"])
-    z = reference.matched_sample(n, generator) if matched else reference.sample(n, generator)  # type: ignore[attr-defined]
+    z = reference.matched_sample(n, generator) if matched else reference.sample(n, generator)
     return run.push(t, z)
 
 

@@ -135,7 +135,9 @@ def ring(seeds: tuple[int, ...] = (0, 1, 2), end_time: float = 10.0) -> None:
                 + [f"{run['num_stages'][-1]:.0f}", f"{run['cpu_time'][-1]:.0f}", str(seed)]
             )
     exact = problem.exact_energy(end_time)
-    rows.append(["exact law", f"{math.sqrt(float(problem.exact(end_time).cov.trace())):.5f} (rms)", "", f"{exact:.6f}"])
+    rows.append(
+        ["exact law", f"{math.sqrt(float(problem.exact(end_time).cov().trace())):.5f} (rms)", "", f"{exact:.6f}"]
+    )
     rows[-1] += ["", "", ""]
     rows.append(["limit", f"{1 / math.sqrt(3):.5f}", "0", f"{-1 / 12:.6f}", "", "", ""])
     table(["method", "mean radius", "its spread", "F", "work", "CPU s", "seed"], rows)

@@ -110,7 +110,7 @@ def line(run: pwgf.Trajectory, problem: problems.GaussianMixture, t: float, star
 
 def _draw(run: pwgf.Trajectory, problem: problems.GaussianMixture, name: str) -> None:
     """Samples of the start, of the run and of the mixture in the plane of the mixture's first principal components."""
-    _, vectors = torch.linalg.eigh(problem.equilibrium.cov)
+    _, vectors = torch.linalg.eigh(problem.equilibrium.cov())
     plane = vectors[:, -2:].flip(1)
     drawn = (
         ("t = 0", samples(run, 0.0, 2000)),

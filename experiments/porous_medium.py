@@ -46,7 +46,7 @@ def barenblatt(seed: int) -> None:
         scheme = pwgf.PWGF(problem.energy, maps.ResidualMLP(d), problem.reference)
         run = solved(f"porous_medium/d{d}-m{m}", problem, scheme, (1.0, 1.25, 1.5, 2.0), seed)
         before, after = (samples(run, t, 100_000).square().sum(1).mean() for t in (1.0, 2.0))
-        exact = problem.exact(2.0).cov.trace() / problem.exact(1.0).cov.trace()
+        exact = problem.exact(2.0).cov().trace() / problem.exact(1.0).cov().trace()
         rows.append([str(d), str(m), f"{float(after / before / exact - 1):+.1e}", cost(run, 2.0), str(seed)])
     table(["d", "m", "growth of E∣x∣², relative error", "right sides", "CPU s", "seed"], rows)
     _draw_barenblatt()

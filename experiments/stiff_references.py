@@ -27,7 +27,7 @@ from experiments.common import RESULTS, sym_kl
 from pwgf import maps, problems
 from pwgf.measures import PushedMeasure
 from pwgf.oracles import finite_volume
-from pwgf.oracles.finite_volume import Tridiagonal, _diffusivity, _fitted
+from pwgf.oracles.finite_volume import _diffusivity, _fitted, solve_tridiagonal
 from pwgf.problems.langevin import LangevinProblem, TargetLaw
 
 Array = np.ndarray
@@ -75,7 +75,7 @@ class Gaussians(Judge):
         """`var`: largest relative error of a variance; `mean`: of a mean, over its standard deviation."""
         t = self.times[k]
         directions = torch.linalg.eigh(self.problem.cov)[1]
-        law = directions.T @ self.problem.exact(t).cov @ directions
+        law = directions.T @ self.problem.exact(t).cov() @ directions
         z = torch.randn(POINTS, self.problem.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(12345))
         x, exact = run.push(t, z) @ directions, (z @ directions) * law.diagonal().sqrt()
         mean = (x.mean(0) - exact.mean(0)) / exact.std(0)
@@ -183,8 +183,8 @@ def radial_cdfs(law: Radial) -> Array:
             diffusivity = np.full(law.cells - 1, law.tau) if law.tau is not None else _diffusivity(rho, law.m or 1.0)
             out, back = (dt * area / h * _fitted(diffusivity, sign * delta) for sign in (1, -1))
             diag = 1 + (np.append(out, 0) + np.append(0, back)) / volume
-            matrix = Tridiagonal(-np.append(0, out) / volume, diag, -np.append(back, 0) / volume)
-            last, rho = rho, matrix.solve(start)
+            last = rho
+            rho = solve_tridiagonal(-np.append(0, out) / volume, diag, -np.append(back, 0) / volume, start)
             if np.abs(rho - last).max() <= 1e-10 * rho.max():
                 return rho
         raise RuntimeError(
@@ -288,7 +288,7 @@ class Particles(Judge):
 
     def errors(self, run: pwgf.Trajectory, k: int, laws: dict[str, Array]) -> dict[str, float]:
         """`mean` over standard deviations, `cov` over products of them; `floor`: the particles' own standard error."""
-        z = self.problem.reference.matched_sample(POINTS, torch.Generator().manual_seed(12345))  # type: ignore[attr-defined]
+        z = self.problem.reference.matched_sample(POINTS, torch.Generator().manual_seed(12345))
         x = run.push(self.times[k], z).double().numpy()
         mean, cov = laws["mean"][k], laws["cov"][k]
         scale = np.sqrt(np.diag(cov))

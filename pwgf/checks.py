@@ -1,20 +1,59 @@
-"""Checks of arguments, which every constructor and function uses at its door.
+"""Checks of arguments, made by every constructor and function before it computes anything.
 
-Each raises with the name of the argument, what it must be, and what came; `call` is the function's name.
+Each raises with the name of the argument, what it must be, and what was given; `call` is the name of the function.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import math
+import numbers
 import re
-from collections.abc import Iterator
-from typing import TypeGuard
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeGuard, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, ShapeError
+from .errors import ConfigError, ShapeError, SolverError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_ROUNDING = 0.6  # power of the dtype's ε, relative to the largest value: what a sum in another order may change
+
+_UNITS = (bool, np.timedelta64)  # registered as numbers, but none
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy's, of torch's (0-d) or of any other kind as Python's int, float or bool; all else as it is."""
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
+        return plain(value.item())
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, _UNITS) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def plain_numbers(f: Callable[P, R]) -> Callable[P, R]:
+    """f with every number among its arguments made plain."""
+
+    @functools.wraps(f)
+    def with_plain_numbers(*args: P.args, **kwargs: P.kwargs) -> R:
+        return f(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+
+    return with_plain_numbers
+
+
+def plain_fields(settings: Any) -> None:
+    """Makes every number among the fields of a dataclass plain, also of a frozen one."""
+    for field in dataclasses.fields(settings):
+        object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))
+
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}  # by name, as files and the command line have them
 
@@ -36,13 +75,13 @@ def memory_told(call: str, cure: str) -> Iterator[None]:
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether value is an integer (and no bool)."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether value is an integer (and not a bool)."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, _UNITS)
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether value is a finite number (and no bool)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether value is a finite number (and not a bool)."""
+    return isinstance(value, numbers.Real) and not isinstance(value, _UNITS) and math.isfinite(value)
 
 
 def check_integer(value: object, name: str, call: str, *, least: int = 1) -> None:
@@ -51,8 +90,29 @@ def check_integer(value: object, name: str, call: str, *, least: int = 1) -> Non
         raise ConfigError(f"{call}({name}=…) must be an integer ≥ {least}; got {value!r}.")
 
 
+def check_ambient(call: str) -> None:
+    """ConfigError inside a mode of torch that takes derivatives, precision or device out of the solver's hands."""
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            f"{call} cannot work inside torch.inference_mode(), where nothing can be differentiated. Call it outside; "
+            "torch.no_grad() does no harm."
+        )
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise ConfigError(
+            f"{call} cannot work inside torch.autocast(), which computes in another precision than θ's. Call it "
+            "outside, and choose the precision by dtype=torch.float32."
+        )
+    device = torch.get_default_device()
+    if device.type != "cpu":
+        raise ConfigError(
+            f"{call} cannot work while torch's default device is '{device}'. Leave that as 'cpu', and choose the "
+            f"device by device='{device}' of the scheme."
+        )
+
+
 def check_dim(dim: object, call: str) -> None:
-    """ConfigError unless dim is an integer ≥ 1."""
+    """ConfigError unless dim is an integer ≥ 1 (or in a mode of `check_ambient`)."""
+    check_ambient(call)
     if not is_integer(dim) or dim < 1:
         raise ConfigError(f"{call}: dim must be an integer ≥ 1; got {dim!r}.")
 
@@ -77,10 +137,10 @@ def check_dtype(dtype: object, call: str) -> None:
         raise ConfigError(f"{call}(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}. Give torch.float64.")
 
 
-def check_device(device: object, call: str) -> str:
-    """The device's name; ConfigError unless torch knows it and it is there."""
+def check_device(device: Any, call: str) -> str:
+    """The name of the device; ConfigError unless torch knows it and finds it."""
     try:
-        name = str(torch.device(device))  # type: ignore[call-overload]
+        name = str(torch.device(device))
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{call}(device=…) must be 'cpu' or 'cuda'; got {device!r} ({error}).") from error
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -88,13 +148,101 @@ def check_device(device: object, call: str) -> str:
     return name
 
 
-def check_points(x: Tensor, dim: int, call: str) -> Tensor:
-    """x itself; ShapeError unless it has shape (n, dim)."""
+def check_points(x: Tensor, dim: int, call: str, *, finite: bool = False) -> Tensor:
+    """x itself; ShapeError unless it has shape (n, dim), ConfigError where it is NaN or, with `finite`, infinite."""
     if x.ndim != 2 or x.shape[1] != dim:
         raise ShapeError(
             f"{call} must have shape (n, {dim}), a row per sample; got {tuple(x.shape)}. Reshape it: view(-1, {dim})."
         )
+    bad = (~x.isfinite() if finite else x.isnan()).any(1)
+    if bool(bad.any()):
+        k = int(bad.int().argmax())
+        raise ConfigError(
+            f"{call} must be {'finite' if finite else 'numbers'}; got NaN or infinite entries in {int(bad.sum())} of "
+            f"{len(x)} rows, first in row {k}: {[round(value, 4) for value in x[k, :4].tolist()]}. Leave them out."
+        )
     return x
+
+
+def as_points(x: Any, dim: int, call: str) -> Tensor:
+    """x as a floating-point tensor (n, dim): tensors keep their type and device, integers become float64.
+
+    Raises:
+        ConfigError: x is not made of real numbers.
+        ShapeError: it has another shape.
+    """
+    try:
+        points = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{call} must be made of real numbers; got {x!r:.60} ({error}).") from error
+    return check_points(points if points.is_floating_point() else points.double(), dim, call)
+
+
+def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
+    """log ρ(x), (n,d) → (n,), −∞ in rows that are infinite, where no law has mass; `log_density` sees the others."""
+    finite = ~x.isinf().reshape(len(x), -1).any(1)
+    if bool(finite.all()):
+        return log_density(x)
+    values = x.new_full((len(x),), -math.inf)
+    if bool(finite.any()):
+        found = log_density(x[finite])
+        values = values.to(found).masked_scatter(finite.to(found.device), found)
+    return values
+
+
+def later(t: float, h: float) -> float:
+    """t + h; SolverError where rounding loses more than a hundredth of the step h."""
+    after = t + h
+    if abs(after - t - h) > 0.01 * h:
+        raise SolverError(
+            f"a step of {h:.3g} from t = {t:.17g} is lost in rounding: doubles there lie {math.ulp(t):.2g} apart. "
+            "Count time from the start (times - times[0]), or, where the steps themselves are too short, find what "
+            "makes them so: a dt, or an energy too steep for a tolerance."
+        )
+    return after
+
+
+def private(x: Tensor) -> Tensor:
+    """x for a user's function to hold: a copy, with x's graph, so that nothing done to it in place reaches x itself."""
+    return x.clone()
+
+
+def check_repeats(f: Callable[..., Tensor], arguments: Sequence[Tensor], call: str) -> Tensor:
+    """f(*arguments), detached; ConfigError unless a second call gives the same within rounding."""
+    first, again = (f(*arguments).detach() for _ in range(2))
+    apart = _apart(first, again)
+    if apart > 0:
+        raise ConfigError(
+            f"{call} gives other values when it is called again at the same samples, by up to {apart:.2g}; it must be "
+            "a function. Causes: (a) dropout or other randomness inside: module.eval(), or numbers drawn once; (b) a "
+            "counter, a clock or another state that it changes: take it out."
+        )
+    return first
+
+
+def check_each_sample(f: Callable[..., Tensor], arguments: Sequence[Tensor], call: str) -> None:
+    """ConfigError unless f, whose arguments and values have a row per sample, is a function of each sample alone.
+
+    Three calls: twice at all rows, and at half of them in another order.
+    """
+    values = check_repeats(f, arguments, call)
+    some = torch.arange(len(values) - 1, (len(values) - 1) // 2 - 1, -1, device=values.device)
+    apart = _apart(values[some], f(*(given[some] for given in arguments)).detach())
+    if apart > 0:
+        raise ConfigError(
+            f"{call} gives a sample other values when other samples stand beside it, by up to {apart:.2g}; it must act "
+            "on each sample alone, f(x[:k]) = f(x)[:k]. Causes: (a) batch norm: module.eval(), or LayerNorm; (b) a "
+            "mean, softmax or norm over the samples, the first axis: take the last one, dim=-1."
+        )
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two tensors; 0 where it is rounding, infinite where only one of them is finite."""
+    same = (one == other) | (one.isnan() & other.isnan())
+    gap = torch.where(same, 0.0, (one - other).abs()).nan_to_num(nan=math.inf)
+    size = one.abs()[one.isfinite()].amax() if bool(one.isfinite().any()) else one.new_zeros(())
+    largest = float(gap.amax()) if gap.numel() else 0.0
+    return largest if largest > float(size) * torch.finfo(one.dtype).eps ** _ROUNDING else 0.0
 
 
 def check_theta0(theta0: Tensor | None, num_params: int, call: str) -> Tensor | None:

@@ -22,9 +22,9 @@ _BLOCK_ELEMENTS = 4_000_000  # entries of one block of a distance matrix: 32 MB 
 
 
 class Density(Protocol):
-    """A law that can be sampled, `sample(n, generator) -> (n, d)`, and has a `log_density(x (n, d)) -> (n,)`."""
+    """What `sym_kl` needs of a law, such as `run.at(t)`, `problem.exact(t)` or a reference."""
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, seed: torch.Generator, /) -> Tensor:
         """n samples, (n, d)."""
         ...
 
@@ -230,7 +230,7 @@ def sym_kl(p: Density, q: Density, n: int = 20_000, generator: torch.Generator |
     but every summand is ≥ 0, so that laws close to each other give a small value with a small error.
 
     Args:
-        p, q: laws with `sample(n, generator)` and `log_density(x)`.
+        p, q: laws with `sample(n, generator)` and `log_density(x)`, such as `run.at(t)` and `problem.exact(t)`.
         n: samples of each.
         generator: source of the samples; None draws the same ones at every call.
 
@@ -341,6 +341,11 @@ def _minus_distance(x: Tensor, y: Tensor) -> Tensor:
     return -torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def divergence(log_ratio: Tensor) -> Tensor:
+    """KL(p‖q) as the mean of r − 1 − log r ≥ 0, from log r = log q − log p (n,) at samples of p; a scalar."""
+    return (torch.expm1(log_ratio) - log_ratio).mean()
+
+
 def _kernel_discrepancy(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     def mean(a: Tensor, b: Tensor) -> Tensor:
         rows = max(1, _BLOCK_ELEMENTS // len(b))
@@ -360,16 +365,14 @@ def _kernel_discrepancy(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor],
 
 def _sampled_kl(p_name: str, p: Density, q_name: str, q: Density, n: int, generator: torch.Generator) -> Tensor:
     """KL(p‖q) as the mean of r − 1 − log r ≥ 0 over x ~ p, r = q(x)/p(x), n samples in blocks."""
-    total = torch.zeros((), dtype=torch.float64)
-    for block in p.sample(n, generator).split(10_000):
-        log_ratio = q.log_density(block).double() - p.log_density(block).double()
-        if log_ratio.isnan().any():
-            raise NonFiniteError(
-                f"sym_kl: the log density of {p_name} or {q_name} is NaN at samples of {p_name}. Likely causes: "
-                "(a) a diverged flow, (b) a folded map. Look at its fold_fraction and energy."
-            )
-        total = total + (torch.expm1(log_ratio) - log_ratio).sum().cpu()
-    return total / n
+    blocks = p.sample(n, generator).double().split(10_000)
+    log_ratio = torch.cat([(q.log_density(x).double() - p.log_density(x).double()).cpu() for x in blocks])
+    if log_ratio.isnan().any():
+        raise NonFiniteError(
+            f"sym_kl: the log density of {p_name} or {q_name} is NaN at samples of {p_name}. Likely causes: "
+            "(a) a diverged flow, (b) a folded map. Look at its fold_fraction and energy."
+        )
+    return divergence(log_ratio)
 
 
 def _gaussians(call: str, mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """Every error the package raises on purpose; all derive from `PWGFError`.
 
-Misuse is told at the door (`ConfigError`, `ShapeError`), numerical failure where it happens (`NonFiniteError`,
-`SolverError`), trouble with files by `StorageError` and its kin. Messages name what was called, what was expected,
-what came, and the cure.
+Misuse is reported before anything is computed (`ConfigError`, `ShapeError`), numerical failure where it occurs
+(`NonFiniteError`, `SolverError`), failures of files by `StorageError` and its subclasses. Messages state the call, what
+was expected, what was given, and the cure.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class SolverError(PWGFError):
 
 
 class ParallelError(PWGFError):
-    """Another process of the run has stopped or does not answer, so this one stops too; what is stored stays good."""
+    """Another process of the run has stopped or does not answer, so this one stops too; stored rows stay valid."""
 
 
 class StorageError(PWGFError, OSError):
@@ -58,11 +58,11 @@ class StorageError(PWGFError, OSError):
 
 
 class PathError(ConfigError, StorageError):
-    """A path handed in by the user cannot serve: missing, a folder, already there, or not writable."""
+    """A path given by the user cannot be used: it is missing, a folder, already there, or not writable."""
 
 
 class SchemaError(PathError):
-    """A file is there but is not a trajectory this version can trust: foreign, damaged, hostile or too new."""
+    """A file exists but is not a trajectory that this version can read: foreign, damaged, hostile or too new."""
 
 
 class ResumeMismatchError(ConfigError):

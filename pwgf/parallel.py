@@ -1,8 +1,8 @@
 """Several processes that share the samples of one run: sums over them, and agreement among them.
 
-Every process (rank) does the same computation, draws the same random numbers and holds the same θ; only the rows of
-samples are shared out, a contiguous part to each. What is a mean over samples is summed over the ranks, and whatever a
-run branches on is one number that all of them hold, so that they never part.
+Every process (rank) does the same computation, draws the same random numbers and holds the same θ; only the samples are
+divided among them, a contiguous part to each. Means over samples are summed over the ranks, and every number that
+decides a branch is the same on all of them, so that they never diverge.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TIMEOUT = 600.0  # seconds to wait for another process; one that has died is no
 class Group:
     """The processes of a run: this is number `rank`, from 0, of `size`. With one process every method is the identity.
 
-    `device` holds what is exchanged besides the tensors of the computation.
+    `device` is where numbers are exchanged, apart from the tensors of the computation.
 
     Raises:
         ParallelError: from every method that exchanges something, when another process has died or does not answer.
@@ -65,11 +65,11 @@ class Group:
         return total
 
     def norm(self, norms: Tensor) -> Tensor:
-        """Euclidean norms of arrays whose rows are shared out, from those of the own rows."""
+        """Euclidean norms of arrays whose rows are divided among the ranks, from those of this rank's rows."""
         return norms if self.size == 1 else self.sum(norms.square()).sqrt()
 
     def greatest(self, *numbers: float) -> tuple[float, ...]:
-        """The greatest over the ranks, for each number by itself."""
+        """The greatest over the ranks, of each number separately."""
         if self.size == 1:
             return numbers
         found = torch.tensor(numbers, dtype=torch.float64, device=self.device)
@@ -131,7 +131,7 @@ class Group:
                 raise ConfigError(
                     f"{call}: the {self.size} processes of this run must have the same settings; they differ in "
                     f"{'; '.join(differ[:8])}. Start all with the same script and arguments, or set PWGF_PARALLEL=0 to "
-                    "let each run by itself."
+                    "let each run on its own."
                 )
 
     def on_first(self, action: Callable[[], object]) -> None:
@@ -163,8 +163,8 @@ class Group:
         except RuntimeError as error:
             raise ParallelError(
                 f"process {self.rank} of {self.size} stops, because another one has stopped or did not answer for "
-                f"{_timeout():g} s ({str(error).splitlines()[0]:.200}); its own message tells why. What is stored "
-                "stays good: start all of them again, with resume=True."
+                f"{_timeout():g} s ({str(error).splitlines()[0]:.200}); its own message says why. Stored rows "
+                "stay valid: start all of them again, with resume=True."
             ) from error
 
 
@@ -172,16 +172,18 @@ ALONE = Group()
 
 
 class Shared:
-    """n samples (`num_samples`, of all processes together) shared out over a group; the rows `own` are this one's."""
+    """n samples (`num_samples`, of all processes together) divided among a group; the rows `own` are this rank's."""
 
     def __init__(self, num_samples: int, group: Group = ALONE) -> None:
-        self.num_samples, self.group, self.own = num_samples, group, group.share(num_samples)
+        self.num_samples = num_samples
+        self.group = group
+        self.own = group.share(num_samples)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of values (own rows, …) over the samples of all processes, (…).
 
-        The value is the same on all; only the own share is differentiable, so that the gradient is the sum of the
-        processes' gradients.
+        The value is the same on all; only the part of this rank is differentiable, so that the gradient is the sum of
+        the gradients of the processes.
         """
         if self.group.size == 1:
             return values.mean(0)
@@ -190,7 +192,7 @@ class Shared:
         return total + (share - share.detach()) if share.requires_grad else total
 
     def gather(self, values: Tensor) -> Tensor:
-        """Values of all samples (n, …) from those of the own (rows, …), which alone are differentiable."""
+        """Values of all samples (n, …) from those of this rank (rows, …), which alone are differentiable."""
         if self.group.size == 1:
             return values
         every = self.group.gather_rows(values)
@@ -204,8 +206,8 @@ def world() -> Group:
 
     They are found where torch.distributed is initialised, or by the variables RANK, WORLD_SIZE, MASTER_ADDR and
     MASTER_PORT; then it is initialised here, with gloo for CPU tensors and NCCL for CUDA tensors (gloo where processes
-    have to share a GPU). `PWGF_PARALLEL=0` switches it off: each process runs by itself. `PWGF_PARALLEL_TIMEOUT` is the
-    time in seconds after which a process that does not answer is given up (600).
+    have to share a GPU). `PWGF_PARALLEL=0` switches it off: each process runs on its own. `PWGF_PARALLEL_TIMEOUT` is
+    the time in seconds after which a process that does not answer is given up (600).
 
     Raises:
         ParallelError: the other processes cannot be reached.
@@ -233,7 +235,7 @@ def _join() -> None:
     except (RuntimeError, ValueError) as error:
         raise ParallelError(
             f"the {os.environ['WORLD_SIZE']} processes of this run could not be joined: {error}. Start them together: "
-            "torchrun --nproc-per-node R script.py; or set PWGF_PARALLEL=0 to run by itself."
+            "torchrun --nproc-per-node R script.py; or set PWGF_PARALLEL=0 to run each on its own."
         ) from error
 
 

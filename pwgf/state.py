@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,12 @@ class State:
     rng: Tensor
     counters: Mapping[str, int] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def copy(self) -> State:
+        """An equal state with tensors of its own."""
+        own = {name: getattr(self, name).clone() for name in ("theta", "theta_dot", "rng")}
+        extra = {name: values.clone() for name, values in self.extra.items()}
+        return replace(self, **own, counters=dict(self.counters), extra=extra)
 
     def generator(self) -> torch.Generator:
         """A new generator that continues this state's random stream; the state itself is not changed."""

@@ -42,7 +42,7 @@ BASES = {
     "integrate": set(),
     "linalg": set(),
     "maps": {"convex", "from_module"},
-    "measures": {"pushed"},
+    "measures": {"law", "pushed"},
     "problems": {"langevin"},
     "schemes": {"particles"},
 }
@@ -360,3 +360,57 @@ def test_few_top_level_names():
     lazy = {name for name in pwgf.__all__ if not name.startswith("_") and not name.endswith("Error")}
     assert len(lazy) <= 26  # five of them integrators and their folder, which replaced six arguments of PWGF
     assert [name for name in pwgf.__all__ if not hasattr(pwgf, name)] == []
+
+
+# Where a scheme is made by its class, each with its reason; all else makes one by `schemes.SCHEMES`.
+MAKES_A_SCHEME = {
+    "sampling/by_flow.py": "a posterior is sampled by PWGF",
+    "filtering/by_flow.py": "between observations the law follows PWGF",
+}
+ABOVE_SCHEMES = ("run/", "fitting/", "sampling/", "filtering/", "study/", "plots/", "cli/")
+CLASSES = {kind.__name__ for kind in pwgf.schemes.SCHEMES.values()} | {"MapReplay", "ParticleReplay", "JKOReplay"}
+ASKS = (ast.Compare, ast.Match)
+ASKING_CALLS = {"isinstance", "issubclass", "type", "startswith", "endswith"}
+
+
+def asks_for_schemes(tree: ast.AST) -> list[int]:
+    """Lines that compare with a scheme's name or class, also in isinstance, match and as the key of a dictionary."""
+    short = set(pwgf.schemes.SCHEMES)
+    lines = []
+    for node in ast.walk(tree):
+        calls = isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ASKING_CALLS
+        parts = node.keys if isinstance(node, ast.Dict) else [node] if isinstance(node, ASKS) or calls else []
+        texts = CLASSES if isinstance(node, ast.Dict) else CLASSES | short  # a key "pwgf" may be the package's version
+        known = {"id": CLASSES, "attr": CLASSES, "value": texts}
+        inner = [leaf for part in parts if part is not None for leaf in ast.walk(part)]
+        found = [(getattr(leaf, field, None), names) for leaf in inner for field, names in known.items()]
+        if any(isinstance(text, str) and text in names for text, names in found):
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "scheme['name'] == 'PWGF'", "name in ('SWJKO', 'JKOICNN')", "isinstance(reader, schemes.MapReplay)",
+        "type(scheme) is PWGF", "settings.scheme != 'particles'", "{'EulerMaruyama': 1}[name]",
+        "match name:\n    case 'SWJKO':\n        pass", "name.startswith('PWGF')",
+    ],
+)  # fmt: skip
+def test_a_question_for_a_scheme_is_found(line):
+    assert asks_for_schemes(ast.parse(line)) == [1]
+
+
+def test_nobody_above_the_schemes_asks_which_one_it_is():
+    """What one needs to know of a scheme one asks the scheme: `schemes.base.Answers`."""
+    offenders = []
+    for name, tree in TREES.items():
+        if not name.startswith(ABOVE_SCHEMES):
+            continue
+        offenders += [f"{name}:{line} asks for a scheme" for line in asks_for_schemes(tree)]
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        made = {alias.name for node in imports for alias in node.names} & CLASSES
+        made |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & CLASSES
+        if made and name not in MAKES_A_SCHEME:
+            offenders.append(f"{name} uses {sorted(made)}")
+    assert offenders == []

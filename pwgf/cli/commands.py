@@ -6,6 +6,7 @@ The commands that look after the file itself are in `files`, `pwgf compare` is i
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import tyro
 
-from .. import maps, plots, problems, storage
+from .. import maps, plots, problems, schemes, storage
 from .._version import __version__
 from ..checks import DTYPES
 from ..errors import ConfigError, PWGFError
@@ -25,11 +26,11 @@ from ..parallel import world
 from ..problems import Problem
 from ..run.solve import solve
 from ..run.trajectory import Trajectory, load
-from ..schemes import PWGF, EulerMaruyama, Scheme
+from ..schemes import SCHEMES, Scheme
 from ..study import accuracy
 from ._terminal import say
 from .compare import Compare
-from .files import Doctor, Migrate, Pack
+from .files import Doctor, Pack
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Run:
     """last time stored, in units of t (None: the problem's own)"""
     num_rows: int | None = None
     """number of stored times, evenly spaced, both ends included (None: the problem's own)"""
-    scheme: Literal["pwgf", "particles"] = "pwgf"
-    """pwgf moves the parameters of a map, particles are Euler-Maruyama steps"""
+    scheme: str = "pwgf"
+    """pwgf moves the parameters of a map, jko-icnn and sw-jko minimise step by step, particles are Euler-Maruyama
+    steps"""
     map: Literal["residual", "affine"] = "residual"
     """residual is affine plus a small network; affine is exact for ornstein-uhlenbeck and barenblatt"""
     width: int | None = None
@@ -58,17 +60,17 @@ class Run:
     depth: int = 1
     """residual map: hidden layers"""
     num_samples: int | None = None
-    """samples of a right side, or number of particles (None: 1000, particles 10000)"""
-    num_eval: int = 10_000
-    """fresh samples on which the figures of a row are measured"""
+    """samples of a right side or inner iteration, or number of particles (None: the scheme's default)"""
+    num_eval: int | None = None
+    """fresh samples on which the figures of a row are measured (None: the scheme's default)"""
     integrator: str = "auto"
     """auto, implicit, explicit, an adaptive method (bosh3, dopri5, adaptive_heun, fehlberg2, dopri8), or with --dt
     implicit or a method of fixed steps (euler, midpoint, heun2, heun3, rk4)"""
     tolerance: float | None = None
     """rms displacement error of a sample per step, in units of x (None: 1e-4 explicit, 1e-3 implicit)"""
     dt: float | None = None
-    """fixed step of --integrator implicit, euler, rk4, …, or of particles, in units of t (None: steps by error control;
-    particles: a thousandth of the time range)"""
+    """fixed step of --integrator implicit, euler, rk4, …, or of the other schemes, in units of t (None: steps by error
+    control; particles: a thousandth of the time range, jko-icnn and sw-jko: at most a twentieth)"""
     damping: float | None = None
     """of the linear solve, relative to the trace of the metric (None: 1e-6; 1e-7 in implicit steps of small maps, on a
     line 1e-8)"""
@@ -77,7 +79,7 @@ class Run:
     form: Literal["velocity", "gradient"] = "velocity"
     """right side: project the velocity, or differentiate the sampled energy as published"""
     solver: str = "auto"
-    """of the linear system: auto, primal, dual, pcg, cg, minres or lsmr"""
+    """of the linear system: auto, primal, dual, block-pcg, pcg, cg or lsmr"""
     seed: int = 0
     """of all randomness"""
     dtype: Literal["float64", "float32"] = "float64"
@@ -119,7 +121,6 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-    | Annotated[Migrate, tyro.conf.subcommand("migrate")]
 )
 
 
@@ -165,11 +166,12 @@ def _run(settings: Run) -> None:
         torch.set_num_threads(settings.threads)
     problem = _problem(settings)
     times = _times(settings, problem)
-    scheme = _scheme(settings, problem, float(times[-1] - times[0]))
+    scheme = _scheme(settings, problem, times)
     name = next(short for short, full in problems.short_names().items() if full == problem.name)
     out = settings.out or f"results/{name}-d{problem.dim}.h5"
     resume, overwrite = settings.resume, settings.overwrite
-    run = solve(scheme, times, out=out, seed=settings.seed, resume=resume, overwrite=overwrite, problem=problem)
+    rows = schemes.ask(scheme, "rows_for")(times)
+    run = solve(scheme, rows, out=out, seed=settings.seed, resume=resume, overwrite=overwrite, problem=problem)
     if world().rank > 0:  # one process of several speaks
         return
     for line in (*_about(run), *_energy_lines(run), *_error_lines(run, problem)):
@@ -200,29 +202,43 @@ def _times(settings: Run, problem: Problem) -> np.ndarray:
     return np.linspace(own[0], end, count)
 
 
-_MAP_ONLY = ("map", "width", "depth", "num_eval", "integrator", "tolerance", "damping", "momentum", "form", "solver")
+_MAP = ("map", "width", "depth")
+_OF_SCHEMES = ("num_samples", "num_eval", "integrator", "tolerance", "damping", "momentum", "form", "solver")
 
 
-def _scheme(settings: Run, problem: Problem, span: float) -> Scheme:
+def _scheme(settings: Run, problem: Problem, times: np.ndarray) -> Scheme:
+    """The scheme of that name in the registry, with the options that were given and are arguments of it."""
+    kind = schemes.find(settings.scheme, "pwgf run --scheme")
     defaults = {field.name: field.default for field in dataclasses.fields(Run)}
-    common: dict[str, Any] = {"dtype": DTYPES[settings.dtype], "device": settings.device}
-    if settings.scheme == "particles":
-        for name in _MAP_ONLY:
-            if getattr(settings, name) != defaults[name]:
-                option = "--" + name.replace("_", "-")
-                raise ConfigError(f"pwgf run {option} belongs to --scheme pwgf; particles have no map. Leave it out.")
-        n = 10_000 if settings.num_samples is None else settings.num_samples
-        dt = span / 1000 if settings.dt is None else settings.dt
-        return EulerMaruyama(problem.energy, problem.reference, num_samples=n, dt=dt, **common)
-    if settings.map == "affine" and (settings.width is not None or settings.depth != 1):
+    given = {name: value for name, value in vars(settings).items() if value != defaults[name]}
+    for name in (*_MAP, *_OF_SCHEMES):
+        if name in given and not _takes(kind, "map" if name in _MAP else name):
+            having = [other for other, cls in SCHEMES.items() if _takes(cls, "map" if name in _MAP else name)]
+            raise ConfigError(
+                f"pwgf run --{name.replace('_', '-')} belongs to --scheme {' or '.join(having)}; got --scheme "
+                f"{settings.scheme}, which has no use for it. Leave it out."
+            )
+    arguments = {name: given[name] for name in _OF_SCHEMES if name in given}
+    if any(name in given for name in _MAP):
+        arguments["map"] = _map(settings, problem.dim)
+    if "dt" in given and _takes(kind, "integrator"):
+        arguments["integrator"] = _fixed(settings.integrator, given["dt"])
+    elif "dt" in given:
+        arguments["dt"] = given["dt"]
+    arguments |= {"dtype": DTYPES[settings.dtype], "device": settings.device}
+    return kind.suited(problem.energy, problem.reference, times, **arguments)
+
+
+def _takes(kind: type, name: str) -> bool:
+    return name in inspect.signature(kind).parameters
+
+
+def _map(settings: Run, dim: int) -> maps.base.PushForward:
+    if settings.map == "residual":
+        return maps.ResidualMLP(dim, settings.width, settings.depth)
+    if settings.width is not None or settings.depth != 1:
         raise ConfigError("pwgf run --width and --depth belong to --map residual; an affine map has no layers.")
-    residual = settings.map == "residual"
-    map = maps.ResidualMLP(problem.dim, settings.width, settings.depth) if residual else maps.Affine(problem.dim)
-    n = 1000 if settings.num_samples is None else settings.num_samples
-    shared = {name: getattr(settings, name) for name in _MAP_ONLY[3:]}
-    if settings.dt is not None:
-        shared["integrator"] = _fixed(settings.integrator, settings.dt)
-    return PWGF(problem.energy, map, problem.reference, num_samples=n, **shared, **common)
+    return maps.Affine(dim)
 
 
 def _fixed(name: str, dt: float) -> Integrator:
@@ -261,11 +277,11 @@ def _last(run: Trajectory, name: str) -> float:
 
 
 def _about(run: Trajectory) -> list[str]:
-    energy = run.config["scheme"]["energy"]
+    energy = run.config["scheme"].get("energy", {"name": "not named by the scheme"})
     kinds = " + ".join(str(term["name"]) for term in energy.get("terms", [energy]))
     rejected = _last(run, "num_rejected")
-    unit = "inner iterations" if "h" in run.config["scheme"] else "right sides"
-    work = f"{_last(run, 'num_stages'):.0f} {unit}"
+    counted = "num_stages" in run.names
+    work = f"{_last(run, 'num_stages'):.0f} {run.description.work_unit}" if counted else "work not counted"
     if "num_implicit" in run.names:
         work += f" in {_last(run, 'num_steps'):.0f} steps ({_last(run, 'num_implicit'):.0f} implicit)"
     work += f", {rejected:.0f} steps rejected" if rejected > 0 else ""
@@ -279,7 +295,7 @@ def _about(run: Trajectory) -> list[str]:
 def _energy_lines(run: Trajectory) -> list[str]:
     energy = run["energy"] if "energy" in run.names else np.array([np.nan])
     if not np.isfinite(energy).all():
-        return ["Energy: not known (particles have no density)"]
+        return [f"Energy: not known{'' if run.description.has_density else ' (particles have no density)'}"]
     noise = np.nan_to_num(run["energy_stderr"]) if "energy_stderr" in run.names else np.zeros_like(energy)
     rises = np.diff(energy) > 3 * np.hypot(noise[1:], noise[:-1]) + 1e-9 * (1 + np.abs(energy[1:]))
     fall = "falls in every row, as it should" if not rises.any() else f"RISES at {rises.sum()} of {len(rises)} rows"
@@ -287,16 +303,18 @@ def _energy_lines(run: Trajectory) -> list[str]:
 
 
 def _quality_lines(run: Trajectory) -> list[str]:
-    if "projection_residual" not in run.names:
+    if not {"projection_residual", "velocity_rms"} <= set(run.names):
         return []
-    residual, folds, missed = run["projection_residual"], run["fold_fraction"], accuracy.missed_share(run)
+    residual, missed = run["projection_residual"], accuracy.missed_share(run)
     words = ("excellent", 1e-3), ("good", 1e-2), ("fair", 0.1), ("poor: use a wider map or more samples", np.inf)
     verdict = next(word for word, limit in words if missed < limit)
-    return [
+    lines = [
         f"Projection residual: at most {residual.max():.2g}, last {residual[-1]:.2g}",
         f"Verdict: the map missed {100 * missed:.2g} % of the squared velocity over the run, which is {verdict}",
-        f"Folded samples: at most {100 * float(folds.max()):.2g} %",
     ]
+    if "fold_fraction" in run.names:
+        lines.append(f"Folded samples: at most {100 * float(run['fold_fraction'].max()):.2g} %")
+    return lines
 
 
 def _error_lines(run: Trajectory, problem: Problem | None) -> list[str]:
@@ -304,7 +322,7 @@ def _error_lines(run: Trajectory, problem: Problem | None) -> list[str]:
         return ["Error: not known (the file names no problem with a known answer)"]
     found = {name: float(values[0]) for name, values in accuracy.errors(run, problem, rows=[-1]).items()}
     kl = f"{found['sym_kl']:.2g} nats" if np.isfinite(found["sym_kl"]) else "not defined (no density, or other support)"
-    spread = float(problem.exact(float(run.t[-1])).cov.trace().sqrt())
+    spread = float(problem.exact(float(run.t[-1])).cov().trace().sqrt())
     return [
         f"Error against the exact law at t = {run.t[-1]:g}: Bures-W2 {found['bures_w2']:.2g} in units of x "
         f"(its sampling error {found['bures_w2_floor']:.1g}; the law's spread is {spread:.3g})",
@@ -322,6 +340,5 @@ def _warnings(run: Trajectory, status: str) -> list[str]:
             "the map folds at some samples, where its density is wrong: more samples, or a map that cannot fold"
         )
     if _last(run, "num_rejected") > 0.5 * _last(run, "num_steps"):
-        cure = "" if _last(run, "num_implicit") > 0 else "--integrator implicit where the flow is stiff; "
-        found.append(f"many steps were rejected: {cure}more samples or a larger damping make the right side smoother")
+        found.append(f"many steps were rejected: {run.description.advice}")
     return [f"Warning: {line}" for line in found] or ["Warnings: none"]

@@ -1,4 +1,4 @@
-"""The commands that look after a run's file: `pwgf pack`, `pwgf doctor` and `pwgf migrate`."""
+"""The commands that look after a run's file: `pwgf pack` and `pwgf doctor`."""
 
 from __future__ import annotations
 
@@ -47,22 +47,6 @@ class Doctor:
         elif found.problems:
             say(f"Cure: pwgf doctor {self.file} --salvage OUT copies the good rows", error=True)
             return 1
-        return 0
-
-
-@dataclass(frozen=True)
-class Migrate:
-    """Copy a run of an older schema into a file of the present one."""
-
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """what was given as out; it is left as it is"""
-    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """new file to write"""
-
-    def perform(self) -> int:
-        """Migrates and says so; exit status 0."""
-        done = storage.migrate(self.file, self.out)
-        say(f"Migrated: {self.out}" if done else f"{self.file}: has the present schema, nothing to do")
         return 0
 
 

@@ -7,14 +7,15 @@ from .base import Energy
 from .local import Entropy, InternalEnergy, Local, PorousMedium
 from .potential import KL
 
-_ROUNDING = 1e-12  # relative size of what is left of coefficients that cancel
+_ROUNDING = 1e-12  # relative size of the remainder of coefficients that cancel
 
 
 def refuse_ill_posed(energy: Energy) -> None:
     """Refuses a sum in which a diffusion enters with the wrong sign.
 
-    The coefficients of `Entropy` and `KL` are added up, as are those of `PorousMedium` of the same exponent. A negative
-    multiple of a `PorousMedium` passes where another diffusion has a positive coefficient: the density decides there.
+    The coefficients of `Entropy` and `KL` are added, as are those of `PorousMedium` with the same exponent. A negative
+    multiple of a `PorousMedium` is accepted where another diffusion has a positive coefficient: then the sign depends
+    on the density.
 
     Raises:
         ConfigError: the sum of a kind is negative.

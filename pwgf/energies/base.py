@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import check_repeats, plain, private
 from ..errors import ConfigError, PWGFError, ShapeError
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from ..parallel import Shared
 from .hessian import Hessian
 
@@ -29,32 +30,41 @@ class Term(NamedTuple):
 
 
 class Energy(ABC):
-    """A functional F of a measure, with its velocity field. Energies add up and take factors: `V + 0.5 * Entropy()`.
+    """A functional F of a measure, with its velocity. Energies can be added and scaled: `V + 0.5 * Entropy()`.
 
     `pairwise` marks energies whose sampled value couples the samples (interactions, functionals): they get antithetic,
     moment-matched samples and are never split into blocks.
 
-    A subclass gives `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
-    implicitly. For F = ½E|x − a|², say, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in the dtype
-    of `rho.x`. `hessian_of` in `energies.hessian` guards one that may fail or come out infinite.
+    A subclass supplies `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
+    implicitly. For F = ½E|x − a|², for instance, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in
+    the dtype of `rho.x`. `hessian_of` in `energies.hessian` protects one that may fail or become infinite.
     """
 
     pairwise: bool = False
+    __array_ufunc__ = None  # NumPy's scalars leave their products to `__rmul__`
 
     @abstractmethod
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """F(ρ) estimated on ρ's samples: a scalar tensor, differentiable when ρ's θ is."""
 
     @abstractmethod
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """v = −∇ δF/δρ at ρ's samples x, (n,d), detached."""
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
-        """The second variation of F along displacements of ρ's samples; here unknown, so the term is explicit."""
+    def hessian(self, rho: Sampled) -> Hessian:
+        """The second variation of F along displacements of ρ's samples; unknown here, so the term is explicit."""
         return Hessian(explicit=(self.label,))
 
+    def try_functions(self, rho: Sampled) -> None:
+        """Tries a user's functions at ρ's samples; here, whether the value at the same samples is the same twice.
+
+        Raises:
+            ConfigError: a function is random, keeps a state, or mixes samples that it should take one by one.
+        """
+        check_repeats(lambda: self(rho), (), f"{type(self).__name__}: F(rho)")
+
     def terms(self) -> list[Term]:
-        """The elementary energies this one is made of, each with its coefficient."""
+        """The elementary energies of which this one is the sum, each with its coefficient."""
         return [Term(self.label, 1.0, self)]
 
     @property
@@ -79,18 +89,31 @@ class Energy(ABC):
         return {"name": type(self).__name__, **named}
 
     def __add__(self, other: Energy) -> Energy:
+        if isinstance(other, int) and other == 0:
+            return self  # where `sum` begins
         if not isinstance(other, Energy):
             return NotImplemented
         return Combination([*self.terms(), *other.terms()])
 
+    __radd__ = __add__
+
     def __mul__(self, factor: float) -> Energy:
-        if isinstance(factor, Energy) or not isinstance(factor, (int, float)):
+        factor = plain(factor)
+        if not isinstance(factor, (int, float)):
             return NotImplemented
         if not math.isfinite(factor):
             raise ConfigError(f"the factor of an energy must be finite; got {factor!r}.")
         return Combination([term._replace(coefficient=factor * term.coefficient) for term in self.terms()])
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Energy:
+        divisor = plain(divisor)
+        if not isinstance(divisor, (int, float)):
+            return NotImplemented
+        if divisor == 0:
+            raise ConfigError("an energy cannot be divided by 0.")
+        return (1 / divisor) * self
 
     def __sub__(self, other: Energy) -> Energy:
         return self + (-1.0) * other
@@ -103,7 +126,8 @@ class Combination(Energy):
     """A weighted sum of energies; made by `+` and `*`."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
-        self._terms, seen = [], dict[str, int]()
+        self._terms = []
+        seen = dict[str, int]()
         for term in terms:
             base = re.sub(r"_\d+$", "", term.name)  # the number that an earlier sum gave it
             seen[base] = seen.get(base, 0) + 1
@@ -114,16 +138,21 @@ class Combination(Energy):
         """The weighted elementary energies."""
         return list(self._terms)
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """Σ c·F(ρ)."""
         return torch.stack([term.coefficient * term.energy(rho) for term in self._terms]).sum()
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """Σ c·v."""
         return torch.stack([term.coefficient * term.energy.velocity(rho) for term in self._terms]).sum(0)
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
-        """Σ c·Hess F, signed: what is concave in one term may be outweighed by another."""
+    def try_functions(self, rho: Sampled) -> None:
+        """Those of every term."""
+        for term in self._terms:
+            term.energy.try_functions(rho)
+
+    def hessian(self, rho: Sampled) -> Hessian:
+        """Σ c·Hess F, signed: a concave term may be outweighed by another."""
         total = Hessian()
         for term in self._terms:
             form = term.energy.hessian(rho)
@@ -149,7 +178,7 @@ class Combination(Energy):
 
 
 class Once(torch.autograd.Function):
-    """A known gradient, a function of x that refuses to be differentiated: its derivative would come out as zero."""
+    """A known gradient, a function of x that refuses to be differentiated: its derivative would appear as zero."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, x: Tensor, message: str) -> Tensor:
@@ -163,9 +192,9 @@ class Once(torch.autograd.Function):
         raise ConfigError(ctx.message)
 
 
-def shares(rho: PushedMeasure) -> Shared:
-    """Which of all samples rho holds: all, where it does not say (any object with `x` and what the energy reads)."""
-    return rho if getattr(rho, "group", None) is not None else Shared(len(rho.x))
+def shares(rho: Sampled) -> Shared:
+    """Which of all samples rho holds: all, unless it says so (any object with `x` and what the energy reads)."""
+    return rho if isinstance(rho, Shared) else Shared(len(rho.x))
 
 
 def check_callable(f: object, call: str) -> None:
@@ -181,7 +210,7 @@ def qualified_name(f: Callable[..., Any]) -> str:
 
 
 def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, *arguments: Any) -> Tensor:
-    """Calls a user's function and checks that it returns a tensor of the given shape, dtype and device.
+    """Calls a user's function on copies of tensors, and checks the shape, dtype and device of what it returns.
 
     Raises:
         ConfigError: the function raised, or returned another dtype or device.
@@ -189,7 +218,7 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
     """
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
     try:
-        y = f(*arguments)
+        y = _on_copies(f, arguments)
     except PWGFError:
         raise
     except _USER_ERRORS as error:
@@ -204,13 +233,28 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
         )
     if y.shape != shape:
         cure = "sum over the last axis: .sum(-1)" if y.ndim == like.ndim else "return one value per sample"
+        if not shape:
+            cure = "average over the samples: .mean()"
         raise ShapeError(f"{call} must return shape {tuple(shape)} for {given}; got {tuple(y.shape)}. Cure: {cure}.")
     if y.dtype != like.dtype or y.device != like.device:
         raise ConfigError(
             f"{call} returned {y.dtype} on {y.device} for {given}; tensors that it captures or makes must follow the "
             "input: captured.to(x), torch.zeros_like(x[..., 0])."
         )
-    return y
+    followed = any(isinstance(value, Tensor) and value.requires_grad for value in (like, *arguments))
+    return y if followed else y.detach()  # the function may have marked its copy, or have parameters of its own
+
+
+def _on_copies(f: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """f of copies of the arguments; they require gradients where f differentiates in itself and finds none."""
+    copies = [private(value) if isinstance(value, Tensor) else value for value in arguments]
+    try:
+        return f(*copies)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error) or not any(isinstance(value, Tensor) for value in arguments):
+            raise
+    with torch.enable_grad():
+        return f(*(private(value).requires_grad_() if isinstance(value, Tensor) else value for value in arguments))
 
 
 def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:
@@ -226,6 +270,7 @@ def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:
     if not bool((flat == flat[0]).logical_or(flat.isnan()).all()):
         raise ConfigError(
             f"{call} varies with its input but has no gradient: it is not differentiable as written. Use torch "
-            "operations throughout; no .detach(), .item(), .numpy(), rounding or comparisons."
+            "operations throughout; no .detach(), .item(), .numpy(), rounding or comparisons; a derivative inside it "
+            "needs torch.autograd.grad(…, create_graph=True)."
         )
     return torch.zeros_like(leaf)

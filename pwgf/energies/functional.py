@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..checks import private
 from ..errors import ConfigError
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, check_callable, evaluate, shares
 
 
 class _Samples:
-    """What a user's functional sees of a measure: x (n,d) and log_density (n,); nothing else."""
+    """The part of a measure that a user's functional sees: copies of x (n,d) and log_density (n,) only."""
 
     def __init__(self, x: Callable[[], Tensor], log_density: Callable[[], Tensor]) -> None:
-        self._x, self._log_density = x, log_density
+        self._x = x
+        self._log_density = log_density
 
-    @property
+    @cached_property
     def x(self) -> Tensor:
         """Samples (n,d)."""
-        return self._x()
+        return private(self._x())
 
-    @property
+    @cached_property
     def log_density(self) -> Tensor:
         """log ρ(x), (n,)."""
-        return self._log_density()
+        return private(self._log_density())
 
     @property
     def score(self) -> Tensor:
@@ -58,15 +61,15 @@ class Functional(Energy):
         check_callable(F, "Functional(F)")
         self.F = F
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """F on the samples."""
         every = shares(rho).gather
         view = _Samples(lambda: every(rho.x), lambda: every(rho.log_density))
         return evaluate(self.F, "Functional: F(rho)", torch.Size(()), rho.x, view)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−n ∂F/∂x_i − ∂ₓφ_i − (φ_i + ∂_ℓφ_i)·score_i, (n,d)."""
-        share, leaves = shares(rho), dict[str, Tensor]()  # F sees all samples; v is of the own ones
+        share, leaves = shares(rho), dict[str, Tensor]()  # F sees all samples; v is that of this process's own
         n, own = share.num_samples, share.own
 
         def log_density() -> Tensor:
@@ -93,7 +96,7 @@ class Functional(Energy):
         return v
 
     def _check_constant(self, value: float, x: Tensor, leaves: dict[str, Tensor]) -> None:
-        """Raises ConfigError when an F without gradient varies all the same: seen at samples moved and stretched."""
+        """Raises ConfigError when an F without gradient still varies with the samples."""
         ell = leaves["ell"].detach() if "ell" in leaves else None
         moved = _Samples(lambda: 1.5 * x + 1, lambda: x.new_zeros(len(x)) if ell is None else 1.5 * ell + 1)
         other = float(evaluate(self.F, "Functional: F(rho)", torch.Size(()), x, moved))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checks import plain
 from ..errors import ConfigError
 from ..parallel import Shared
 
@@ -23,16 +25,16 @@ class Hessian:
 
     For F = E g(x, ℓ), ℓ = log ρ, the second derivative of F((id + su)#ρ) at s = 0 is
     E[u·g_xx u − 2(u·g_xℓ)∇·u + g_ℓℓ(∇·u)² + g_ℓ tr((∇u)²)]. The form writes tr((∇u)²) as |∇u|², which is equal for
-    gradient fields, and leaves out the cross term g_xℓ; an integrator that uses it as an approximation of the Jacobian
+    gradient fields, and omits the cross term g_xℓ; an integrator that uses it as an approximation of the Jacobian
     (a W-method) keeps its order. It is signed: sums and multiples of energies add and scale their forms, and only
-    `majorant` removes what is negative. Tensors are detached and of the samples' dtype and device.
+    `majorant` removes negative parts. Tensors are detached and have the dtype and device of the samples.
 
     Args:
         point: K (n,d,d), symmetric.
-        centred: C (n,d,d), symmetric; for energies that feel differences of displacements only.
+        centred: C (n,d,d), symmetric; for energies that depend only on differences of displacements.
         slope: a (n,).
         divergence: b (n,).
-        explicit: names of the terms whose second variation is unknown, in all or at some samples, and counts as zero.
+        explicit: names of the terms whose second variation is unknown, at all or some samples, and is taken as zero.
 
     Example:
         >>> import torch
@@ -47,6 +49,7 @@ class Hessian:
     slope: Tensor | None = None
     divergence: Tensor | None = None
     explicit: tuple[str, ...] = ()
+    __array_ufunc__: ClassVar[None] = None  # NumPy's scalars leave their products to `__rmul__`
 
     def __call__(self, u: Tensor, grad_u: Tensor) -> Tensor:
         """Q(u), scalar, with E the mean over these samples.
@@ -79,6 +82,7 @@ class Hessian:
         )
 
     def __mul__(self, factor: float) -> Hessian:
+        factor = plain(factor)
         if not isinstance(factor, (int, float)):
             return NotImplemented
 
@@ -184,7 +188,7 @@ def second_derivatives(value: Tensor, leaf: Tensor) -> Tensor | None:
 
 
 def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tensor | None]]) -> Hessian:
-    """The Hessian with these fields; where they cannot be computed, an empty one that names the term as explicit.
+    """The Hessian with these fields; if they cannot be computed, an empty one that names the term as explicit.
 
     Args:
         label: name of the term.
@@ -194,7 +198,7 @@ def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tens
     """
     try:
         with torch.enable_grad():  # also when called under no_grad
-            found = {name: field for name, field in fields().items() if field is not None}
+            found: dict[str, Any] = {name: field for name, field in fields().items() if field is not None}
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ConfigError):
@@ -207,4 +211,4 @@ def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tens
             bad = bad | missing.cpu()
     count = int(share.group.sum(bad.sum().to(share.group.device)))
     reported = (f"{label} (not finite at {count} of {share.num_samples} samples)",) if count else ()
-    return replace(Hessian(explicit=reported), **found)  # type: ignore[arg-type]
+    return replace(Hessian(explicit=reported), **found)

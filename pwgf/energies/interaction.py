@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import is_real
+from ..checks import check_each_sample, is_real, plain_fields
 from ..errors import ConfigError
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, Once, check_callable, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
-_BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that what W makes of them stays in cache
+_BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that the values of W stay in cache
 _PARTNERS = 64  # of a sample, over which ∇²W is averaged
 
 _ONCE = (
@@ -48,6 +48,7 @@ class RadialPolynomial:
     quartic: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name in ("quadratic", "quartic"):
             value = getattr(self, name)
             if not is_real(value):
@@ -111,7 +112,12 @@ class Interaction(Energy):
         check_callable(W, "Interaction(W)")
         self.W = W
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def try_functions(self, rho: Sampled) -> None:
+        """W, pair by pair."""
+        x = rho.x.detach()
+        check_each_sample(lambda r: _kernel(self.W, r), [x - x.roll(1, 0)], "Interaction: W(r)")
+
+    def __call__(self, rho: Sampled) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""
         if shares(rho).group.size > 1:
             return self._shared_value(rho)
@@ -120,19 +126,20 @@ class Interaction(Energy):
         value: Tensor = _PairEnergy.apply(rho.x, self.W)
         return value
 
-    def _shared_value(self, rho: PushedMeasure) -> Tensor:
-        """The value where processes share the samples out, differentiable in the own ones."""
-        x, own = rho.gather(rho.x.detach()), rho.x.detach()
+    def _shared_value(self, rho: Sampled) -> Tensor:
+        """The value where several processes share the samples, differentiable in those of this process."""
+        own, share = rho.x.detach(), shares(rho)
+        x = share.gather(own)
         if isinstance(self.W, RadialPolynomial):
             value = self.W.energy(x)
         else:
-            total = rho.group.sum(sum_of_values(self.W, own, x, rho.own.start))
+            total = share.group.sum(sum_of_values(self.W, own, x, share.own.start))
             value = total / (2 * max(len(x) * (len(x) - 1), 1))
         if not rho.x.requires_grad:
             return value
         return value - (self.velocity(rho) * (rho.x - own)).sum() / len(x)  # n ∂F/∂x_i = −v_i
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−(n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j), (n,d)."""
         own, share = rho.x.detach(), shares(rho)
         x = share.gather(own)
@@ -140,7 +147,7 @@ class Interaction(Energy):
             return -self.W.pull(x)[share.own]
         return -sum_of_slopes(self.W, own, x, share.own.start) / max(len(x) - 1, 1)
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """C_i = the mean over partners j of ∇²W(x_i − x_j), times n/(n−1) as in the value.
 
         The second variation is ½E_{x,y}(u−u′)·∇²W(x−y)(u−u′). For a quadratic W that is E(u−ū)·C(u−ū) exactly; for a
@@ -220,7 +227,7 @@ def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, 
         total[i] += g.sum(1)
         if whole and j.start > i.start:
             total[j] -= g.sum(0)
-    if not bool(total.any()):  # legal for a flat W, else W cannot be differentiated: `slope` tells them apart
+    if not bool(total.any()):  # legal for a flat W, else W cannot be differentiated: `slope` distinguishes the two
         with torch.enable_grad():
             r = (samples - samples.roll(1, 0)).requires_grad_(True)
             slope(_kernel(W, r), r, "Interaction: W(r)")
@@ -240,7 +247,7 @@ def mean_curvature(W: Callable[[Tensor], Tensor], samples: Tensor, own: slice) -
 
 
 def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
-    """Mean over the partners of (∇²W(r) + ∇²W(−r))/2, (b,c,d) → (b,d,d); −r is spared where W is even."""
+    """Mean over the partners of (∇²W(r) + ∇²W(−r))/2, (b,c,d) → (b,d,d); −r is skipped where W is even."""
     shift = torch.zeros_like(r[:, 0]).requires_grad_(True)  # the same for all partners of a sample: their sum at once
 
     def value(sign: float) -> Tensor:
@@ -254,7 +261,7 @@ def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
 
 
 def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
-    """(∇W(r) − ∇W(−r))/2, (b,c,d); the second gradient is spared where W(r) = W(−r) to the last bit."""
+    """(∇W(r) − ∇W(−r))/2, (b,c,d); the second gradient is skipped where W(r) = W(−r) to the last bit."""
 
     def value_and_slope(r: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

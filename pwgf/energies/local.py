@@ -1,15 +1,15 @@
-"""Local energies E_ρ[g(x, log ρ(x))]: entropy, internal energies, porous medium, and any g of the user's."""
+"""Local energies E_ρ[g(x, log ρ(x))]: entropy, internal energies, porous medium, and any g given by the user."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..checks import check_each_sample, is_real, plain_numbers
 from ..errors import ConfigError
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, check_callable, evaluate, shares, slope
 from .hessian import Hessian, gradient_of, hessian_of, second_derivatives
 
@@ -38,11 +38,16 @@ class Local(Energy):
     def _g(self, x: Tensor, log_rho: Tensor) -> Tensor:
         return evaluate(self.g, f"{type(self).__name__}: g(x, log_rho)", x.shape[:1], x, x, log_rho)
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def try_functions(self, rho: Sampled) -> None:
+        """g, sample by sample."""
+        arguments = [rho.x.detach(), rho.log_density.detach()]
+        check_each_sample(self._g, arguments, f"{type(self).__name__}: g(x, log_rho)")
+
+    def __call__(self, rho: Sampled) -> Tensor:
         """Mean of g over the samples."""
         return shares(rho).mean(self._g(rho.x, rho.log_density))
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−∇ₓ(g + ∂_ℓg) − (∂_ℓg + ∂²_ℓg)·score, (n,d)."""
         call = f"{type(self).__name__}: g(x, log_rho)"
         with torch.enable_grad():
@@ -63,8 +68,8 @@ class Local(Energy):
             v = v - by_ell.detach().unsqueeze(1) * rho.score
         return v.detach()
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
-        """K = ∂²ₓg, a = ∂_ℓg, b = ∂²_ℓg, by automatic differentiation; the cross term ∂ₓ∂_ℓg is left out."""
+    def hessian(self, rho: Sampled) -> Hessian:
+        """K = ∂²ₓg, a = ∂_ℓg, b = ∂²_ℓg, by automatic differentiation; the cross term ∂ₓ∂_ℓg is omitted."""
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
             ell = rho.log_density.detach().requires_grad_(True)
@@ -98,11 +103,11 @@ class Entropy(Local):
     def __init__(self) -> None:
         super().__init__(_log_density)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−score, (n,d)."""
         return -rho.score
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """a = 1: E|∇u|²."""
         return Hessian(slope=torch.ones_like(rho.x[:, 0].detach()))
 
@@ -146,19 +151,20 @@ class PorousMedium(Local):
         ConfigError: m out of range.
     """
 
+    @plain_numbers
     def __init__(self, m: float) -> None:
-        if not (isinstance(m, (int, float)) and math.isfinite(m) and m > 0) or m == 1:
+        if not (is_real(m) and m > 0) or m == 1:
             raise ConfigError(f"PorousMedium(m) must be positive and not 1 (for m = 1 use Entropy()); got {m!r}.")
         self.m = float(m)
         super().__init__(lambda x, log_rho: torch.exp((self.m - 1) * log_rho) / (self.m - 1))
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−m ρ^{m−1}·score, (n,d); zero where ρ vanishes."""
         weight = self.m * torch.exp((self.m - 1) * rho.log_density.detach())
         v = -weight.unsqueeze(1) * rho.score
         return torch.where((weight == 0).unsqueeze(1), torch.zeros_like(v), v)
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """a = ρ^{m−1} and b = (m−1)ρ^{m−1}; zero where ρ vanishes."""
         weight = torch.exp((self.m - 1) * rho.log_density.detach())
         return hessian_of(self.label, shares(rho), lambda: {"slope": weight, "divergence": (self.m - 1) * weight})

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..measures import PushedMeasure
+from ..checks import check_each_sample
+from ..measures import Sampled
 from .base import Energy, check_callable, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
@@ -34,20 +35,26 @@ class Potential(Energy):
         check_callable(V, "Potential(V)")
         self.V = V
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
-        """Mean of V over the samples."""
-        return shares(rho).mean(evaluate(self.V, "Potential: V(x)", rho.x.shape[:1], rho.x, rho.x))
+    def _at(self, x: Tensor) -> Tensor:
+        return evaluate(self.V, "Potential: V(x)", x.shape[:1], x, x)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def try_functions(self, rho: Sampled) -> None:
+        """V, sample by sample."""
+        check_each_sample(self._at, [rho.x.detach()], "Potential: V(x)")
+
+    def __call__(self, rho: Sampled) -> Tensor:
+        """Mean of V over the samples."""
+        return shares(rho).mean(self._at(rho.x))
+
+    def velocity(self, rho: Sampled) -> Tensor:
         """−∇V(x), (n,d)."""
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
-            value = evaluate(self.V, "Potential: V(x)", x.shape[:1], x, x)
-            return -slope(value, x, "Potential: V(x)")
+            return -slope(self._at(x), x, "Potential: V(x)")
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """K = ∇²V(x), by d backward passes."""
-        return _curvature(self.label, self.V, "Potential: V(x)", rho)
+        return _curvature(self.label, self._at, rho)
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure drift."""
@@ -68,21 +75,26 @@ class KL(Energy):
         check_callable(log_target, "KL(log_target)")
         self.log_target = log_target
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
-        """Mean of log ρ − log π over the samples."""
-        target = evaluate(self.log_target, "KL: log_target(x)", rho.x.shape[:1], rho.x, rho.x)
-        return shares(rho).mean(rho.log_density - target)
+    def _at(self, x: Tensor) -> Tensor:
+        return evaluate(self.log_target, "KL: log_target(x)", x.shape[:1], x, x)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def try_functions(self, rho: Sampled) -> None:
+        """log π, sample by sample."""
+        check_each_sample(self._at, [rho.x.detach()], "KL: log_target(x)")
+
+    def __call__(self, rho: Sampled) -> Tensor:
+        """Mean of log ρ − log π over the samples."""
+        return shares(rho).mean(rho.log_density - self._at(rho.x))
+
+    def velocity(self, rho: Sampled) -> Tensor:
         """∇log π(x) − score, (n,d)."""
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
-            target = evaluate(self.log_target, "KL: log_target(x)", x.shape[:1], x, x)
-            return slope(target, x, "KL: log_target(x)") - rho.score
+            return slope(self._at(x), x, "KL: log_target(x)") - rho.score
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
+    def hessian(self, rho: Sampled) -> Hessian:
         """K = −∇² log π(x), by d backward passes, and a = 1 from the entropy."""
-        target = _curvature(self.label, self.log_target, "KL: log_target(x)", rho)
+        target = _curvature(self.label, self._at, rho)
         return replace(-1.0 * target, slope=torch.ones_like(rho.x[:, 0].detach()))
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
@@ -90,11 +102,11 @@ class KL(Energy):
         return [(1.0, Potential(lambda x: -self.log_target(x)))], 1.0
 
 
-def _curvature(label: str, f: Callable[[Tensor], Tensor], call: str, rho: PushedMeasure) -> Hessian:
+def _curvature(label: str, f: Callable[[Tensor], Tensor], rho: Sampled) -> Hessian:
     """K = ∇²f at the samples; zero where f is linear."""
     with torch.enable_grad():
         x = rho.x.detach().requires_grad_(True)
-        value = evaluate(f, call, x.shape[:1], x, x)
+        value = f(x)
 
     def fields() -> dict[str, Tensor]:
         found = second_derivatives(value, x)

@@ -1,4 +1,4 @@
-"""Energies that draw ρ to a set of samples: ½ MMD², ½ sliced W₂², and the Sinkhorn divergence."""
+"""Energies that attract ρ to a set of samples: ½ MMD², ½ sliced W₂², and the Sinkhorn divergence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, is_real
+from ..checks import check_integer, is_real, plain_numbers
 from ..errors import ConfigError, ShapeError, nearest
-from ..measures import PushedMeasure
+from ..measures import Sampled
 from .base import Energy, Once, shares
 from .hessian import Hessian, hessian_of
 
@@ -21,10 +21,10 @@ _PARTNERS = 256  # samples y over which a second derivative of the kernel is ave
 
 
 class ToSamples(Energy):
-    """An energy of ρ's samples x (n,d) and of fixed samples y (m,d) of the law that ρ is drawn to.
+    """An energy of ρ's samples x (n,d) and of fixed samples y (m,d) of the target law.
 
-    A subclass gives `_value` and `_velocity` of all samples, which agree, and the curvature of what draws ρ to y;
-    processes share rows out.
+    A subclass supplies `_value` and `_velocity` of all samples, which agree, and the curvature of the attraction to y;
+    processes share the samples x.
     """
 
     pairwise = True
@@ -51,7 +51,7 @@ class ToSamples(Energy):
     def _curvature(self, x: Tensor, y: Tensor) -> Tensor | None:
         """K (n,d,d) at the samples x, of the attraction to y; None where it is unknown."""
 
-    def __call__(self, rho: PushedMeasure) -> Tensor:
+    def __call__(self, rho: Sampled) -> Tensor:
         """F on the samples, differentiable once."""
         share, own = shares(rho), rho.x.detach()
         x, y = share.gather(own), self._target(own)
@@ -61,13 +61,13 @@ class ToSamples(Energy):
         v = self._velocity(x, y, share.own)
         return value + _FirstOrder.apply(rho.x, -v / len(x), type(self).__name__)
 
-    def velocity(self, rho: PushedMeasure) -> Tensor:
+    def velocity(self, rho: Sampled) -> Tensor:
         """−n ∂F/∂x_i, (n,d)."""
         share, own = shares(rho), rho.x.detach()
         return self._velocity(share.gather(own), self._target(own), share.own)
 
-    def hessian(self, rho: PushedMeasure) -> Hessian:
-        """K of the attraction to y; what repels the samples from each other is left out."""
+    def hessian(self, rho: Sampled) -> Hessian:
+        """K of the attraction to y; the repulsion between the samples is omitted."""
         x = rho.x.detach()
         K = self._curvature(x, self._target(x))
         if K is None:
@@ -111,10 +111,10 @@ class _FirstOrder(torch.autograd.Function):
 class MMD(ToSamples):
     r"""F(ρ) = ½ MMD²(ρ, π) = ½∬k dρ dρ − ∬k dρ dπ + ½∬k dπ dπ, π the law of the samples y.
 
-    The velocity at x is ∇∫k(x,·) d(π − ρ). Pairs of a sample with itself are left out, so the value is unbiased (and
-    may fall slightly below 0). Kernel "energy": k = −|x−y|, 2F the squared energy distance, no bandwidth, a pull that
-    does not fade with distance; in one dimension by sorting, O((n+m) log(n+m)). Kernel "gaussian": k = e^{−|x−y|²/2h²},
-    which does not feel what is further than a few h. Otherwise O(n(n+m)d) in blocks of bounded memory.
+    The velocity at x is ∇∫k(x,·) d(π − ρ). Pairs of a sample with itself are excluded, so the value is unbiased (and
+    may be slightly below 0). Kernel "energy": k = −|x−y|, 2F the squared energy distance, no bandwidth, an attraction
+    that does not decay with distance; in one dimension by sorting, O((n+m) log(n+m)). Kernel "gaussian": k =
+    e^{−|x−y|²/2h²}, which is negligible beyond a few h. Otherwise O(n(n+m)d) in blocks of bounded memory.
 
     Args:
         y: (m,d) samples.
@@ -135,6 +135,7 @@ class MMD(ToSamples):
         discrepancy gradient flow, 2019.
     """
 
+    @plain_numbers
     def __init__(self, y: Tensor, kernel: str = "energy", *, bandwidth: float | None = None) -> None:
         super().__init__(y)
         if kernel not in ("energy", "gaussian"):
@@ -144,7 +145,9 @@ class MMD(ToSamples):
             bandwidth = float(torch.pdist(self.y[:1000].double()).median())
         if kernel == "gaussian" and not (is_real(bandwidth) and bandwidth > 0):
             raise ConfigError(f"MMD(bandwidth=…) must be a positive length in units of x; got {bandwidth!r}.")
-        self.kernel, self.bandwidth = kernel, bandwidth if kernel == "gaussian" else None
+        self.kernel = kernel
+        self.bandwidth = bandwidth if kernel == "gaussian" else None
+        self._squared = 1.0 if self.bandwidth is None else self.bandwidth**2  # used by the Gaussian kernel alone
         self._within_target: float | None = None
 
     def _value(self, x: Tensor, y: Tensor) -> Tensor:
@@ -159,7 +162,7 @@ class MMD(ToSamples):
         return self._pull(x[own], y) / len(y) - self._pull(x[own], x) / max(len(x) - 1, 1)
 
     def _curvature(self, x: Tensor, y: Tensor) -> Tensor | None:
-        """−mean of ∇²k(x − y) over at most 256 of the y; unknown for |x − y| on a line, where it is made of deltas."""
+        """−mean of ∇²k(x − y) over at most 256 of the y; unknown for |x − y| in d = 1, where it is a sum of deltas."""
         d = x.shape[1]
         if self.kernel == "energy" and d == 1:
             return None
@@ -172,8 +175,8 @@ class MMD(ToSamples):
                 isotropic = torch.where(squared > 0, squared.rsqrt(), 0.0)
                 along = torch.where(squared > 0, isotropic / squared, 0.0)
             else:
-                isotropic = self._kernel(squared.sqrt()) / self.bandwidth**2  # type: ignore[operator]
-                along = isotropic / self.bandwidth**2  # type: ignore[operator]
+                isotropic = self._kernel(squared.sqrt()) / self._squared
+                along = isotropic / self._squared
             outer = torch.einsum("ija,ijb->iab", r * along.unsqueeze(-1), r)
             parts.append((isotropic.sum(1).reshape(-1, 1, 1) * eye - outer) / len(y))
         return torch.cat(parts)
@@ -194,17 +197,14 @@ class MMD(ToSamples):
         parts = []
         for rows in x.split(max(1, _BLOCK // len(y))):
             r = _distances(rows, y)
-            if self.kernel == "energy":
-                weight = torch.where(r > 0, -1 / r, 0.0)
-            else:
-                weight = -self._kernel(r) / self.bandwidth**2  # type: ignore[operator]
+            weight = torch.where(r > 0, -1 / r, 0.0) if self.kernel == "energy" else -self._kernel(r) / self._squared
             parts.append(rows * weight.sum(1, keepdim=True) - weight @ y)
         return torch.cat(parts)
 
     def _kernel(self, r: Tensor) -> Tensor:
         if self.kernel == "energy":
             return -r
-        return (-r.square() / (2 * self.bandwidth**2)).exp()  # type: ignore[operator]
+        return (-r.square() / (2 * self._squared)).exp()
 
 
 class SlicedW2(ToSamples):
@@ -227,11 +227,13 @@ class SlicedW2(ToSamples):
         transportation, 2013, §5 (the flow).
     """
 
+    @plain_numbers
     def __init__(self, y: Tensor, num_directions: int = 128, seed: int = 0) -> None:
         super().__init__(y)
         for name, value, least in (("num_directions", num_directions, 1), ("seed", seed, 0)):
             check_integer(value, name, "SlicedW2", least=least)
-        self.num_directions, self.seed = num_directions, seed
+        self.num_directions = num_directions
+        self.seed = seed
         d, generator = y.shape[1], torch.Generator().manual_seed(seed)
         frames = -(-num_directions // d)
         normal = torch.randn(frames, d, d, generator=generator, dtype=torch.float64)
@@ -277,7 +279,7 @@ class Sinkhorn(ToSamples):
 
     Args:
         y: (m,d) samples.
-        blur: √ε > 0, in units of x: details below it are not seen.
+        blur: √ε > 0, in units of x: finer details are not resolved.
         scaling: in (0, 1), ratio of annealing; nearer to 1 is more accurate and slower. Velocities were 9, 3, .5 and
             .1 % off the derivative of the value at .8, .95, .99 and .998.
 
@@ -289,6 +291,7 @@ class Sinkhorn(ToSamples):
         J. Feydy et al., Interpolating between optimal transport and MMD using Sinkhorn divergences, 2019.
     """
 
+    @plain_numbers
     def __init__(self, y: Tensor, blur: float = 0.05, scaling: float = 0.9) -> None:
         super().__init__(y)
         if not (is_real(blur) and blur > 0):
@@ -302,7 +305,8 @@ class Sinkhorn(ToSamples):
                 'Sinkhorn needs geomloss, which is not installed. Install it with pip install "pwgf[eval]", or use '
                 "SlicedW2."
             ) from error
-        self.blur, self.scaling = float(blur), float(scaling)
+        self.blur = float(blur)
+        self.scaling = float(scaling)
         self._loss = geomloss.SamplesLoss("sinkhorn", p=2, blur=blur, scaling=scaling, backend="tensorized")
 
     def _value(self, x: Tensor, y: Tensor) -> Tensor:
@@ -316,7 +320,7 @@ class Sinkhorn(ToSamples):
         return -len(x) * slope[own]
 
     def _curvature(self, x: Tensor, y: Tensor) -> Tensor:
-        """The identity: a transport cost ½|x − y|², optimal over plans, bends no more than |u|² along u."""
+        """The identity: the second derivative of an optimal transport cost ½|x − y|² along u is at most |u|²."""
         return torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
 
 

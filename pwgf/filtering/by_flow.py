@@ -12,57 +12,22 @@ import torch
 from torch import Tensor
 
 from .. import fitting, sampling
+from ..checks import private
+from ..distances import divergence
 from ..errors import ConfigError
 from ..maps import PushForward, ResidualMLP
-from ..measures import PushedMeasure, Reference
+from ..measures import PushedLaw, PushedMeasure, Reference
 from ..oracles._observations import check_observation, schedule
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
 from ..schemes import PWGF
 from .model import StateSpace, weighted_moments
 
-_PILOT = 4000  # samples whose weighted moments say where an update goes
-_ENOUGH = 20  # effective ones of them for each coordinate
-_WIDER = 1.6  # how much further out a sixth of the points of the least squares lie
-_FITTED = 1e-8  # mean square misfit, as a share of the spread, below which it is good enough
+_PILOT_SAMPLES = 4000  # whose weighted moments give the start of an update
+_EFFECTIVE_PER_COORDINATE = 20  # effective ones of them that are enough
+_TAIL_FACTOR = 1.6  # by which a sixth of the points of the least squares lie further out
+_FIT_TOLERANCE = 1e-8  # mean square misfit, as a share of the spread, at which the least squares stop
 _CHUNK = 2000
-
-
-@dataclass(frozen=True, eq=False)
-class Law:
-    """T_θ#λ: what is known of the state at one time.
-
-    Args:
-        map, reference, theta: T, λ and θ (p,).
-    """
-
-    map: PushForward
-    reference: Reference
-    theta: Tensor
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n independent samples (n,d) float64; no generator means the same ones at every call."""
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        return self.push(self.reference.sample(n, generator))
-
-    def push(self, z: Tensor) -> Tensor:
-        """T_θ(z), (n,d)."""
-        with torch.no_grad():
-            return torch.cat([self.map(self.theta, part) for part in z.split(_CHUNK)])
-
-    def log_density(self, x: Tensor) -> Tensor:
-        """log ρ(x), (n,d) → (n,), by the inverse of the map."""
-        parts = []
-        for part in x.split(_CHUNK):
-            z = self.map.inverse(self.theta, part)
-            with torch.no_grad():
-                parts.append(PushedMeasure(self.map, self.reference, self.theta, z).log_density)
-        return torch.cat(parts)
-
-    def moments(self, n: int = 100_000) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and covariance (d,d), from n evenly spread samples."""
-        x = self.push(_even(self.reference, n, torch.Generator().manual_seed(0)))
-        return x.mean(0), torch.atleast_2d(torch.cov(x.T))
 
 
 @dataclass(frozen=True)
@@ -71,13 +36,13 @@ class Updated:
 
     Args:
         law: the new law.
-        log_evidence, log_evidence_stderr: log ∫p(y|x) dρ(x) by importance, with its standard error.
-        share: effective share of samples of the law before; small where the observation was a surprise.
+        log_evidence, log_evidence_stderr: log ∫p(y|x) dρ(x) by importance sampling, with its standard error.
+        share: effective share of the samples of the previous law; small where the observation is improbable under it.
         kl_flow: KL(ρ|posterior) at the end of the flow towards the posterior, nats, estimated from above.
-        kl_fit: KL between that law and the one map that has taken it over, nats.
+        kl_fit: KL between that law and the law of the one map that replaces it, nats.
     """
 
-    law: Law
+    law: PushedLaw
     log_evidence: float
     log_evidence_stderr: float
     share: float
@@ -92,17 +57,17 @@ class Filtered:
     Args:
         times: of the observations.
         predicted: the laws just before each observation.
-        updates: what each observation made of them; `updates[k].law` is the law just after.
+        updates: the result of each observation; `updates[k].law` is the law just after it.
         end: the last time.
         law: the law at `end`.
         runs: the flows between observations, in times that begin at 0 for each.
     """
 
     times: list[float]
-    predicted: list[Law]
+    predicted: list[PushedLaw]
     updates: list[Updated]
     end: float
-    law: Law
+    law: PushedLaw
     runs: list[Trajectory] = field(repr=False)
 
     @property
@@ -128,19 +93,19 @@ def run(
 ) -> Filtered:
     """The law of X_t given all observations up to t, at the times of the observations and at the end.
 
-    Between observations ρ follows the Fokker–Planck equation of the model (`predict`); at each Bayes' rule is applied
-    (`update`). All laws are pushed from one λ = `model.initial` by one map, so nothing grows with time.
+    Between observations ρ follows the Fokker–Planck equation of the model (`predict`); at each, Bayes' rule is applied
+    (`update`). All laws are pushed from one λ = `model.initial` by one map, so the cost does not grow with time.
 
     Args:
         model: dynamics, likelihood and initial law.
         times: of the observations, increasing, > 0.
         observations: as many y as times, each as `model.log_likelihood` takes it.
-        end: the time asked for; None means that of the last observation.
+        end: the last time; None means that of the last observation.
         map: T; None means `ResidualMLP(dim)`.
         update_settings: of `update`.
         out: folder for the flows, flow-000.h5, …; None keeps them in memory.
         resume: continue at the flow that was stopped; the updates, which no file holds, are computed again.
-        overwrite: replace flows that are there.
+        overwrite: replace existing flows.
         seed: of all randomness.
         progress: as in `solve`.
         settings: of `PWGF` between observations.
@@ -167,13 +132,13 @@ def run(
         raise ConfigError(f"filtering.run(model, …) needs a StateSpace; got {type(model).__name__}.")
     at, end = schedule(times, observations, end)
     map = ResidualMLP(model.dim) if map is None else map
-    law = Law(map, model.initial, map.initial(seed).double())
-    predicted: list[Law] = []
+    law = PushedLaw(map, model.initial, map.initial(seed).double())
+    predicted: list[PushedLaw] = []
     updates: list[Updated] = []
     runs: list[Trajectory] = []
     now = 0.0
 
-    def move(law: Law, to: float) -> Law:
+    def move(law: PushedLaw, to: float) -> PushedLaw:
         path = None if out is None else Path(out) / f"flow-{len(runs):03d}.h5"
         there: dict[str, Any] = {"out": path, "resume": resume, "overwrite": overwrite}
         law, flow = predict(model, law, to - now, **there, seed=seed + len(runs), progress=progress, **settings)
@@ -191,7 +156,7 @@ def run(
 
 def predict(
     model: StateSpace,
-    law: Law,
+    law: PushedLaw,
     duration: float,
     *,
     out: str | os.PathLike[str] | None = None,
@@ -200,8 +165,8 @@ def predict(
     seed: int = 0,
     progress: bool | None = None,
     **settings: Any,
-) -> tuple[Law, Trajectory]:
-    """The law after so long without an observation, and the flow there, which begins at time 0.
+) -> tuple[PushedLaw, Trajectory]:
+    """The law after the given duration without an observation, and the flow there, which begins at time 0.
 
     Args:
         model: dynamics.
@@ -213,11 +178,11 @@ def predict(
     scheme = PWGF(model.energy, law.map, law.reference, theta0=law.theta, **settings)
     to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite}
     flow = solve(scheme, [0.0, duration], **to, seed=seed, progress=progress)
-    return Law(law.map, law.reference, flow.state().theta.double().cpu()), flow
+    return PushedLaw(law.map, law.reference, flow.state().theta.double().cpu()), flow
 
 
 def update(
-    law: Law,
+    law: PushedLaw,
     log_likelihood: Callable[[Tensor], Tensor],
     *,
     tolerance: float = 1e-3,
@@ -231,9 +196,9 @@ def update(
 ) -> Updated:
     r"""Bayes' rule: the law with density ∝ ρ(x) p(y|x).
 
-    In the coordinates z of λ the posterior is known up to a constant without any inverse: λ(z) p(y|T(z)). A map S takes
-    λ there by the flow of KL to that density (`sampling.sample`), started at its moments by importance weights; then
-    one map takes T∘S over by least squares (`fitting.regress`). Both errors are measured and returned.
+    In the coordinates z of λ the posterior is known up to a constant without any inverse: λ(z) p(y|T(z)). A map S
+    reaches it by the flow of KL to that density (`sampling.sample`), started at its moments by importance weights; then
+    one map replaces T∘S by least squares (`fitting.regress`). Both errors are measured and returned.
 
     Args:
         law: before the observation, T_θ#λ.
@@ -251,32 +216,31 @@ def update(
         ConfigError: zero likelihood everywhere.
     """
     reference, generator = law.reference, torch.Generator().manual_seed(seed)
-    z = _even(reference, _PILOT, generator)
+    z = reference.matched_sample(_PILOT_SAMPLES, generator)
     with torch.no_grad():
         log_w = log_likelihood(law.push(z))
     check_observation(log_w, t)
     mean, cov, share = weighted_moments(z, log_w)
 
     def target(z: Tensor) -> Tensor:
-        return reference.log_density(z) + log_likelihood(law.map(law.theta, z))
+        return reference.log_density(private(z)) + log_likelihood(law.map(law.theta, z))
 
-    enough = share * len(z) > _ENOUGH * len(mean)
+    enough = share * len(z) > _EFFECTIVE_PER_COORDINATE * len(mean)
     map = law.map if map is None else map
     found = sampling.sample(
         target, law.map.dim, _CHUNK, map=map, tolerance=tolerance, max_time=max_time,
         whiten=(mean, torch.linalg.cholesky(cov)) if enough else "laplace", seed=seed, progress=False,
         **{"num_eval": 1000, **settings},
     )  # fmt: skip
-    n = num_fit or max(_PILOT, -(-4 * law.map.num_params // law.map.dim))
-    moved = _compose(law, map, found, _even(found.run.reference, n, generator))
-    wide = _compose(
-        law, map, found, _WIDER * _even(found.run.reference, n // 5, generator)
-    )  # the tails, lest they fold
+    n = num_fit or max(_PILOT_SAMPLES, -(-4 * law.map.num_params // law.map.dim))
+    moved = _compose(law, map, found, found.run.reference.matched_sample(n, generator))
+    tails = _TAIL_FACTOR * found.run.reference.matched_sample(n // 5, generator)  # so that the map does not fold there
+    wide = _compose(law, map, found, tails)
     z, x = torch.cat([moved.z, wide.z]), torch.cat([moved.x, wide.x])
     theta, _ = fitting.regress(
-        law.map, law.theta, z, x, max_iterations, tolerance=_FITTED, least_damping=1e-8, call="filtering.update"
+        law.map, law.theta, z, x, max_iterations, tolerance=_FIT_TOLERANCE, least_damping=1e-8, call="filtering.update"
     )
-    new = Law(law.map, reference, theta)
+    new = PushedLaw(law.map, reference, theta)
     return Updated(
         new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, _gap(moved, new, reference)
     )
@@ -291,8 +255,8 @@ class _Moved:
     log_density: Tensor
 
 
-def _compose(law: Law, map: PushForward, found: sampling.Sampled, z: Tensor) -> _Moved:
-    inner = Law(map, found.run.reference, found.run.state().theta.double().cpu())
+def _compose(law: PushedLaw, map: PushForward, found: sampling.Sampled, z: Tensor) -> _Moved:
+    inner = PushedLaw(map, found.run.reference, found.run.state().theta.double().cpu())
     middle, logs = [], []
     with torch.no_grad():
         for part in z.split(_CHUNK):
@@ -304,15 +268,7 @@ def _compose(law: Law, map: PushForward, found: sampling.Sampled, z: Tensor) -> 
     return _Moved(z, law.push(torch.cat(middle)), torch.cat(logs))
 
 
-def _gap(moved: _Moved, new: Law, reference: Reference) -> float:
-    """KL from the law of T∘S to the new one, as the mean of r − 1 − log r ≥ 0 on some of its samples."""
+def _gap(moved: _Moved, new: PushedLaw, reference: Reference) -> float:
+    """KL from the law of T∘S to the new one, on some of its samples."""
     few = slice(0, _CHUNK)
-    log_r = new.log_density(moved.x[few]) - moved.log_density[few]
-    return float((torch.expm1(log_r) - log_r).mean())
-
-
-def _even(reference: Reference, n: int, generator: torch.Generator) -> Tensor:
-    """Evenly spread samples where the reference has them."""
-    draw = getattr(reference, "matched_sample", reference.sample)
-    z: Tensor = draw(n, generator)
-    return z
+    return float(divergence(new.log_density(moved.x[few]) - moved.log_density[few]))

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_number
+from ..checks import check_number, plain_fields
 from ..energies import Entropy, Potential
 from ..energies.base import Energy, check_callable
 from ..errors import ConfigError, ShapeError
 from ..measures import Reference
+from ..measures.base import effective_share
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class StateSpace:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_callable(self.potential, "StateSpace(potential=…)")
         check_callable(self.log_likelihood, "StateSpace(log_likelihood=…)")
         check_number(self.temperature, "temperature", "StateSpace", low=0.0, high=math.inf, open_low=True)
@@ -103,4 +105,4 @@ def weighted_moments(x: Tensor, log_w: Tensor) -> tuple[Tensor, Tensor, float]:
     """Mean (d,), covariance (d,d) and effective share of samples x (n,d) with log weights (n,)."""
     w = torch.softmax(log_w, 0)
     mean = w @ x
-    return mean, (x - mean).T @ (w[:, None] * (x - mean)), float(1 / (len(w) * w.square().sum()))
+    return mean, (x - mean).T @ (w[:, None] * (x - mean)), effective_share(log_w)

@@ -1,4 +1,4 @@
-"""Starting anywhere: a map fitted to samples or to a log density, a law handed over from one map to another, and the
+"""Initial laws: a map fitted to samples or to a log density, a law transferred from one map to another, and the
 directions in which a flow from λ is going to bend.
 
 The θ of the first two goes into `PWGF(theta0=…)`.

@@ -1,26 +1,28 @@
-"""In which directions a flow is going to bend a law that starts as λ: what a map may look along from the start."""
+"""The directions in which a flow is going to bend a law that starts as λ, for the first units of a map."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError
 from ..maps import Affine
 from ..measures import PushedMeasure, Reference
 
-_NOISE = 1e-12  # of E|v|²: what an affine velocity leaves by rounding
+_NOISE = 1e-12  # of E|v|²: the residual of an affine velocity by rounding
 
 
+@plain_numbers
 def active_directions(energy: Energy, reference: Reference, *, num_samples: int = 4000, seed: int = 0) -> Tensor:
     r"""Rows √w_k e_k (d,d), with w_k, e_k eigenvalues (falling) and eigenvectors of E[r rᵀ], r = v − (its best affine
     fit), v the velocity at λ. Those along which v is affine up to 1e-6 are zero.
 
-    An affine velocity only moves and stretches λ, which most maps of the package follow from their start. What is
-    beyond often lies in few directions: four for five Gaussians, in whatever dimension. A map whose first units look
-    along these finds them at once, where random directions in d = 32 may miss them until the law has been torn wrongly:
+    An affine velocity only translates and stretches λ, which most maps of the package can follow from their start. The
+    rest often lies in few directions: four for five Gaussians, in any dimension. A map whose first units are aligned
+    with these resolves them at once, whereas random directions in d = 32 may miss them until the law has been torn
+    wrongly:
 
         theta0 = map.initial(seed, fitting.active_directions(energy, reference))   # maps.ConvexMax
         scheme = PWGF(energy, map, reference, theta0=theta0)

@@ -10,15 +10,15 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_number, check_theta0
+from ..checks import check_integer, check_number, check_theta0, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
 from ..run.progress import Progress
 
-_CHECK_EVERY = 10  # iterations from one look at the held-out samples to the next
+_CHECK_EVERY = 10  # iterations between two checks on the held-out samples
 _HALVINGS = 6  # of the learning rate after failures, before giving up
-_POLISH = 5  # L-BFGS iterations between two looks
+_POLISH_CHECK_EVERY = 5  # L-BFGS iterations between two checks
 
 
 class Fit(NamedTuple):
@@ -26,9 +26,9 @@ class Fit(NamedTuple):
 
     Args:
         theta: (p,) float64, the best seen on the held-out samples.
-        held_out: there, in nats: −E log ρ_θ (samples), or E[log ρ_θ − log π] (log density).
+        held_out: the value there, in nats: −E log ρ_θ (samples), or E[log ρ_θ − log π] (log density).
         iterations: Adam's and L-BFGS's together.
-        converged: whether it stopped because nothing improved any more, not at `max_iterations`.
+        converged: whether it stopped for lack of improvement, and not at `max_iterations`.
     """
 
     theta: Tensor
@@ -37,6 +37,7 @@ class Fit(NamedTuple):
     converged: bool
 
 
+@plain_numbers
 def fit(
     map: PushForward,
     reference: Reference,
@@ -69,15 +70,15 @@ def fit(
         learning_rate: of Adam, > 0.
         max_iterations: of Adam, ≥ 0.
         polish: L-BFGS iterations at most; 0 for none.
-        patience: looks at the held-out samples (every 10 iterations) without improvement, before Adam stops.
-        held_out: share of the samples, in [0, .9], that only judges; 0 judges by the samples of the fit. For a log
-            density the judge is `batch_size` samples of λ of their own in any case.
+        patience: checks on the held-out samples (every 10 iterations) without improvement, before Adam stops.
+        held_out: share of the samples, in [0, .9], used only to judge the fit; 0 judges by the samples of the fit. A
+            fit to a log density is judged by `batch_size` further samples of λ in any case.
         seed: of θ₀, batches and split.
         progress: as in `solve`.
 
     Raises:
         ConfigError, ShapeError: arguments that cannot work.
-        SolverError: the iterations failed again and again; names the iteration, the learning rate, the best value.
+        SolverError: the iterations failed repeatedly; names the iteration, the learning rate, the best value.
 
     Example:
         >>> import torch, pwgf
@@ -110,7 +111,7 @@ def fit(
 
 
 class _Objective(Protocol):
-    """What is minimised."""
+    """The function to be minimised."""
 
     def value(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         """Differentiable in θ; on a batch drawn from the generator, or on all samples of the fit."""
@@ -125,7 +126,9 @@ class _Likelihood:
     def __init__(
         self, map: PushForward, reference: Reference, x: Tensor, batch: int, share: float, generator: torch.Generator
     ) -> None:
-        self.map, self.reference, self.batch = map, reference, batch
+        self.map = map
+        self.reference = reference
+        self.batch = batch
         order = torch.randperm(len(x), generator=generator)
         count = min(math.ceil(share * len(x)), len(x) - 1)
         self.judging = x[order[:count]] if count else x
@@ -137,7 +140,7 @@ class _Likelihood:
         if theta.requires_grad:
             slope = self.map.jacobian(theta.detach(), z).detach()
             z = z - torch.linalg.solve(slope, (self.map(theta, z) - x).unsqueeze(2)).squeeze(2)
-        return -(self.reference.log_density(z) - self.map.log_abs_det(theta, z)).mean()
+        return -(self.reference.log_density(private(z)) - self.map.log_abs_det(theta, z)).mean()
 
     def value(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is None or len(self.x) <= self.batch:
@@ -152,9 +155,13 @@ class _ReverseKL:
     def __init__(
         self, map: PushForward, reference: Reference, log_target: Callable, batch: int, generator: torch.Generator
     ) -> None:
-        self.map, self.reference, self.log_target, self.batch = map, reference, log_target, batch
-        even = getattr(reference, "matched_sample", reference.sample)  # so that a Gaussian is found exactly
-        self.judging, self.all = even(batch, generator), even(10 * batch, generator)
+        self.map = map
+        self.reference = reference
+        self.log_target = log_target
+        self.batch = batch
+        even = reference.matched_sample  # so that a Gaussian is found exactly
+        self.judging = even(batch, generator)
+        self.all = even(10 * batch, generator)
 
     def _of(self, theta: Tensor, z: Tensor) -> Tensor:
         rho = PushedMeasure(self.map, self.reference, theta, z)
@@ -177,11 +184,16 @@ class _ReverseKL:
 
 
 class _Best:
-    """The best θ on the held-out samples so far, the count of iterations, and what to do when one fails."""
+    """The best θ on the held-out samples so far, the count of iterations, and the response to a failed one."""
 
     def __init__(self, objective: _Objective, theta: Tensor, learning_rate: float, bar: Progress) -> None:
-        self.objective, self.learning_rate, self.bar = objective, learning_rate, bar
-        self.theta, self.value, self.iterations, self.failures = theta.clone(), math.inf, 0, 0
+        self.objective = objective
+        self.learning_rate = learning_rate
+        self.bar = bar
+        self.theta = theta.clone()
+        self.value = math.inf
+        self.iterations = 0
+        self.failures = 0
         start = self.objective.judge(theta)
         if not math.isfinite(start):
             raise NonFiniteError(
@@ -201,14 +213,15 @@ class _Best:
         return value.detach(), slope
 
     def look(self, theta: Tensor) -> bool:
-        """Takes θ where it is better on the held-out samples; whether it is clearly so."""
+        """Keeps θ if it is better on the held-out samples; whether it is better by more than 1e-6."""
         value = self.objective.judge(theta.detach())
         if not math.isfinite(value):
             raise SolverError(f"the held-out value is {value}")
         self.bar.update(self.iterations, value=value)
         clearly = value < self.value - 1e-6 * max(1.0, abs(self.value))
         if value < self.value:
-            self.theta, self.value = theta.detach().clone(), value
+            self.theta = theta.detach().clone()
+            self.value = value
         return clearly
 
     def failed(self, error: Exception) -> None:
@@ -219,13 +232,13 @@ class _Best:
             raise SolverError(
                 f"fit stopped at iteration {self.iterations}, learning rate {self.learning_rate:.2g}: {error}. The "
                 f"best held-out value was {self.value:.6g}. Causes: (a) the map folds or has no inverse at some "
-                "samples: a map that cannot fold (maps.ConvexRidge), or a start nearer to the target (theta0, or an "
+                "samples: a map that cannot fold (maps.ConvexRidge), or a start closer to the target (theta0, or an "
                 "Affine fit first); (b) the steps are too long: smaller learning_rate."
             ) from error
 
 
 def _adam(best: _Best, generator: torch.Generator, max_iterations: int, patience: int) -> bool:
-    """Whether it stopped for want of improvement; leaves the best θ in `best`."""
+    """Whether it stopped for lack of improvement; leaves the best θ in `best`."""
     waited, theta, optimiser = 0, best.theta.clone(), None
     for k in range(1, max_iterations + 1):
         if optimiser is None:
@@ -245,10 +258,10 @@ def _adam(best: _Best, generator: torch.Generator, max_iterations: int, patience
 
 
 def _polish(best: _Best, iterations: int) -> bool:
-    """L-BFGS on all samples of the fit, from the best θ; whether it stopped for want of improvement."""
+    """L-BFGS on all samples of the fit, from the best θ; whether it stopped for lack of improvement."""
     theta = best.theta.clone().requires_grad_(True)
     optimiser = torch.optim.LBFGS(
-        [theta], max_iter=_POLISH, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-12,
+        [theta], max_iter=_POLISH_CHECK_EVERY, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-12,
         tolerance_change=0.0,
     )  # fmt: skip
 
@@ -260,9 +273,9 @@ def _polish(best: _Best, iterations: int) -> bool:
             return torch.tensor(1e10, dtype=torch.float64)
         return value
 
-    for _ in range(0, iterations, _POLISH):
+    for _ in range(0, iterations, _POLISH_CHECK_EVERY):
         optimiser.step(closure)
-        best.iterations += _POLISH
+        best.iterations += _POLISH_CHECK_EVERY
         before = best.value
         try:
             best.look(theta)

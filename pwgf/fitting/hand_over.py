@@ -1,4 +1,4 @@
-"""The law of a run at one time, handed over to another map: a bigger one, or one of another family."""
+"""The law of a run at one time, transferred to another map: a larger one, or one of another family."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_theta0
+from ..checks import check_integer, check_theta0, plain_numbers
 from ..errors import ConfigError, NonFiniteError
 from ..linalg import get_solver
 from ..maps.base import PushForward
@@ -18,7 +18,7 @@ from ..tangent import Tangent
 
 
 class Reparametrised(NamedTuple):
-    """A law handed over to another map.
+    """A law transferred to another map.
 
     Args:
         theta: (p,) float64.
@@ -31,6 +31,7 @@ class Reparametrised(NamedTuple):
     iterations: int
 
 
+@plain_numbers
 def reparametrise(
     run: Trajectory,
     t: float,
@@ -42,20 +43,20 @@ def reparametrise(
     max_iterations: int = 50,
     seed: int = 0,
 ) -> Reparametrised:
-    r"""θ of another map that takes over the law of a run at time t: min_θ E_z|T_θ(z) − T_old(z)|².
+    r"""θ of another map with the law of a run at time t: min_θ E_z|T_θ(z) − T_old(z)|².
 
-    Levenberg–Marquardt with the tangent and the solvers of the flow itself: each step solves
-    min_η |Jη − (T_old − T_θ)|²/n + μ tr Ĝ|η|², is taken if the misfit falls (μ then falls tenfold), and is else tried
-    again with ten times the μ. Go on with
+    Levenberg–Marquardt with the tangent and the solvers of the flow: each step solves
+    min_η |Jη − (T_old − T_θ)|²/n + ε tr(Ĝ)|η|². It is accepted if the misfit decreases, and ε is then divided by ten;
+    otherwise it is tried again with ten times the ε. Continue with
 
         PWGF(energy, new_map, reference, theta0=found.theta) and solve(scheme, times=[t, …]).
 
-    Cost: a tangent and a linear solve an iteration.
+    Cost: a tangent and a linear solve per iteration.
 
     Args:
         run: of a scheme with a map; `pwgf.load` reads one.
         t: a time of the run.
-        new_map: of the same dimension; bigger, or of another family.
+        new_map: of the same dimension; larger, or of another family.
         theta0: start (p,); None means `new_map.initial(seed)`.
         num_samples: n, samples of the fit; None means 2000, or enough that n·d ≥ 4p.
         num_eval: fresh samples on which the error is measured.
@@ -63,7 +64,8 @@ def reparametrise(
         seed: of samples and θ₀.
 
     Returns:
-        θ and its error; √error is the distance of the two maps in units of the law's spread, above that of the laws.
+        θ and its error; √error is the distance of the two maps in units of the spread of the law, an upper bound on
+        that of the laws.
 
     Raises:
         ConfigError: a run of particles (fit their samples), another dimension, or an argument out of range.
@@ -106,10 +108,10 @@ def regress(
     Args:
         map: T.
         theta: start (p,).
-        z, x: (n,d) points and where they are to go, float64.
+        z, x: (n,d) points and their targets, float64.
         max_iterations: steps tried at most.
         tolerance: it ends where the mean square misfit is below this share of the spread of x.
-        least_damping: μ never falls below it; larger values keep θ near its start where the points say little.
+        least_damping: the smallest ε; larger values keep θ near its start where the points do not determine it.
         call: for the message.
 
     Returns:
@@ -156,7 +158,7 @@ def _check_takeover(
         raise ConfigError(f"reparametrise(run, …) needs a Trajectory, from solve or load; got {type(run).__name__}.")
     if "map" not in run.config["scheme"]:
         raise ConfigError(
-            "reparametrise(run, …): this run holds particles and has no map to take over. Fit their samples: "
+            "reparametrise(run, …): this run holds particles and has no map. Fit their samples: "
             "fitting.fit(map, reference, run.sample(t, n))."
         )
     if not isinstance(new_map, PushForward):

@@ -14,7 +14,7 @@ from .explicit import Explicit
 from .implicit import Implicit
 
 STABLE = {"adaptive_heun": 2.0, "fehlberg2": 2.0, "bosh3": 2.5, "dopri5": 3.3, "dopri8": 6.0}
-"""Lengths of the real stability intervals: h·|λ| up to which an explicit step damps a mode λ < 0."""
+"""Lengths of the real stability intervals: h·κ up to which an explicit step damps a mode of rate κ."""
 
 _NEAR_LIMIT = 0.2  # share of the stability interval above which an explicit step will soon be bound by it
 _PATIENCE = 2  # intervals near the limit or with rejections, less those without, before implicit steps take over
@@ -24,14 +24,14 @@ _COST = 3.0  # an implicit step costs about as much as so many explicit ones
 
 @dataclass(frozen=True)
 class Auto:
-    """Starts with implicit steps and changes to explicit ones where those get further for the same work, and back.
+    """Starts with implicit steps and changes to explicit ones where those advance further for the same work, and back.
 
     An explicit start would leave a map that is about to be torn with parameters from which implicit steps advance
     slowly: wells of c = .5 in d = 2 stalled at t = .1 that way, and pass in 15 s with an implicit one. Implicit steps
     give way when stable explicit ones would be as long (by the Rayleigh quotient of the energy's second variation on
     the error estimate). Explicit steps give way when they are as long as stability allows (by the rate at which θ̇
-    changes between stages), are rejected again and again, fail, or strain the map to the edge of a fold; an interval in
-    which they fail or fold the map is repeated by an implicit step.
+    changes between stages), are rejected repeatedly, fail, or bring the map close to a fold; an interval in which they
+    fail or fold the map is repeated by an implicit step.
 
     Args:
         explicit, implicit: the two sides.
@@ -65,7 +65,7 @@ class Auto:
         return replace(self, explicit=self.explicit.resolved(tolerance), implicit=self.implicit.resolved(tolerance))
 
     def advance(self, field: Field, theta: Tensor, length: float, first_step: float, memory: Tensor) -> Advance:
-        """An interval by the side in charge; the memory holds which, its count, |λ| and the implicit side's memory.
+        """An interval by the side in charge; the memory holds which, its count, κ and the memory of the implicit side.
 
         Raises:
             SolverError, NonFiniteError: neither side finds a step.

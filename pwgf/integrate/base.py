@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ..checks import is_integer, is_real
 from ..errors import ConfigError
 
 NO_MEMORY = torch.zeros(0, dtype=torch.float64)
@@ -43,7 +43,7 @@ class Linearised(Protocol):
         ...
 
     def folded_since(self, start: Any) -> bool:
-        """Whether more samples have turned det ∂_zT ≤ 0 since θ₀ than may."""
+        """Whether det ∂_zT has become ≤ 0 since θ₀ at more samples than the limit."""
         ...
 
 
@@ -83,9 +83,9 @@ class Advance(NamedTuple):
         dt: length of the last accepted substep.
         proposal: length to try next.
         num_rejected: substeps rejected.
-        memory: numbers that the integrator wants back at the next interval, (k,) float64.
+        memory: numbers that the integrator needs at the next interval, (k,) float64.
         implicit: whether an implicit step worked.
-        stiffness: h·|λ|, the step in units of the fastest time scale that it has seen.
+        stiffness: h·κ, the step times the fastest rate that it has seen.
         reason: why the last substep was rejected; empty when none was.
     """
 
@@ -104,10 +104,9 @@ class Advance(NamedTuple):
 def check_positive(call: str, max_rejections: int = 1, **values: float | None) -> None:
     """Raises ConfigError unless each value is None or positive and finite, and the count an integer ≥ 1."""
     for name, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and math.isfinite(value) and value > 0):
+        if value is not None and not (is_real(value) and value > 0):
             raise ConfigError(f"{call}({name}=…) must be positive and finite; got {value!r}.")
-    if not isinstance(max_rejections, int) or isinstance(max_rejections, bool) or max_rejections < 1:
+    if not is_integer(max_rejections) or max_rejections < 1:
         raise ConfigError(f"{call}(max_rejections=…) must be an integer ≥ 1; got {max_rejections!r}.")
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from ..checks import plain_fields, plain_numbers
 from ..errors import ConfigError, NonFiniteError, SolverError, nearest
 from .base import NO_MEMORY, Advance, Field, as_config, check_positive
 
@@ -37,7 +38,7 @@ class Explicit:
         tolerance: largest rms displacement error of a sample per substep, in units of x; None means that of the scheme,
             else 1e-4.
         first_step: length of the first step, in units of t; None: from the velocity.
-        max_rejections: substeps rejected within an interval before it is drawn anew.
+        max_rejections: substeps rejected within an interval before it is repeated with new samples.
 
     Raises:
         ConfigError: an argument outside its range.
@@ -57,6 +58,7 @@ class Explicit:
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.method not in ADAPTIVE:
             hint = (
                 f" It takes fixed steps: FixedStep({self.method!r}, dt)."
@@ -114,6 +116,7 @@ class FixedStep:
     tolerance: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if self.method not in FIXED:
             raise ConfigError(
                 f"FixedStep(method={self.method!r}) is unknown; there are {', '.join(FIXED)}."
@@ -154,6 +157,7 @@ class FixedStep:
         return as_config(self)
 
 
+@plain_numbers
 def Euler(dt: float) -> FixedStep:
     """Forward Euler steps of length dt, as the published scheme takes them."""
     return FixedStep("euler", dt)
@@ -186,7 +190,7 @@ class _Watch:
         return self.theta_dot
 
     def stiffness(self) -> float:
-        """h·|λ| of the last accepted substep: how fast θ̇ changes between its two last stages, per displacement."""
+        """h·κ of the last accepted substep: how fast θ̇ changes between its two last stages, per displacement."""
         if len(self.stages) < 2:
             return 0.0
         (before, slow), (after, fast) = self.stages

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import is_integer, plain_fields
 from ..errors import ConfigError, NonFiniteError, SolverError
 from .base import Advance, Field, Linearised, as_config, check_positive
 
@@ -31,7 +32,7 @@ class Implicit:
     """Extrapolated linearly implicit Euler: stable for every step, however stiff the flow.
 
     A step of order 2 takes three linear solves at two points θ, one of order 3 six at four. The order in use is the one
-    that goes further per solve. A step is rejected, and a shorter one taken on the same samples, when the error
+    that advances further per solve. A step is rejected, and a shorter one tried on the same samples, when the error
     estimate exceeds the tolerance, when more than a few samples fold, or when the energy on these samples rises by more
     than half of what it should have fallen.
 
@@ -43,7 +44,7 @@ class Implicit:
         dt: None, or a fixed length for steps of plain implicit Euler without extrapolation and error control.
         newton: Newton iterations after the linear step, with `dt` only: 0 for the linearly implicit Euler step, a few
             for the minimising-movement (JKO) step of length dt.
-        max_rejections: steps rejected within an interval before it is drawn anew.
+        max_rejections: steps rejected within an interval before it is repeated with new samples.
 
     Raises:
         ConfigError: an argument outside its range.
@@ -65,12 +66,13 @@ class Implicit:
     max_rejections: int = 20
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_positive(
             "Implicit", self.max_rejections, tolerance=self.tolerance, first_step=self.first_step, dt=self.dt
         )
         if self.order not in (2, 3):
             raise ConfigError(f"Implicit(order=…) must be 2 or 3; got {self.order!r}.")
-        if not isinstance(self.newton, int) or isinstance(self.newton, bool) or self.newton < 0:
+        if not is_integer(self.newton) or self.newton < 0:
             raise ConfigError(f"Implicit(newton=…) must be an integer ≥ 0; got {self.newton!r}.")
         if self.newton and self.dt is None:
             raise ConfigError(
@@ -110,7 +112,7 @@ class Implicit:
             SolverError, NonFiniteError: the flow has no value at θ, or too many steps were rejected.
         """
         if self.dt is not None:
-            return self._minimising_movement(field, theta, length)
+            return self._minimising_movement(field, theta, length, self.dt)
         start = field.linearise(theta)
         order, since, extra = self.order, 0, 1.0  # `extra`: damping in units of the scheme's
         if len(memory):
@@ -147,7 +149,7 @@ class Implicit:
             torch.tensor([order, since, extra], dtype=torch.float64), True, stiffness, step.reason,
         )  # fmt: skip
 
-    def _minimising_movement(self, field: Field, theta: Tensor, length: float) -> Advance:
+    def _minimising_movement(self, field: Field, theta: Tensor, length: float, dt: float) -> Advance:
         """The step of implicit Euler, by `newton` iterations after the linear one."""
         start = field.linearise(theta)
         end = theta + length * start.velocity(length)
@@ -156,7 +158,7 @@ class Implicit:
             end = end + length * here.velocity(length, here.moved_since(start))
         moved = (end - theta) / length
         return Advance(
-            end, moved, length, length, float(self.dt), 0, torch.zeros(0, dtype=torch.float64), True,  # type: ignore[arg-type]
+            end, moved, length, length, float(dt), 0, torch.zeros(0, dtype=torch.float64), True,
             length * start.stiffness(moved),
         )  # fmt: skip
 

@@ -5,27 +5,27 @@
 True
 """
 
-from pwgf.linalg.base import LinearSolver, Solution, TangentLike
+from pwgf.linalg.base import EquationSolver, LinearSolver, Prepared, Solution, TangentLike
 from pwgf.linalg.blocks import BlockPCG
-from pwgf.linalg.choice import Auto, choose, for_interval, get_solver
+from pwgf.linalg.choice import Auto, choose, get_solver
 from pwgf.linalg.dual import Dual
-from pwgf.linalg.krylov import CG, LSMR, MINRES
+from pwgf.linalg.krylov import CG, LSMR
 from pwgf.linalg.primal import Primal
 from pwgf.linalg.subsample import SubsamplePCG
 
 __all__ = [
     "CG",
     "LSMR",
-    "MINRES",
     "Auto",
     "BlockPCG",
     "Dual",
+    "EquationSolver",
     "LinearSolver",
+    "Prepared",
     "Primal",
     "Solution",
     "SubsamplePCG",
     "TangentLike",
     "choose",
-    "for_interval",
     "get_solver",
 ]

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pwgf.linalg.base import Check, NormalEquations, Solution
+from pwgf.linalg.base import Check, NormalEquations, Solution, non_finite
 
 NUM_REFINEMENTS = 2
 
 
 def damped_inverse(
-    problem: NormalEquations, gram: Tensor, shift: float, damping: float, explicit: bool = False
+    solver: str, gram: Tensor, shift: float, damping: float, explicit: bool = False
 ) -> Callable[[Tensor], Tensor]:
     """The map r ↦ (K + shift·I)⁻¹ r for a positive semi-definite K, factorised once, in float64 for every dtype.
 
@@ -25,7 +25,7 @@ def damped_inverse(
     is clamped at 0, and with such a small damping eigenvalues under k·ε·max Λ are dropped: the pseudo-inverse.
 
     Args:
-        problem: names the solver in the message.
+        solver: its name, for the message.
         gram: K, (k, k).
         shift: added to the diagonal, ≥ 0, in the units of K.
         damping: shift relative to tr K, decides between the two.
@@ -36,7 +36,7 @@ def damped_inverse(
         NonFiniteError: K holds NaN or infinity.
     """
     if not bool(torch.isfinite(gram).all()):
-        raise problem.non_finite("the Gram matrix")
+        raise non_finite(solver, "the Gram matrix")
     dtype, eps = gram.dtype, torch.finfo(gram.dtype).eps
     K = gram.double()
     if damping >= eps / 10:

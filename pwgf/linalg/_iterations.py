@@ -1,4 +1,4 @@
-"""Krylov iterations on products alone: conjugate gradients, MINRES and LSMR.
+"""Krylov iterations on products alone: conjugate gradients and LSMR.
 
 Pure mathematics: they know neither samples nor parameters. Each waits once per iteration for a pair of scalars, and
 stops on |b − Ax| ≤ rtol |b| by its own recursion; the callers compute the true residual afterwards. What an operator
@@ -54,10 +54,10 @@ def conjugate_gradients(
     *,
     rtol: float,
     max_iterations: int,
-    precondition: Operator | None = None,
+    precondition: Operator = lambda r: r,
     numbers: Numbers = Tensor.tolist,
 ) -> Iterate:
-    """Solves Ax = b for a symmetric positive definite A, preconditioned by M⁻¹ if given.
+    """Solves Ax = b for a symmetric positive definite A, preconditioned by M⁻¹.
 
     A direction with pᵀAp ≤ 0 (A is not positive definite, or rounding ate it) ends the iteration before it is taken:
     `converged` is then False.
@@ -82,7 +82,7 @@ def conjugate_gradients(
         M. R. Hestenes, E. Stiefel, "Methods of conjugate gradients for solving linear systems", 1952.
     """
     x, r = (torch.zeros_like(b), b.clone()) if x0 is None else (x0.clone(), b - matvec(x0))
-    z = r if precondition is None else precondition(r)
+    z = precondition(r)
     p, rz = z.clone(), dot(r, z)
     b_norm, r_norm = numbers(torch.stack([b.norm(), r.norm()]))
     k = 0
@@ -92,7 +92,7 @@ def conjugate_gradients(
         step = torch.where((curvature > 0) & (rz > 0), safe_ratio(rz, curvature), 0)
         x.add_(step * p)
         r.sub_(step * ap)
-        z = r if precondition is None else precondition(r)
+        z = precondition(r)
         rz_new = dot(r, z)
         p.mul_(safe_ratio(rz_new, rz)).add_(z)
         rz = rz_new
@@ -100,77 +100,6 @@ def conjugate_gradients(
         taken, r_norm = numbers(torch.stack([step, r.norm()]))
         if not taken > 0 or not math.isfinite(r_norm):
             break
-    residual = r_norm / b_norm if b_norm > 0 else r_norm
-    return Iterate(x, residual, k, r_norm <= rtol * b_norm)
-
-
-def minres(
-    matvec: Operator,
-    b: Tensor,
-    x0: Tensor | None = None,
-    *,
-    rtol: float,
-    max_iterations: int,
-    null_rtol: float | None = None,
-    numbers: Numbers = Tensor.tolist,
-) -> Iterate:
-    """Minimises |b − Ax| over Krylov spaces for a symmetric A, definite or not, singular or not.
-
-    Lanczos brings A to tridiagonal form; Givens rotations bring that to an upper triangular R with *three* diagonals,
-    whose columns (ε, δ, γ) give the directions W = VR⁻¹. For a b outside range(A) it stops at the least-squares
-    solution, with `converged` False.
-
-    Cost: one product with A per iteration; one more if x0 is given.
-
-    Args:
-        matvec: A, (p,) -> (p,).
-        b: right side, (p,).
-        x0: start, (p,); zero if None.
-        rtol: stop at |b − Ax| ≤ rtol |b|.
-        max_iterations: cap, ≥ 1.
-        null_rtol: stop as well at |A r| ≤ null_rtol |A| |r|, where r lies in the null space of A to rounding and
-            going on would divide by it; ε^(2/3) if None. Give less than the reciprocal condition of a regular A.
-        numbers: reads the scalars of a branch.
-
-    Example:
-        >>> A = torch.tensor([[0.0, 2.0], [2.0, 0.0]])       # indefinite
-        >>> minres(lambda x: A @ x, torch.tensor([2.0, 4.0]), rtol=1e-5, max_iterations=9).x.round()
-        tensor([2., 1.])
-
-    References:
-        C. C. Paige, M. A. Saunders, "Solution of sparse indefinite systems of linear equations", 1975.
-    """
-    x, r = (torch.zeros_like(b), b.clone()) if x0 is None else (x0.clone(), b - matvec(x0))
-    b_norm, beta = numbers(torch.stack([b.norm(), r.norm()]))
-    r_norm, size = beta, 0.0
-    null_rtol = torch.finfo(b.dtype).eps ** (2 / 3) if null_rtol is None else null_rtol
-    v, v_old = (r / beta if beta > 0 else r), torch.zeros_like(b)
-    w, w_old = torch.zeros_like(b), torch.zeros_like(b)
-    c, s, delta_bar, epsilon_next, k = -1.0, 0.0, 0.0, 0.0, 0
-    beta = 0.0  # from here on the entry of the tridiagonal matrix above the diagonal
-    while k < max_iterations and r_norm > rtol * b_norm:
-        v_new = matvec(v) - beta * v_old
-        alpha_d = dot(v, v_new)
-        v_new.sub_(alpha_d * v)
-        beta_d = v_new.norm()
-        v_new.mul_(safe_ratio(torch.ones_like(beta_d), beta_d))
-        alpha, beta_new = numbers(torch.stack([alpha_d, beta_d]))
-        if not math.isfinite(alpha + beta_new):
-            r_norm = math.nan
-            break
-        # rotate column k of the tridiagonal matrix; epsilon is its fill-in two places above the diagonal
-        epsilon, delta = epsilon_next, c * delta_bar + s * alpha
-        gamma_bar, epsilon_next, delta_bar = s * delta_bar - c * alpha, s * beta_new, -c * beta_new
-        size = max(size, abs(alpha) + beta + beta_new)
-        if math.hypot(gamma_bar, delta_bar) <= null_rtol * size:  # |A r|/|r| vanishes
-            break
-        gamma = math.hypot(gamma_bar, beta_new)
-        c, s = gamma_bar / gamma, beta_new / gamma
-        w_new = (v - epsilon * w_old).sub_(w, alpha=delta).div_(gamma)
-        x.add_(w_new, alpha=c * r_norm)
-        r_norm *= s
-        w_old, w, v_old, v, beta = w, w_new, v, v_new, beta_new
-        k += 1
     residual = r_norm / b_norm if b_norm > 0 else r_norm
     return Iterate(x, residual, k, r_norm <= rtol * b_norm)
 
@@ -188,8 +117,8 @@ def lsmr(
 ) -> Iterate:
     """Minimises |Jx − b|² + damp²|x|² by Golub–Kahan bidiagonalisation, without forming JᵀJ.
 
-    Equals MINRES on (JᵀJ + damp² I) x = Jᵀb in exact arithmetic, and keeps more digits for an ill-conditioned J.
-    Starts at x = 0; without damping it returns the minimiser of least norm.
+    Of all x in the Krylov space it has the least residual of (JᵀJ + damp² I) x = Jᵀb; for an ill-conditioned J it keeps
+    more digits than conjugate gradients. Starts at x = 0; without damping it returns the minimiser of least norm.
 
     Cost: two products per iteration, one before.
 

@@ -9,12 +9,17 @@ and, with y = x − prior, its normal equations are (Ĝ + μI) y = b with b = J�
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from pwgf.checks import is_integer, is_real, plain, plain_fields
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError
 from pwgf.parallel import ALONE, Group
 
@@ -92,19 +97,115 @@ def spread_of(tangent: TangentLike) -> float:
     return float(getattr(tangent, "spread", 1.0))
 
 
-class LinearSolver(Protocol):
-    """A callable that solves the damped least-squares problem of this module for one right side."""
+def _same(r: Tensor) -> Tensor:
+    return r
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a solver makes of a tangent before it sees a right side.
+
+    Args:
+        tangent: J.
+        damping: ε ≥ 0, relative to tr Ĝ.
+        trace: tr Ĝ.
+        inverse: r ↦ (Ĝ + μI)⁻¹r, exact or a preconditioner; in sample space for `Dual`.
+        single: J in single precision, where an iteration may take its products.
+        kept: what `inverse` is made of and solves at nearby θ on the same samples may use again.
+    """
+
+    tangent: TangentLike
+    damping: float
+    trace: float
+    inverse: Callable[[Tensor], Tensor] = _same
+    single: TangentLike | None = None
+    kept: Any = None
 
     @property
-    def name(self) -> str:
-        """The name by which `get_solver` finds it."""
-        ...
+    def shift(self) -> float:
+        """μ = ε tr Ĝ."""
+        return self.damping * self.trace
+
+
+class LinearSolver(ABC):
+    """Solves the damped least-squares problem of this module, in two parts: what J needs, then right sides.
+
+    `state = prepare(tangent, damping)` is made once for a J; `solve(state, v, prior)` once for each right side. Where θ
+    moves little and the samples stay, `prepare(tangent, damping, last)` may use again what the state `last` holds. A
+    solver itself never changes. `solver(tangent, v, damping=…, prior=…)` does both parts.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, tangent: TangentLike, damping: float, last: Any = None, *, has_rhs: bool = False) -> Any:
+        """The state for solves with J.
+
+        Args:
+            tangent: J at n samples.
+            damping: ε ≥ 0, relative to tr Ĝ; μ = ε tr Ĝ.
+            last: this solver's state at a nearby θ on the same samples.
+            has_rhs: whether `rhs` will be given.
+
+        Raises:
+            ConfigError: damping is negative, NaN or infinite.
+            NonFiniteError: J is NaN or infinite.
+        """
+
+    @abstractmethod
+    def solve(self, state: Any, v: Tensor, prior: Tensor | None = None, rhs: Tensor | None = None) -> Solution:
+        """Solves for x (p,); see `NormalEquations` for the arguments and the errors."""
 
     def __call__(
         self, tangent: TangentLike, v: Tensor, *, damping: float, prior: Tensor | None = None, rhs: Tensor | None = None
     ) -> Solution:
-        """Solves for x (p,); see `NormalEquations` for the arguments and the errors."""
-        ...
+        """Prepares and solves for a single right side."""
+        return self.solve(self.prepare(tangent, damping, has_rhs=rhs is not None), v, prior, rhs)
+
+    def to_config(self) -> dict[str, Any]:
+        """Name and settings as JSON."""
+        return {"name": self.name, **settings_of(self)}
+
+
+class EquationSolver(LinearSolver):
+    """A solver of the normal equations: a subclass gives `answer`, and `made` where it factorises or preconditions.
+
+    `takes_rhs` says whether the right side may lie outside range(Jᵀ).
+    """
+
+    takes_rhs: ClassVar[bool] = True
+
+    def prepare(
+        self, tangent: TangentLike, damping: float, last: Prepared | None = None, *, has_rhs: bool = False
+    ) -> Prepared:
+        """See `LinearSolver.prepare`."""
+        if not 0 <= damping < math.inf:
+            raise ConfigError(
+                f"{self.name} solve(damping=…) needs a finite number ≥ 0; got {damping!r}. "
+                "Give damping=1e-6, or 0 for the plain least-squares fit."
+            )
+        trace = float(tangent.trace())
+        if not math.isfinite(trace):
+            raise non_finite(self.name, "the trace of the metric")
+        return self.made(Prepared(tangent, damping, trace), last)
+
+    def made(self, state: Prepared, last: Prepared | None) -> Prepared:
+        """The state with what solves will use of it."""
+        return state
+
+    def solve(self, state: Prepared, v: Tensor, prior: Tensor | None = None, rhs: Tensor | None = None) -> Solution:
+        """See `LinearSolver.solve`."""
+        if rhs is not None and not self.takes_rhs:
+            raise ConfigError(
+                f"{self.name} solve(rhs=…) needs a right side in range(Jᵀ), which a free rhs (form='gradient') is not. "
+                "Use solver='primal' or 'cg', or form='velocity'."
+            )
+        problem = NormalEquations(self.name, state, v, prior, rhs)
+        return problem.prior_solution() if problem.solved else self.answer(problem, state)
+
+    @abstractmethod
+    def answer(self, problem: NormalEquations, state: Prepared) -> Solution:
+        """The solution where b ≠ 0."""
 
 
 class Check(NamedTuple):
@@ -134,27 +235,19 @@ class NormalEquations:
 
     Args:
         solver: name of the solver, for the messages.
-        tangent: J at n samples.
+        state: J and the damping.
         v: velocity to be fitted, (n, d), in the tangent's dtype.
-        damping: λ ≥ 0, relative to tr Ĝ; μ = λ tr Ĝ.
         prior: centre of the damping, (p,); zero if None.
         rhs: replaces Jᵀv/n, (p,).
 
     Raises:
-        ConfigError: damping is negative, NaN or infinite.
         ShapeError: v, prior or rhs has the wrong shape or dtype.
-        NonFiniteError: v, prior, rhs, the trace or a product is NaN or infinite.
+        NonFiniteError: v, prior, rhs or a product is NaN or infinite.
     """
 
-    def __init__(
-        self, solver: str, tangent: TangentLike, v: Tensor, damping: float, prior: Tensor | None, rhs: Tensor | None
-    ) -> None:
-        if not 0 <= damping < math.inf:
-            raise ConfigError(
-                f"{solver} solve(damping=…) needs a finite number ≥ 0; got {damping!r}. "
-                "Give damping=1e-6, or 0 for the plain least-squares fit."
-            )
-        self.solver, self.tangent, self.v, self.rhs, self.num_products = solver, tangent, v, rhs, 0
+    def __init__(self, solver: str, state: Prepared, v: Tensor, prior: Tensor | None, rhs: Tensor | None) -> None:
+        tangent = self.tangent = state.tangent
+        self.solver, self.v, self.rhs, self.num_products = solver, v, rhs, 0
         self.group = group_of(tangent)
         own = self.group.share(tangent.n)
         self._check_input("the right side v", v, (own.stop - own.start, tangent.d))
@@ -163,10 +256,8 @@ class NormalEquations:
         if rhs is not None:
             self._check_input("the right side rhs", rhs, (tangent.p,))
         self.prior = torch.zeros(tangent.p, dtype=tangent.dtype, device=tangent.device) if prior is None else prior
-        trace = float(tangent.trace())
-        self._check_finite("the trace of the metric", trace)
-        self.trace, self.shift = trace, damping * trace
-        self._form_right_side(trace, has_prior=prior is not None)
+        self.shift = state.shift
+        self._form_right_side(state.trace, has_prior=prior is not None)
 
     def _form_right_side(self, trace: float, has_prior: bool) -> None:
         n, v, rhs = self.tangent.n, self.v, self.rhs
@@ -233,18 +324,9 @@ class NormalEquations:
         """The solution when b is 0: the prior itself."""
         return Solution(self.prior.clone(), 0.0, self.start_fit, self.num_products, True)
 
-    def non_finite(self, what: str) -> NonFiniteError:
-        """The error that says that `what` is NaN or infinite."""
-        return NonFiniteError(
-            f"{self.solver} solve: {what} is NaN or infinite; a linear solve needs finite numbers. Likely causes: "
-            "(a) the parameters left the range of the map: take smaller steps (tolerance or dt); "
-            "(b) the energy is infinite at a sample, or the map folds there: look at the velocity, try "
-            "integrator='implicit'; (c) overflow in float32: use dtype=torch.float64."
-        )
-
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise self.non_finite(what)
+            raise non_finite(self.solver, what)
 
     def _check_input(self, what: str, a: Tensor, shape: tuple[int, ...]) -> None:
         dtype = self.tangent.dtype
@@ -254,24 +336,32 @@ class NormalEquations:
                 f"{a.dtype}. Reshape it, or cast it with .to(tangent.dtype)."
             )
         if self.group.any(not bool(torch.isfinite(a).all())):
-            raise self.non_finite(what)
+            raise non_finite(self.solver, what)
 
 
-def refuse_rhs(solver: str, rhs: Tensor | None) -> None:
-    """Raises `ConfigError` when `rhs` is given to a solver that needs its right side in range(Jᵀ)."""
-    if rhs is not None:
-        raise ConfigError(
-            f"{solver} solve(rhs=…) needs a right side in range(Jᵀ), which a free rhs (form='gradient') is not. "
-            "Use solver='primal', 'cg' or 'minres', or form='velocity'."
-        )
+def non_finite(solver: str, what: str) -> NonFiniteError:
+    """The error that says that `what` is NaN or infinite."""
+    return NonFiniteError(
+        f"{solver} solve: {what} is NaN or infinite; a linear solve needs finite numbers. Likely causes: "
+        "(a) the parameters left the range of the map: take smaller steps (tolerance or dt); "
+        "(b) the energy is infinite at a sample, or the map folds there: look at the velocity, try "
+        "integrator='implicit'; (c) overflow in float32: use dtype=torch.float64."
+    )
+
+
+def settings_of(solver: Any) -> dict[str, Any]:
+    """The fields of a dataclass; none of anything else."""
+    fields = dataclasses.fields(solver) if dataclasses.is_dataclass(solver) else ()
+    return {field.name: getattr(solver, field.name) for field in fields}
 
 
 def check_settings(solver: object, **settings: float | None) -> None:
     """Raises `ConfigError` unless every setting is None or a finite number > 0, whole if its name counts something."""
+    plain_fields(solver)
     for name, value in settings.items():
         counts = name.startswith(("num_", "max_"))
-        kind = int if counts else (int, float)
-        if value is not None and not (isinstance(value, kind) and 0 < value < math.inf):
+        fits = is_integer if counts else is_real
+        if value is not None and not (fits(plain(value)) and value > 0):
             raise ConfigError(
                 f"{type(solver).__name__}({name}=…) needs a {'whole' if counts else 'finite'} number > 0; "
                 f"got {value!r}. Leave it out for the default."

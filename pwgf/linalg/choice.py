@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from pwgf.errors import ConfigError, nearest
-from pwgf.linalg.base import LinearSolver, Solution, TangentLike, check_settings
+from pwgf.linalg.base import LinearSolver, Solution, TangentLike, check_settings, settings_of
 from pwgf.linalg.blocks import BlockPCG
 from pwgf.linalg.dual import Dual
-from pwgf.linalg.krylov import CG, LSMR, MINRES
+from pwgf.linalg.krylov import CG, LSMR
 from pwgf.linalg.primal import Primal
 from pwgf.linalg.subsample import SubsamplePCG
 
@@ -50,7 +51,7 @@ def choose(
         n, d, p: samples, dimension, parameters.
         layered: whether Gram matrices are cheap because the structure of J is known.
         has_rhs: whether a free right side is given (the gradient form).
-        damping: λ of the solve.
+        damping: ε of the solve.
         accuracy: in (0, 1], factor of the iterations' tolerances.
         implicit: whether the rows are those of an implicit step.
         output_share: share of the parameters that move a single coordinate of x each.
@@ -75,9 +76,17 @@ def choose(
     return CG(rtol=(1e-3 if implicit else 2e-4) * accuracy, mixed=True)
 
 
+class Choice(NamedTuple):
+    """The solver that `Auto` took for a J, its state, and both for each kind of J met so far: explicit, implicit."""
+
+    solver: LinearSolver
+    state: Any
+    met: dict[bool, tuple[LinearSolver, Any]]
+
+
 @dataclass(frozen=True)
-class Auto:
-    """Takes `choose`'s solver anew at each call.
+class Auto(LinearSolver):
+    """Takes `choose`'s solver, and stays with it at nearby θ.
 
     Args:
         accuracy: in (0, 1], factor of the iterations' tolerances; at 1 the error in the displacement,
@@ -90,57 +99,66 @@ class Auto:
 
     accuracy: float = 1.0
     name: ClassVar[str] = "auto"
-    _kept: dict[str, LinearSolver] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_settings(self, accuracy=self.accuracy)
 
-    def for_interval(self) -> Auto:
-        """The same solver for solves at nearby θ on the same samples: chooses once, and what it builds is kept."""
-        solver = replace(self)
-        object.__setattr__(solver, "_kept", {})
-        return solver
-
-    def __call__(
-        self, tangent: TangentLike, v: Tensor, *, damping: float, prior: Tensor | None = None, rhs: Tensor | None = None
-    ) -> Solution:
+    def prepare(
+        self, tangent: TangentLike, damping: float, last: Choice | None = None, *, has_rhs: bool = False
+    ) -> Choice:
+        """See `LinearSolver.prepare`."""
         implicit = getattr(tangent, "h", 0.0) > 0
-        kind = "implicit" if implicit else "explicit"
-        if self._kept and kind in self._kept:
-            solver = self._kept[kind]
+        met = {} if last is None else last.met
+        if implicit in met:
+            solver, before = met[implicit]
         else:
-            solver = choose(
-                tangent.n,
-                tangent.d,
-                tangent.p,
-                tangent.layered,
-                rhs is not None,
-                damping,
-                self.accuracy,
-                implicit,
-                getattr(tangent, "output_share", 0.0),
-            )
-            if self._kept is not None:
-                solver = self._kept[kind] = for_interval(solver)
-        return solver(tangent, v, damping=damping, prior=prior, rhs=rhs)
+            share = getattr(tangent, "output_share", 0.0)
+            n, d, p, layered = tangent.n, tangent.d, tangent.p, tangent.layered
+            solver, before = choose(n, d, p, layered, has_rhs, damping, self.accuracy, implicit, share), None
+        state = solver.prepare(tangent, damping, before)
+        return Choice(solver, state, {**met, implicit: (solver, state)})
+
+    def solve(self, state: Choice, v: Tensor, prior: Tensor | None = None, rhs: Tensor | None = None) -> Solution:
+        """See `LinearSolver.solve`."""
+        return state.solver.solve(state.state, v, prior, rhs)
 
 
-def for_interval(solver: LinearSolver) -> LinearSolver:
-    """The solver for one interval, in which θ moves little and the samples stay: one that may keep what it builds."""
-    return solver.for_interval() if isinstance(solver, (Auto, BlockPCG, SubsamplePCG)) else solver
+class FromCallable(LinearSolver):
+    """A function solver(tangent, v, damping=…, prior=…, rhs=…) -> Solution as a solver that prepares nothing."""
+
+    def __init__(self, function: Callable[..., Solution]) -> None:
+        self.function = function
+        self.name = getattr(function, "name", getattr(function, "__name__", type(function).__name__))  # type: ignore[misc]
+
+    def prepare(
+        self, tangent: TangentLike, damping: float, last: Any = None, *, has_rhs: bool = False
+    ) -> tuple[TangentLike, float]:
+        """J and the damping, as they are."""
+        return tangent, damping
+
+    def solve(
+        self, state: tuple[TangentLike, float], v: Tensor, prior: Tensor | None = None, rhs: Tensor | None = None
+    ) -> Solution:
+        """What the function returns."""
+        tangent, damping = state
+        return self.function(tangent, v, damping=damping, prior=prior, rhs=rhs)
+
+    def to_config(self) -> dict[str, Any]:
+        """Its name, and its settings where it is a dataclass."""
+        return {"name": self.name, **settings_of(self.function)}
 
 
 SOLVERS: dict[str, type[LinearSolver]] = {
-    solver.name: solver for solver in (Auto, Primal, Dual, CG, BlockPCG, SubsamplePCG, MINRES, LSMR)
+    solver.name: solver for solver in (Auto, Primal, Dual, CG, BlockPCG, SubsamplePCG, LSMR)
 }
 
 
-def get_solver(solver: str | LinearSolver, **settings: Any) -> LinearSolver:
+def get_solver(solver: str | LinearSolver | Callable[..., Solution], **settings: Any) -> LinearSolver:
     """A solver by name, with settings; a solver itself passes through.
 
     Args:
-        solver: "auto", "primal", "dual", "cg", "block-pcg", "pcg", "minres", "lsmr", or any callable as
-            `LinearSolver` says.
+        solver: "auto", "primal", "dual", "cg", "block-pcg", "pcg", "lsmr", a `LinearSolver`, or any function
+            solver(tangent, v, damping=…, prior=…, rhs=…) -> Solution.
         settings: fields of the named solver, such as rtol=1e-6.
 
     Raises:
@@ -161,13 +179,13 @@ def get_solver(solver: str | LinearSolver, **settings: Any) -> LinearSolver:
                 f"get_solver(solver, …) takes settings with a name alone; got {solver!r} and {sorted(settings)}. "
                 "Put the settings into the solver."
             )
-        return solver
+        return solver if isinstance(solver, LinearSolver) else FromCallable(solver)
     if solver not in SOLVERS:
         raise ConfigError(
             f"get_solver(solver=…) needs one of {list(SOLVERS)}; got {solver!r}.{nearest(solver, SOLVERS)}"
         )
     made = SOLVERS[solver]
-    known = [f.name for f in fields(made) if f.init]  # type: ignore[arg-type]
+    known = [f.name for f in fields(made)]  # type: ignore[arg-type]
     for name in settings:
         if name not in known:
             raise ConfigError(

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
-
 from pwgf.linalg._factor import damped_inverse, refine
-from pwgf.linalg.base import NormalEquations, Solution, TangentLike
+from pwgf.linalg.base import EquationSolver, NormalEquations, Prepared, Solution
 
 
 @dataclass(frozen=True)
-class Primal:
+class Primal(EquationSolver):
     """Cholesky of the metric, (Ĝ + μI) y = b; the symmetric spectrum where that fails or there is no damping.
 
     Without damping and with a rank-deficient J the minimiser nearest to the prior is returned.
 
-    Cost: the Gram matrix, p³/3 flops and p² memory, three products.
-
-    Returns:
-        A `Solution` when called; see `pwgf.linalg.base.NormalEquations` for the arguments and the errors.
+    Cost: the Gram matrix, p³/3 flops and p² memory, once for a J; three products a solve.
 
     Example:
         >>> Primal().name
@@ -29,11 +24,11 @@ class Primal:
 
     name: ClassVar[str] = "primal"
 
-    def __call__(
-        self, tangent: TangentLike, v: Tensor, *, damping: float, prior: Tensor | None = None, rhs: Tensor | None = None
-    ) -> Solution:
-        problem = NormalEquations(self.name, tangent, v, damping, prior, rhs)
-        if problem.solved:
-            return problem.prior_solution()
-        inverse = damped_inverse(problem, tangent.gram_primal(), problem.shift, damping)
-        return refine(problem, inverse(problem.b), lambda y, check: inverse(check.gradient))
+    def made(self, state: Prepared, last: Prepared | None) -> Prepared:
+        """The factor of Ĝ + μI."""
+        gram = state.tangent.gram_primal()
+        return replace(state, inverse=damped_inverse(self.name, gram, state.shift, state.damping))
+
+    def answer(self, problem: NormalEquations, state: Prepared) -> Solution:
+        """By the factor, refined."""
+        return refine(problem, state.inverse(problem.b), lambda y, check: state.inverse(check.gradient))

@@ -10,10 +10,8 @@ from .base import Block, Layer, Linearisation, PushForward
 from .composed import Composed
 from .convex_max import ConvexMax
 from .convex_ridge import ConvexRidge
-from .coupling import CouplingFlow
 from .from_flow import FromFlow
 from .from_module import FromModule
-from .icnn import GradientICNN
 from .neural_ode import NeuralODE
 from .residual import ResidualMLP
 
@@ -23,10 +21,8 @@ __all__ = [
     "Composed",
     "ConvexMax",
     "ConvexRidge",
-    "CouplingFlow",
     "FromFlow",
     "FromModule",
-    "GradientICNN",
     "Layer",
     "Linearisation",
     "NeuralODE",
@@ -42,22 +38,28 @@ _SHELF: dict[str, type[PushForward]] = {
         Composed,
         ConvexMax,
         ConvexRidge,
-        CouplingFlow,
-        GradientICNN,
         NeuralODE,
         ResidualMLP,
     )
 }
 
 
+_OF_0_1 = ("CouplingFlow", "GradientICNN")
+
+
 def from_config(config: dict[str, Any]) -> PushForward:
     """Rebuilds a map from `to_config()`.
 
     Raises:
-        ConfigError: the map is not one of this package's; hand it over instead.
+        ConfigError: the map is not one of this package; pass it instead.
     """
     settings = dict(config)
     name = settings.pop("name", "")
+    if name in _OF_0_1:
+        raise ConfigError(
+            f"the stored map {name!r} was a family of pwgf 0.1, which reads the file: pip install 'pwgf<0.2'. For new "
+            "runs maps.ConvexRidge(dim) cannot fold either, and maps.FromFlow(flow, dim) takes a coupling flow of zuko."
+        )
     if name not in _SHELF:
         raise ConfigError(
             f"the stored map {name!r} cannot be rebuilt from the file; pass it: pwgf.load(path, map=…)."
@@ -65,7 +67,7 @@ def from_config(config: dict[str, Any]) -> PushForward:
         )
     if name == "Composed":
         settings["maps"] = [from_config(part) for part in settings["maps"]]
-    if name == "ResidualMLP" and "axis_units" not in settings:  # a file of the time before them, with its defaults
+    if name == "ResidualMLP" and "axis_units" not in settings:  # stored before they existed
         dim, width = settings["dim"], settings.get("width")
         settings.update(axis_units=0, width=max(64, 24 * dim) if width is None else width)
     return _SHELF[name](**settings)

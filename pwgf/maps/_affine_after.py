@@ -1,4 +1,4 @@
-"""Maps T(z) = A Φ_θ(z) + b whose Φ is made of matrices that act on each sample by itself."""
+"""Maps T(z) = A Φ_θ(z) + b whose Φ is made of matrices that act on each sample separately."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Act = Callable[[int, Tensor], Tensor]  # (k, fed (n,in)) → (n,out)
 
 
 class Call(NamedTuple):
-    """One use of block k of θ: what it was fed, [fed, 1] (n, in + 1), and the zeros that were added to its output."""
+    """One use of block k of θ: its input, [fed, 1] (n, in + 1), and the zeros that were added to its output."""
 
     k: int
     fed: Tensor
@@ -27,9 +27,9 @@ class Call(NamedTuple):
 class AffineAfter(PushForward):
     """T_θ(z) = A Φ_θ(z) + b, with [A b] the first block of θ.
 
-    The affine part holds Gaussian and self-similar flows exactly, whatever Φ can do. A subclass writes Φ with
-    `act(k, fed)` = W_k [fed, 1], where W_k is block k ≥ 1 of θ; the tangent follows from what the blocks are fed and
-    from gradients by their outputs, as factors where each block acts once. At the start Φ is the identity.
+    The affine part follows Gaussian and self-similar flows exactly, whatever Φ. A subclass writes Φ with `act(k, fed)`
+    = W_k [fed, 1], where W_k is block k ≥ 1 of θ; the tangent follows from the inputs of the blocks and from gradients
+    by their outputs, as factors where each block acts once. At the start Φ is the identity.
     """
 
     @abstractmethod
@@ -55,7 +55,7 @@ class AffineAfter(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """Φ⁻¹(A⁻¹(x − b)); raises SolverError where A is singular."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         theta, x = theta.detach(), x.detach()
         return self.inner_inverse(theta, solve_affine(self.unpack(theta)[0], x, type(self).__name__))
 
@@ -75,7 +75,7 @@ class AffineAfter(PushForward):
         return _Run(self, calls, with_ones(y).detach(), x).linearisation()
 
     def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
-        """J itself, (n,d,p), from the factors. Cost: T, d backward passes and p numbers a row."""
+        """J itself, (n,d,p), from the factors. Cost: T, d backward passes and p numbers per row."""
         rows = torch.zeros(len(z), self.dim, len(theta), dtype=z.dtype, device=z.device)
         for layer in self.linearise(theta, z).layers():  # type: ignore[misc]  # they are always there
             block = rows[:, :, layer.offset : layer.offset + layer.shape[0] * layer.shape[1]].unflatten(2, layer.shape)
@@ -87,9 +87,11 @@ class _Run:
     """One run of T with probes at the outputs of its blocks."""
 
     def __init__(self, map: AffineAfter, calls: list[Call], features: Tensor, x: Tensor) -> None:
-        self.layout, self.num_params, self.calls, self.features, self.x = (
-            map.layout(), map.num_params, calls, features, x,
-        )  # fmt: skip
+        self.layout = map.layout()
+        self.num_params = map.num_params
+        self.calls = calls
+        self.features = features
+        self.x = x
         with torch.enable_grad():
             self.push, self.pull = products(x, [call.probe for call in calls])
 
@@ -123,7 +125,8 @@ class _Run:
         found = [Layer(0, (d, d + 1), self.features, None)]
         for call, by_k in zip(self.calls, slopes, strict=True):
             block = self.layout[call.k]
-            found.append(Layer(block.offset, block.shape, call.fed, torch.stack(by_k, dim=1)))  # type: ignore[arg-type]
+            out, into = block.shape
+            found.append(Layer(block.offset, (out, into), call.fed, torch.stack(by_k, dim=1)))
         return found
 
 

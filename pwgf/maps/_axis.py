@@ -10,7 +10,7 @@ from .base import Layer
 SPREAD = 2.5  # the centres of a coordinate's units lie evenly between ± this, in standard deviations
 STEEPNESS = 1.5  # slope of a unit's argument at the start, the same
 
-# A block of parameters (d, 3, m) holds w, c and o of m units a coordinate: φ_k(z_k) = Σ_u o_ku tanh(w_ku z_k + c_ku).
+# A block of parameters (d, 3, m) holds w, c and o of m units per coordinate: φ_k(z_k) = Σ_u o_ku tanh(w_ku z_k + c_ku).
 
 
 def axis_start(dim: int, units: int, scale: float) -> Tensor:
@@ -42,7 +42,7 @@ def axis_slopes_and_bends(block: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def axis_features(block: Tensor, z: Tensor, weight: float = 1.0) -> Tensor:
-    """∂φ_k(z_k)/∂(w, c, o)_k, (d, 3m, n), times weight: row k of the tangent is zero but for its own coordinate's."""
+    """∂φ_k(z_k)/∂(w, c, o)_k, (d, 3m, n), times weight: elsewhere row k of the tangent is zero."""
     w, c, o = (part.unsqueeze(2) for part in block.unbind(1))
     points = z.T.unsqueeze(1)
     h = torch.tanh(torch.addcmul(c, points, w))

@@ -20,9 +20,9 @@ class Spot(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one call of a linear layer was fed, (n, in), what it gave, and the zeros that were added to that.
+    """The input of one call of a linear layer, (n, in), its output, and the zeros that were added to that.
 
-    `version` counts the changes in place of `fed` until the call; a later one would make it useless.
+    `version` counts the changes in place of `fed` until the call; a later one would invalidate it.
     """
 
     fed: Tensor
@@ -56,7 +56,7 @@ def linear_spots(
 def record(spots: Sequence[Spot], call: Callable[[], Tensor]) -> tuple[Tensor, list[Record]] | None:
     """x = call() with zeros added to the output of every layer, so that ∂x/∂(output) is a gradient by these zeros.
 
-    None unless each layer is called exactly once, on one row a sample that is not overwritten later.
+    None unless each layer is called exactly once, on one row per sample that is not overwritten later.
     """
     records: list[list[Record]] = [[] for _ in spots]
 
@@ -105,7 +105,7 @@ def used_elsewhere(x: Tensor, records: Sequence[Record], parameters: Sequence[Te
 def linearise_layers(
     spots: Sequence[Spot], parameters: Sequence[Tensor], num_params: int, call: Callable[[], Tensor]
 ) -> Linearisation | None:
-    """J from what the layers are fed, a, and gradients by their outputs, g: ∂T_k/∂W[o, j] = g[k, o] a[j].
+    """J from the inputs of the layers, a, and gradients by their outputs, g: ∂T_k/∂W[o, j] = g[k, o] a[j].
 
     Jη is one backward pass through the pulled-back graph from the directions (η_W a + η_b) of the layers' outputs, Jᵀu
     one backward pass to them; the factors g take d such passes and are computed only when asked for.
@@ -171,6 +171,6 @@ def _blocks(spot: Spot, flat: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _slopes(x: Tensor, pull: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
-    """∂T_k/∂(output) of every layer, (n, d, out), one pass a coordinate k."""
+    """∂T_k/∂(output) of every layer, (n, d, out), one pass per coordinate k."""
     seeds = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     return [torch.stack(by_k, dim=1) for by_k in zip(*(pull(seed.expand_as(x)) for seed in seeds), strict=True)]

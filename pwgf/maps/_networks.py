@@ -14,7 +14,7 @@ def with_ones(z: Tensor) -> Tensor:
 def default_gain(dim: int) -> float:
     """Weight of a network beside an affine part, as `ResidualMLP(gain=…)` explains.
 
-    In high dimension the affine part fills the trace by itself (d² of it), and a small gain would damp away a network
+    In high dimension the affine part alone dominates the trace (d² of it), and a small gain would suppress a network
     that has to move coordinates one by one; so it rises to 1 from d = 14 to 50, as (d − 10)/40.
     """
     return max(0.1, 0.3 / dim, min(1.0, (dim - 10) / 40))
@@ -23,13 +23,13 @@ def default_gain(dim: int) -> float:
 def first_layer(dim: int, units: int, axis_share: float, generator: torch.Generator) -> Tensor:
     """Rows [direction, bias] of a first layer on the scale of a standard normal law, (units, dim + 1).
 
-    A share `axis_share` looks at single coordinates, with centres spread evenly; the rest in random directions.
+    A share `axis_share` depends on single coordinates, with evenly spread centres; the rest has random directions.
     """
     on_axis = round(axis_share * units)
     rows = torch.randn(units, dim + 1, generator=generator, dtype=torch.float64)
     rows[:, :-1] *= 1.5 / rows[:, :-1].norm(dim=1, keepdim=True)
     rows[:on_axis] = 0
-    # Unit k looks at coordinate k mod d; the units of an axis have evenly spread centres.
+    # Unit k depends on coordinate k mod d; the units of an axis have evenly spread centres.
     for k in range(min(dim, on_axis)):
         mine = torch.arange(k, on_axis, dim)
         centres = (torch.arange(len(mine), dtype=torch.float64) + 0.5) / max(len(mine), 1) * 5 - 2.5

@@ -20,7 +20,8 @@ class Activations:
     """
 
     def __init__(self, map: Any, theta: Tensor, z: Tensor) -> None:
-        self.map, self.n = map, len(z)
+        self.map = map
+        self.n = len(z)
         _, self.hidden, out, single = map._split(theta)
         self.out = map._weight * out
         self.block = samples_per_block(map.units, z)
@@ -118,7 +119,8 @@ class SlopeActivations:
     """
 
     def __init__(self, map: Any, theta: Tensor, z: Tensor, xi: Tensor) -> None:
-        self.map, self.n = map, len(z)
+        self.map = map
+        self.n = len(z)
         _, (first,), out, single = map._split(theta)
         self.out = map._weight * out
         self.block = samples_per_block(2 * map.units, z)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_points
+from ..checks import check_dim, check_points, plain_fields
 from ._networks import with_ones
 from .base import Block, Layer, Linearisation, PushForward, blocks, solve_affine
 
@@ -37,6 +37,7 @@ class Affine(PushForward):
     dim: int
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "Affine(dim)")
 
     def layout(self) -> list[Block]:
@@ -59,7 +60,7 @@ class Affine(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """A⁻¹(x − b); raises SolverError where A is singular."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         (w,) = self.unpack(theta.detach())
         return solve_affine(w, x, "Affine")
 

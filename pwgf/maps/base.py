@@ -19,9 +19,9 @@ _CACHE = 2**20  # bytes of one activation array that share a core's cache with t
 
 
 class Layer(NamedTuple):
-    """One matrix W (out, in) in θ that acts on each sample by itself: ∂T_k(z_i)/∂W[o, j] = g[i, k, o] · a[i, j].
+    """One matrix W (out, in) in θ that acts on each sample separately: ∂T_k(z_i)/∂W[o, j] = g[i, k, o] · a[i, j].
 
-    `offset` is where W starts in θ (row-major), `a` (n, in) is what the layer is fed (a bias is a column of ones),
+    `offset` is where W starts in θ (row-major), `a` (n, in) the input of the layer (a bias is a column of ones),
     `g` (n, d, out) the derivative of T with respect to the layer's output; None stands for the identity (out = d).
     `output` names the only coordinate of T that the layer moves, where there is one.
     With `transposed` it is Wᵀ that acts, ∂T_k(z_i)/∂W[o, j] = g[i, k, j] · a[i, o]. A matrix that acts both ways gives
@@ -58,8 +58,8 @@ class Linearisation:
     """The tangent J = ∂_θT at fixed (θ, z): `jv` η (p,) → Jη (n,d), `jtu` u (n,d) → Jᵀu (p,).
 
     `layers` gives the factors of J where the map is made of per-sample linear layers, else None; `diagonal` Σ_rows J²
-    (p,) where there is a quicker way to it than through them. `repeats` tells that some matrix acts more than once: it
-    has a layer for each time, and their sum is its part of J.
+    (p,) where it can be computed faster than through them. `repeats` says that some matrix acts more than once: it has
+    a layer for each use, and their sum is its part of J.
     """
 
     jv: Callable[[Tensor], Tensor]
@@ -70,7 +70,7 @@ class Linearisation:
 
 
 class Pushed(NamedTuple):
-    """What T does to a density at samples z.
+    """The effect of T on a density at samples z.
 
     `score` (n,d) is ∇ log ρ at T(z), `det_sign` (n,) the sign of det ∂_zT, `log_abs_det` (n,) its logarithm; `inverse`
     (n,d,d) is (∂_zT)⁻¹ where the family computes it on the way.
@@ -102,8 +102,9 @@ def blocks(shapes: Sequence[tuple[str, tuple[int, ...]]]) -> list[Block]:
 class PushForward(ABC):
     """A map T_θ: R^d → R^d, differentiable in θ (p,) and in z (n,d) for any n ≥ 1.
 
-    A subclass gives `__call__`, `initial` and `layout`; it overrides `jacobian`, `log_abs_det`, `push_score`, `inverse`
-    and `linearise` where its family knows a cheaper route. All methods follow the dtype and device of θ and z.
+    A subclass supplies `__call__`, `initial` and `layout`; it overrides `jacobian`, `log_abs_det`, `push_score`,
+    `inverse` and `linearise` where its family has a cheaper formula. All methods follow the dtype and device of θ and
+    z.
     """
 
     dim: int
@@ -179,11 +180,11 @@ class PushForward(ABC):
         return Linearisation(jv=lambda eta: push([eta]), jtu=lambda u: pull(u)[0])
 
     def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
-        """J itself, (n,d,p), entry [i,k,:] = ∂_θT_k at z_i. Cost: T and d backward passes, p numbers a row."""
+        """J itself, (n,d,p), entry [i,k,:] = ∂_θT_k at z_i. Cost: T and d backward passes, p numbers per row."""
         return vmap(jacrev(lambda theta, zi: self(theta, zi[None])[0]), (None, 0))(theta, z).detach()
 
     def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:
-        """∂_θ(∂_zT·ξ) at (θ, z) and directions ξ (n,d): how the slope of T along ξ moves with θ.
+        """∂_θ(∂_zT·ξ) at (θ, z) and directions ξ (n,d): how the slope of T along ξ changes with θ.
 
         From the map's factors where it has them, differentiated along ξ by forward mode: ∂_ξ(g ⊗ a) = ∂_ξg ⊗ a +
         g ⊗ ∂_ξa. Otherwise by double backward on the graph of `jacobian`; a product costs about four of it.
@@ -196,7 +197,7 @@ class PushForward(ABC):
         return Linearisation(jv=lambda eta: push([eta]), jtu=lambda u: pull(u)[0])
 
     def slope_rows(self, theta: Tensor, z: Tensor, xi: Tensor) -> Tensor:
-        """∂_θ(∂_zT·ξ) itself, (n,d,p). Cost: d² backward passes, p numbers a row; sample by sample without vmap."""
+        """∂_θ(∂_zT·ξ) itself, (n,d,p). Cost: d² backward passes, p numbers per row; sample by sample without vmap."""
 
         def along(theta: Tensor, zi: Tensor, xi: Tensor) -> Tensor:
             return _along(self.jacobian(theta, zi[None]), xi[None])[0]
@@ -210,7 +211,7 @@ class PushForward(ABC):
     has_factors: ClassVar[bool] = False
 
     def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:
-        """The layers of J, differentiable in z by forward mode, for families that say so by `has_factors`."""
+        """The layers of J, differentiable in z by forward mode, for families with `has_factors`."""
         raise NotImplementedError
 
     def to_config(self) -> dict[str, Any]:
@@ -241,7 +242,7 @@ def _slope_layers(map: PushForward, theta: Tensor, z: Tensor, xi: Tensor) -> lis
 
 
 def from_layers(layers: list[Layer], num_params: int) -> Linearisation:
-    """A linearisation known by its factors alone. Cost of a product: a few passes over all of them."""
+    """A linearisation given by its factors alone. Cost of a product: a few passes over all of them."""
 
     def jv(eta: Tensor) -> Tensor:
         return torch.stack([layer.push(eta) for layer in layers]).sum(0)
@@ -297,7 +298,7 @@ def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:
     if int(info) != 0:
         raise SolverError(
             f"{call}.inverse: the matrix A in θ is singular, so T maps space onto a plane and has no inverse. "
-            "Use a smaller tolerance or more damping, so that the flow stays away from there."
+            "Use a smaller tolerance or more damping, so that the flow avoids such θ."
         )
     return y.T
 
@@ -319,7 +320,7 @@ def newton_inverse(map: PushForward, theta: Tensor, x: Tensor, *, max_iterations
     Raises:
         SolverError: some rows have no solution that the method finds (a folded map, or x outside its range).
     """
-    check_points(x, map.dim, f"{type(map).__name__}.inverse(theta, x): x")
+    check_points(x, map.dim, f"{type(map).__name__}.inverse(theta, x): x", finite=True)
     theta, x = theta.detach(), x.detach()
     accuracy = 100 * torch.finfo(x.dtype).eps
     z, solved = _newton(map, theta, x, x.clone(), accuracy, max_iterations)

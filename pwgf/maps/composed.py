@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,16 +17,16 @@ from .base import Block, Layer, Linearisation, Pushed, PushForward
 
 @dataclass(frozen=True, init=False)
 class Composed(PushForward):
-    r"""T = T_K ∘ … ∘ T_1; θ holds the parameters of the moving maps one after another, the others keep theirs.
+    r"""T = T_K ∘ … ∘ T_1; θ holds the parameters of the moving maps one after another, the others are fixed.
 
-    Jacobians multiply, log|det| adds, inverses go backwards, the score is pushed from map to map, and the tangent of a
-    part is carried on by the Jacobians of the maps after it: all exact wherever the parts are. J comes as layers where
-    all moving parts have them.
+    Jacobians are multiplied, log|det| added, inverses applied in reverse order, the score is pushed from map to map,
+    and the tangent of a part is multiplied by the Jacobians of the maps after it: all exact wherever the parts are. J
+    comes as layers where all moving parts have them.
 
-    Cost: the sum of the parts, and one d×d product a sample for each map after the first moving one.
+    Cost: the sum of the parts, and one d×d product per sample for each map after the first moving one.
 
     Args:
-        maps: T_1, …, T_K, the one that is applied first comes first.
+        maps: T_1, …, T_K in the order in which they are applied.
         moving: numbers k ≥ 0 of the maps whose parameters the flow moves; None means all.
         thetas: K entries, each the parameters (p_k,) at which that map stays, or starts if it moves; None, as a whole
             or as an entry, means the map's own `initial`.
@@ -111,11 +112,11 @@ class Composed(PushForward):
 
     def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
         """The product of the parts' Jacobians."""
-        total = None
+        jacobians = []
         for map, part in zip(self.maps, self._split(theta), strict=True):
-            jacobian = map.jacobian(part, z)
-            total, z = jacobian if total is None else jacobian @ total, map(part, z)
-        return total  # type: ignore[return-value]  # there is at least one map
+            jacobians.append(map.jacobian(part, z))
+            z = map(part, z)
+        return functools.reduce(lambda before, after: after @ before, jacobians)
 
     def log_abs_det(self, theta: Tensor, z: Tensor) -> Tensor:
         """The sum of the parts'."""
@@ -133,7 +134,7 @@ class Composed(PushForward):
         return sign, total
 
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
-        """From map to map: the score of what one pushes forward is the slope that the next one starts with."""
+        """From map to map: the score of the measure that one map makes is the slope from which the next one starts."""
         sign, log_abs_det = torch.ones_like(z[:, 0]), torch.zeros_like(z[:, 0])
         for map, part in zip(self.maps, self._split(theta.detach()), strict=True):
             pushed = map.push_score(part, z, slope)
@@ -143,7 +144,7 @@ class Composed(PushForward):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """The parts' inverses, the last map's first; raises what they raise."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         for map, part in reversed(list(zip(self.maps, self._split(theta.detach()), strict=True))):
             x = map.inverse(part, x)
         return x
@@ -190,8 +191,8 @@ def _checked(
     given = [None] * len(maps) if thetas is None else list(thetas)
     if len(given) != len(maps):
         raise ShapeError(
-            f"Composed(maps, thetas=…) needs one entry a map, {len(maps)}; got {len(given)}. Give None for a map that "
-            "starts at its own initial()."
+            f"Composed(maps, thetas=…) needs one entry per map, {len(maps)}; got {len(given)}. None: the map "
+            "starts at its initial()."
         )
     found: list[Tensor | None] = []
     for k, (map, theta) in enumerate(zip(maps, given, strict=True)):
@@ -220,12 +221,12 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Chain:
-    """The tangent of a composition from those of its parts."""
+    """The tangent of a composition from the tangents of its parts."""
 
     steps: list[_Step]
 
     def jv(self, eta: Tensor) -> Tensor:
-        """Jη, (n,d): what each map adds is carried on by the Jacobians of the next ones."""
+        """Jη, (n,d): the part of each map is multiplied by the Jacobians of the following ones."""
         moved = None
         for step in self.steps:
             if moved is not None and step.jacobian is not None:

@@ -12,13 +12,14 @@ from ..checks import check_positive, is_real
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from .base import Pushed, PushForward
 
-SHARE = 0.5  # of the identity at the start that the units make, the linear part makes the rest
+SHARE = 0.5  # of the identity at the start that the units contribute; the linear part contributes the rest
 
 
 class ConvexGradient(PushForward):
     """T = ∇ψ with ψ strictly convex for every θ: T never folds, and it is the Brenier map from λ to ρ_θ.
 
-    A subclass gives what `PushForward` asks for, and may give a quicker `jacobian`, `with_jacobian` and `push_score`.
+    A subclass supplies what `PushForward` requires, and may supply a faster `jacobian`, `with_jacobian` and
+    `push_score`.
     """
 
     def with_jacobian(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ def cholesky(jacobian: Tensor, z: Tensor, call: str) -> Tensor:
     spectrum = torch.linalg.eigvalsh(jacobian[first].detach())
     raise SolverError(
         f"{call}: the Cholesky factorisation of ∂_zT failed {place}, where its eigenvalues go from "
-        f"{float(spectrum[0]):.1e} to {float(spectrum[-1]):.1e}. It is positive definite but for rounding, so the "
+        f"{float(spectrum[0]):.1e} to {float(spectrum[-1]):.1e}. It is positive definite up to rounding, so the "
         "map is too steep for this precision: use dtype=torch.float64, a larger floor, or more damping."
     )
 
@@ -102,9 +103,9 @@ def check_bends(call: str, floor: float, axis_share: float = 0.0, **positive: fl
 def linear_start(
     v: Tensor, centres: Tensor, floor: float, knees: tuple[float, float], gain: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L (d,d), b (d,1) and ω (2,1) with which linear units of one weight along the rows of v make the identity.
+    """L (d,d), b (d,1) and ω (2,1) with which linear units of one weight along the rows of v give the identity.
 
-    They make `SHARE` of it in the direction in which there are most of them.
+    The units contribute `SHARE` of it in the direction in which there are most of them.
     """
     gram = v.T @ v
     weight = SHARE / float(torch.linalg.eigvalsh(gram)[-1])
@@ -114,7 +115,7 @@ def linear_start(
 
 
 def weights(raw: Tensor, knees: tuple[float, float], gain: float) -> Tensor:
-    """p and q > 0 of units that bend both ways, (2,m), from their parameters ω; softplus functions with given knees."""
+    """p and q > 0 of units that bend either way, (2,m), from their parameters ω; softplus with given knees."""
     return torch.stack([k * softplus(r * (gain / k)) for k, r in zip(knees, raw.view(2, -1), strict=True)])
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer
+from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
 from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
@@ -38,9 +38,9 @@ class ConvexMax(ConvexGradient):
     fold, and it is the Brenier map of ρ_θ. A group with κp = 2q is linear; that is the start, with L such that T_θ₀ is
     the identity up to rounding. Each group can bend either way from there. θ holds log κ.
 
-    As κ grows, one group sends the cells of a power diagram to `size` different places: what a law needs that splits
-    into several parts, and what a sum over single directions (`ConvexRidge`, whose units are groups of two) cannot do
-    where more than two cells meet. For mixtures in d ≥ 6 the better choice of the two, elsewhere the slower one.
+    As κ grows, one group maps the cells of a power diagram to `size` different places. A law that splits into several
+    parts needs this, and a sum over single directions (`ConvexRidge`, whose units are groups of two) cannot do it where
+    more than two cells meet. For mixtures in d ≥ 6 it is the better choice of the two, elsewhere the slower one.
 
     Cost: 4nd(d + m) flops for T with m = groups·size, 2n(d + m + groups)d² for ∂_zT, nd³/3 for log det.
 
@@ -79,6 +79,7 @@ class ConvexMax(ConvexGradient):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "ConvexMax(dim, groups, size)")
         for name, least in (("groups", 1), ("size", 2)):
             check_integer(getattr(self, name), name, "ConvexMax", least=least)
@@ -105,8 +106,8 @@ class ConvexMax(ConvexGradient):
 
         Args:
             seed: of directions and centres.
-            directions: (k,d) rows, of which every second affine function looks along a random combination: where the
-                law is going to be torn, see `fitting.active_directions`. None, or all zero: no direction is preferred.
+            directions: (k,d) rows; every second affine function starts along a random combination of them. Give those
+                in which the law will be torn, see `fitting.active_directions`. None, or all zero: none is preferred.
 
         Raises:
             ShapeError: directions of another shape, or not finite.
@@ -124,7 +125,7 @@ class ConvexMax(ConvexGradient):
 
     @property
     def _knees(self) -> tuple[float, float]:
-        """About p and q at the start over log 2: κp = 2q, and rows of length one make `SHARE` of the identity."""
+        """About p and q at the start over log 2: κp = 2q, and rows of length one give `SHARE` of the identity."""
         knee = SHARE * self.dim / self.units / math.log(2)
         return 2 * knee * self.scale / self.sharpness, knee
 
@@ -152,7 +153,7 @@ class ConvexMax(ConvexGradient):
         return self._jacobian(units, q, kappa * p - 2 * q, self._choice(units, centres, kappa, z)[1])[0]
 
     def _jacobian(self, units: Tensor, q: Tensor, bend: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The same from the choices s; beside it V_gᵀs_g, (n,d,groups)."""
+        """The same from the choices s, and V_gᵀs_g, (n,d,groups)."""
         d, linear, v = self.dim, units[: self.dim], units[self.dim :]
         constant = linear.T @ linear + self.floor * torch.eye(d, dtype=units.dtype, device=units.device)
         means = _means(s, v)
@@ -221,7 +222,7 @@ class _Part:
         _, units, centres, sharpness, raw = map.unpack(theta)
         kappa, (p, self.q) = sharpness.exp().unsqueeze(2), map._weights(raw).view(2, -1, 1, 1)
         self.z = z.T.contiguous()
-        self.values = units @ self.z  # Lz, and what the groups make of y
+        self.values = units @ self.z  # Lz, and the outputs of the groups
         y = (self.values[d:] + centres).view(shape)
         self.s = torch.softmax(kappa * y, 1)
         self.bend = kappa * p - 2 * self.q
@@ -230,7 +231,7 @@ class _Part:
         self.values[d:] = (p * self.s + self.q * self.rest).view(-1, len(z))
 
     def slopes(self, change: Tensor) -> Tensor:
-        """What a change of y (groups, size, samples) makes of φ, in its place; the matrix is symmetric."""
+        """The change of φ that follows from a change of y (groups, size, samples), in place."""
         bent = self.bend * _covariance(self.s, change, 1)
         return change.mul_(self.q).add_(bent)
 

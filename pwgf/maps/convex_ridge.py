@@ -1,4 +1,4 @@
-"""The gradient of a convex ridge function: a map that cannot fold, with batched closed forms for all it is asked."""
+"""The gradient of a convex ridge function: a map that cannot fold, with batched closed forms throughout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer
+from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
 from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
 from .convex import (
@@ -37,14 +37,14 @@ class ConvexRidge(ConvexGradient):
     ∂_zT = εI + LᵀL + Vᵀ diag(κp sech² κy + q tanh² κy) V is symmetric positive definite for *every* θ: T cannot fold,
     whatever the flow does, and it is the Brenier map of ρ_θ. A unit with κp = q is linear; that is the start, with L
     such that T_θ₀ is the identity up to rounding. Each unit can bend either way from there. θ holds log κ, so that a
-    unit turns into a cliff, as wells need that tear a law apart, at the pace at which the cliff steepens.
+    unit becomes a cliff, as wells that tear a law apart require, at the rate at which the cliff steepens.
 
     p and q are softplus functions of θ whose knee lies at their start; a share `axis_share` of the directions starts on
     single coordinates, see `ResidualMLP`.
 
-    A velocity is followed as far as it is the gradient of a function of z. That is so from λ = N(0, I) for targets that
-    are products, radial, or Gaussian; where the particles' own motion is no Brenier map, `projection_residual` tells,
-    and `Composed([Affine(d), ConvexRidge(d)])` or a free map follows further.
+    The map can follow a velocity as far as it is the gradient of a function of z. From λ = N(0, I) this holds for
+    targets that are products, radial, or Gaussian. Where the motion of the samples is not a Brenier map,
+    `projection_residual` shows it, and `Composed([Affine(d), ConvexRidge(d)])` or a free map can follow further.
 
     Cost: 4nd(d + width) flops for T, 2n(d + width)d² for ∂_zT, nd³/3 for log det.
 
@@ -81,6 +81,7 @@ class ConvexRidge(ConvexGradient):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "ConvexRidge(dim, width)")
         if self.width is not None:
             check_integer(self.width, "width", "ConvexRidge")
@@ -107,9 +108,9 @@ class ConvexRidge(ConvexGradient):
 
         Args:
             seed: of directions and centres.
-            directions: (k,d) rows, along each of which three of the units look, as far as the units go: where the law
-                is going to bend, such as `LogisticRegression.coordinates().directions(k)`. Where there are many, random
-                ones find none of them in d = 30. Rows of zeros are left out; None: no direction is preferred.
+            directions: (k,d) rows; three units start along each, as far as there are units. Give those in which the law
+                is going to bend, such as `LogisticRegression.coordinates().directions(k)`; in d = 30 random directions
+                find none of them. Rows of zeros are ignored; None: no direction is preferred.
 
         Raises:
             ShapeError: directions of another shape, or not finite.
@@ -127,7 +128,7 @@ class ConvexRidge(ConvexGradient):
 
     @property
     def _knees(self) -> tuple[float, float]:
-        """About p and q at the start over log 2: κp = q, and units of length one make `SHARE` of the identity."""
+        """About p and q at the start over log 2: κp = q, and units of length one give `SHARE` of the identity."""
         knee = SHARE * self.dim / self.units / math.log(2)
         return knee * self.scale / _SLOPE, knee
 
@@ -195,7 +196,7 @@ class _Part:
     def __init__(self, units: Tensor, centres: Tensor, kappa: Tensor, p: Tensor, q: Tensor, z: Tensor) -> None:
         d = z.shape[1]
         self.z = z.T.contiguous()
-        self.values = units @ self.z  # Lz, and what the units make of y
+        self.values = units @ self.z  # Lz, and the outputs of the units
         y = self.values[d:] + centres
         self.h = torch.tanh(kappa * y)
         self.rest = torch.addcmul(y, self.h, 1 / kappa, value=-1)

@@ -7,29 +7,29 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_dim, check_points
+from ..checks import check_dim, check_points, plain_numbers
 from ..errors import ConfigError
 from ._zuko import import_zuko
 from .base import Linearisation, Pushed, products, score_by_inverse
 from .from_module import FromModule
 
-_ACCURACY = 1e-5  # to which the flow's log det must be that of its own map: zuko's bisections go no further
+_ACCURACY = 1e-5  # of the flow's log det relative to that of its own map: the accuracy of zuko's bisections
 
 
 class FromFlow(FromModule):
     r"""T_θ(z): the direction in which a zuko flow draws its samples, z → x; θ are the parameters of its transform.
 
-    A zuko flow holds a transform from x to z and a law of z. T is the inverse of that transform; the flow's own law is
-    not looked at: λ is the reference that the scheme is given, so the pair starts at the flow's own measure where the
-    two laws agree (`pwgf.Gaussian(dim)` for most flows). `initial` gives the flow's own parameters: unlike the other
-    maps, T_θ₀ is the flow as it was given, trained or not. The flow is not changed.
+    A zuko flow holds a transform from x to z and a law of z. T is the inverse of that transform; the law of z is
+    ignored, because λ is the reference given to the scheme. The run starts at the measure of the flow where the two
+    laws agree (`pwgf.Gaussian(dim)` for most flows). `initial` returns the parameters of the flow: unlike with the
+    other maps, T_θ₀ is the flow as given, trained or not. The flow is not changed.
 
-    The inverse is the transform itself, log|det| its own, and the score is one backward pass through the log density.
-    T runs the transform backwards: one pass for coupling flows, d passes for autoregressive ones (give
-    `zuko.lazy.Flow(flow.transform.inv, flow.base)` for the other way round). J comes as factors where the networks are
-    plain `zuko.nn.MLP`s, as in coupling flows. Where T is an iteration that has no second derivative (zuko's bisection,
-    in SOSPF, BPF, NAF and others), J follows from the transform by the implicit function theorem; T itself is then as
-    exact as the iteration, 1e-6.
+    The inverse and log|det| are those of the transform, and the score is one backward pass through the log density. T
+    inverts the transform: one pass for coupling flows, d passes for autoregressive ones
+    (`zuko.lazy.Flow(flow.transform.inv, flow.base)` exchanges the two directions). J comes as factors where the
+    networks are plain `zuko.nn.MLP`s, as in coupling flows. Where T is an iteration without a second derivative (zuko's
+    bisection, in SOSPF, BPF, NAF and others), J follows from the transform by the implicit function theorem; T is then
+    as accurate as the iteration, 1e-6.
 
     Args:
         flow: an unconditional `zuko.lazy.Flow`, differentiable twice for energies with a density: give its networks a
@@ -37,8 +37,8 @@ class FromFlow(FromModule):
         dim: d ≥ 1.
 
     Raises:
-        ConfigError: zuko is missing, this is no flow, a parameter is frozen or there are none, its own log det is not
-            that of its map, and what `FromModule` refuses.
+        ConfigError: zuko is missing, this is not a flow, a parameter is frozen or there are none, its own log det is
+            not that of its map, or `FromModule` would refuse it.
         ShapeError: the transform does not map (n, d) to (n, d).
 
     Example:
@@ -54,6 +54,7 @@ class FromFlow(FromModule):
 
     _call: ClassVar[str] = "FromFlow(flow"
 
+    @plain_numbers
     def __init__(self, flow: nn.Module, dim: int) -> None:
         check_dim(dim, "FromFlow(flow, dim)")
         zuko = import_zuko("FromFlow(flow, dim)")
@@ -64,7 +65,8 @@ class FromFlow(FromModule):
                 f"{type(flow).__name__}. Take one of zuko.flows, or zuko.lazy.Flow(transform, base); other modules go "
                 "to maps.FromModule."
             )
-        self._linear, self._implicit = (nn.Linear, zuko.nn.Linear), False
+        self._linear = (nn.Linear, zuko.nn.Linear)
+        self._implicit = False
         super().__init__(_Sampler(transform), dim)
         self._check_log_det()
 
@@ -72,12 +74,12 @@ class FromFlow(FromModule):
         try:
             return super()._needs_forward_mode()
         except ConfigError:
-            self._implicit = True  # the check once more, with what the transform tells about its inverse
+            self._implicit = True  # the check again, with the implicit derivative
         try:
             return super()._needs_forward_mode()
         except ConfigError as error:
             raise ConfigError(
-                f"{error} Flows whose transform is integrated numerically (CNF, UNAF, SOSPF) are of this kind: use "
+                f"{error} Flows whose transform is integrated numerically (CNF, UNAF, SOSPF) belong here: use "
                 "maps.NeuralODE, or a coupling or autoregressive flow."
             ) from error
 
@@ -139,12 +141,12 @@ class FromFlow(FromModule):
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """The transform at x."""
-        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x")
+        check_points(x, self.dim, f"{type(self).__name__}.inverse(theta, x): x", finite=True)
         with torch.no_grad():
             return self._pull(theta.detach(), x.detach())[0]
 
     def volume(self, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """log|det ∂_zT| (n,) by the transform; differentiable. Its one sign everywhere is given as 1."""
+        """log|det ∂_zT| (n,) by the transform; differentiable. Its sign, the same everywhere, is returned as 1."""
         return torch.ones_like(z[:, 0]), -self._pull(theta, self(theta, z))[1]
 
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
@@ -157,7 +159,7 @@ class FromFlow(FromModule):
         return Pushed(score, torch.ones_like(z[:, 0]), -log_abs_det.detach())
 
     def to_config(self) -> dict[str, Any]:
-        """Names the transform's class; the flow itself cannot be rebuilt from JSON and is handed to `load(map=…)`."""
+        """The class name of the transform; the flow itself cannot be stored; pass it to `load(map=…)`."""
         return {"name": "FromFlow", "dim": self.dim, "flow": type(self._module.transform).__qualname__}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -11,36 +13,38 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..checks import check_dim
+from ..checks import check_dim, check_each_sample, plain_numbers, private
 from ..errors import ConfigError, ShapeError
 from ._module_layers import linear_spots, linearise_layers
 from .base import Block, Linearisation, PushForward, blocks, products
 
+_ALONE = threading.RLock()  # while θ is lent to a module or hooks are tied to it, no other thread may run one
 _STATEFUL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 class FromModule(PushForward):
     r"""T_θ(z) = module_θ(z), with θ the flattened parameters of a module that maps (n,d) to (n,d).
 
-    `initial` gives the module's own parameters, so the flow starts at (module)#λ; with `residual=True` the map is
-    T_θ(z) = z + module_θ(z) − module_θ₀(z), which starts as the identity exactly, whatever the module. The module is
-    not changed; its buffers are constants of the map.
+    `initial` returns the parameters of the module, so the flow starts at (module)#λ; with `residual=True` the map is
+    T_θ(z) = z + module_θ(z) − module_θ₀(z), which starts as the identity exactly, whatever the module. The map keeps a
+    copy of the module as it is now, whose buffers are constants; threads may share the map and run it in turn.
 
-    Where all parameters sit in `nn.Linear` layers, each called once per run on one row a sample, with anything between
-    them, J comes as factors of these layers, so that Gram matrices and the trace are cheap and the solver `pcg` serves
-    large problems. This is found by itself and checked against plain differentiation; every other module (shared
-    weights, convolutions, attention, scales of a LayerNorm, …) is differentiated plainly. Jη and Jᵀu go by double
-    backward; Jη by forward mode, two to three times slower, where the module has no second derivative.
+    Where all parameters belong to `nn.Linear` layers, each called once per evaluation on one row per sample, with
+    anything between them, J comes as factors of these layers, so that Gram matrices and the trace are cheap and the
+    solver `pcg` can be used for large problems. This is detected automatically and checked against plain
+    differentiation; every other module (shared weights, convolutions, attention, scales of a LayerNorm, …) is
+    differentiated plainly. Jη and Jᵀu use double backward; Jη uses forward mode, two to three times slower, where the
+    module has no second derivative.
 
     Args:
-        module: differentiable, acting on each sample by itself (no BatchNorm), without randomness (no Dropout); twice
+        module: differentiable, acting on each sample separately (no BatchNorm), without randomness (no Dropout); twice
             differentiable for energies with a density.
         dim: d ≥ 1.
         residual: start as the identity.
 
     Raises:
-        ConfigError: not a module, no trainable parameters, a frozen parameter, BatchNorm or Dropout inside, an input
-            that is changed in place, or an output that cannot be differentiated by the parameters.
+        ConfigError: not a module, no trainable parameters, a frozen parameter, BatchNorm or Dropout inside, or an
+            output that cannot be differentiated by the parameters.
         ShapeError: the module does not map (n, d) to (n, d).
 
     Example:
@@ -56,6 +60,7 @@ class FromModule(PushForward):
     _call: ClassVar[str] = "FromModule(module"  # how messages name the call
     _linear: tuple[type[nn.Module], ...] = (nn.Linear,)
 
+    @plain_numbers
     def __init__(self, module: nn.Module, dim: int, *, residual: bool = False) -> None:
         check_dim(dim, f"{self._call}, dim)")
         if not isinstance(module, nn.Module):
@@ -64,17 +69,23 @@ class FromModule(PushForward):
             if isinstance(child, _STATEFUL):
                 raise ConfigError(
                     f"{type(self).__name__}: {name or 'the module'} is a {type(child).__name__}, which makes T depend "
-                    "on the other samples or on chance; a map must act on each sample by itself. Remove it, or use "
+                    "on the other samples or on chance; a map must act on each sample separately. Remove it, or use "
                     "LayerNorm."
                 )
+        if any(nn.parameter.is_lazy(q) for q in (*module.parameters(), *module.buffers())):
+            raise ConfigError(
+                f"{self._call}, dim={dim}): the module is lazy, its parameters have no shape yet. Call it once: "
+                f"module(torch.zeros(2, {dim}))."
+            )
         frozen = [name for name, q in module.named_parameters() if not q.requires_grad]
         if frozen:
             raise ConfigError(
                 f"{type(self).__name__}: parameter {frozen[0]!r} is frozen (requires_grad=False), so the flow could "
                 "not move it; unfreeze it, or register it as a buffer to keep it constant."
             )
-        self.dim, self.residual = dim, bool(residual)
-        self._module = module
+        self.dim = dim
+        self.residual = bool(residual)
+        self._module = self._copied(module)
         self._names = [name for name, _ in module.named_parameters()]
         if not self._names:
             raise ConfigError(
@@ -84,15 +95,27 @@ class FromModule(PushForward):
         self._layout = blocks([(name, tuple(q.shape)) for name, q in module.named_parameters()])
         self._theta0 = torch.cat([q.detach().double().cpu().reshape(-1) for q in module.parameters()])
         self._check_output()
+        theta, z, _, _ = self._random_point()
+        check_each_sample(partial(self._apply, theta), [z], f"{self._call}, dim={self.dim}): the module")
         self._forward_mode = False
         self._forward_mode = self._needs_forward_mode()
-        self._spots = linear_spots(module, self._layout, self._linear)
+        self._spots = linear_spots(self._module, self._layout, self._linear)
         if self._spots is not None and not self._layers_agree():
             self._spots = None
 
+    def _copied(self, module: nn.Module) -> nn.Module:
+        """A module of the map's own, to which θ is lent and hooks are tied: the user's stays as it is."""
+        try:
+            return copy.deepcopy(module)
+        except (RuntimeError, TypeError) as error:
+            raise ConfigError(
+                f"{self._call}, dim={self.dim}): the module cannot be copied: {error}. Causes: (a) a tensor computed "
+                "in __init__ and kept: use torch.nn.utils.parametrizations, or compute it in forward; (b) an open "
+                "file or the like among its attributes."
+            ) from error
+
     def _check_output(self) -> None:
         z = torch.linspace(-1, 1, 2 * self.dim, dtype=torch.float64).view(2, self.dim)
-        before = z.clone()
         try:
             out = self._apply(self._theta0, z)
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
@@ -105,14 +128,9 @@ class FromModule(PushForward):
             raise ShapeError(
                 f"{self._call}, dim={self.dim}): the module must map (2, {self.dim}) to the same; got {got}."
             )
-        if not torch.equal(z, before):
-            raise ConfigError(
-                f"{self._call}, dim={self.dim}): the module changes its input in place, so the samples would be "
-                "lost. Use the out-of-place version: z = z + b instead of z += b."
-            )
 
     def _needs_forward_mode(self) -> bool:
-        """Whether Jη has to go by forward mode because the module has no second derivative.
+        """Whether Jη requires forward mode because the module has no second derivative.
 
         A Function marked `once_differentiable` raises nothing in a double backward but loses its part of Jη, hence the
         comparison with Jᵀu.
@@ -136,7 +154,7 @@ class FromModule(PushForward):
                 reasons.append(f"{name}: {error}")
                 continue
             gap = ((moved * u).sum() - eta @ pulled).abs() / (moved.norm() * u.norm() + eta.norm() * pulled.norm())
-            if not bool(gap > 1e-5):  # far above rounding; NaN is for the solve to report
+            if not bool(gap > 1e-5):  # far above rounding; the solve reports NaN
                 return name == "forward mode"
             reasons.append(f"{name}: Jη and Jᵀu disagree")
         raise ConfigError(
@@ -145,7 +163,7 @@ class FromModule(PushForward):
         )
 
     def _layers_agree(self) -> bool:
-        """Whether the factors are J: compared along random directions, which no error survives."""
+        """Whether the factors are J: compared along random directions, which detects every error."""
         theta, z, u, eta = self._random_point()
         try:
             found, plain = self._linearise_layers(theta, z), self._linearise_plainly(theta, z)
@@ -171,9 +189,9 @@ class FromModule(PushForward):
     def _run(self, parameters: Sequence[Tensor], z: Tensor, *more: Any) -> Any:
         values = dict(zip(self._names, parameters, strict=True))
         for name, buffer in self._module.named_buffers():
-            values[name] = buffer.to(z) if buffer.is_floating_point() else buffer.to(z.device)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
-            return functional_call(self._module, values, (z, *more))
+            values[name] = buffer.to(z.device, z.dtype if buffer.is_floating_point() else None, copy=True)
+        with _ALONE, sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+            return functional_call(self._module, values, (private(z), *more))
 
     def layout(self) -> list[Block]:
         """The module's parameters in its own order, under its own names."""
@@ -198,7 +216,8 @@ class FromModule(PushForward):
         if self._spots is None:
             return None
         leaves = self._leaves(theta)
-        return linearise_layers(self._spots, leaves, len(theta), lambda: self._run(leaves, z))
+        with _ALONE:
+            return linearise_layers(self._spots, leaves, len(theta), lambda: self._run(leaves, z))
 
     def _linearise_plainly(self, theta: Tensor, z: Tensor) -> Linearisation:
         leaves = self._leaves(theta)
@@ -215,14 +234,14 @@ class FromModule(PushForward):
         return jvp(lambda at: self._apply(at, z), (theta,), (eta,))[1].detach()
 
     def _leaves(self, theta: Tensor) -> list[Tensor]:
-        """θ's blocks, each a leaf of its own: derivatives come without passing through one vector of length p."""
+        """The blocks of θ as separate leaves: derivatives need not pass through one vector of length p."""
         return [block.detach().requires_grad_(True) for block in self.unpack(theta)]
 
     def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
         """J itself, (n,d,p); n·d backward passes one by one where `torch.vmap` refuses the module."""
         try:
             return super().tangent_rows(theta, z)
-        except RuntimeError:  # control flow that looks at values, or an operation without a rule for vmap
+        except RuntimeError:  # control flow that depends on values, or an operation without a rule for vmap
             seeds = torch.eye(self.dim, dtype=z.dtype, device=z.device).unsqueeze(1)
             tangents = [self._linearise_plainly(theta.detach(), zi[None]) for zi in z.detach()]
             return torch.stack([torch.stack([tangent.jtu(seed) for seed in seeds]) for tangent in tangents])
@@ -251,7 +270,7 @@ class FromModule(PushForward):
             return found if followed else found.detach()
 
     def to_config(self) -> dict[str, Any]:
-        """Names the module's class; the module itself cannot be rebuilt from JSON and is handed to `load(map=…)`."""
+        """The class name of the module; the module cannot be rebuilt from JSON and is passed to `load(map=…)`."""
         return {
             "name": type(self).__name__,
             "dim": self.dim,

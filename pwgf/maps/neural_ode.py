@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from ..checks import check_dim, check_integer, check_positive, is_real
+from ..checks import check_dim, check_integer, check_positive, is_real, plain_fields
 from ..errors import ConfigError, SolverError, nearest
 from ._affine_after import Act, AffineAfter
 from ._networks import default_gain, first_layer
@@ -17,7 +17,7 @@ from .base import Block, Pushed, PushForward, blocks, newton_inverse
 _METHODS = {"euler": 1, "midpoint": 2, "rk4": 4}  # and how often a step evaluates the field
 _LOG_DETS = ("dense", "series")
 _DENSE_DIM = 32  # dimension up to which determinants are formed
-_SMALL = 0.1  # the last power in the series must have shrunk a probe to less than this
+_CONVERGED = 0.1  # length to which the last power in the series must have shrunk a probe
 _COUNTS = ("width", "num_steps", "num_probes", "num_terms")
 
 
@@ -36,14 +36,14 @@ class NeuralODE(AffineAfter):
     samples: a deterministic function, unbiased over `probe_seed` up to the terms left out, exact for m = d. A step that
     is too long for the series raises an error.
 
-    Cost: with S = num_steps · (evaluations a step), 2nS·width·2d flops for T, d times that for ∂_zT; the series takes
-    `num_terms`·m/d of it. The tangent has a layer for each evaluation.
+    Cost: with S = num_steps · (evaluations per step), 2nS·width·2d flops for T, d times that for ∂_zT; the series takes
+    `num_terms`·m/d of that. The tangent has a layer for each evaluation.
 
     Args:
         dim: d ≥ 1.
         width: hidden units of the field; None means 12·d, at least 64.
         num_steps: Runge–Kutta steps ≥ 1; more of them make a deeper map.
-        method: "euler", "midpoint" or "rk4" (1, 2, 4 evaluations a step).
+        method: "euler", "midpoint" or "rk4" (1, 2, 4 evaluations per step).
         log_det: "dense" or "series"; None means dense up to d = 32.
         num_probes: m ≥ 1, at most d are used.
         num_terms: terms of the series ≥ 1.
@@ -83,6 +83,7 @@ class NeuralODE(AffineAfter):
     gain: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "NeuralODE(dim, width, num_steps)")
         for name in _COUNTS:
             value = getattr(self, name)
@@ -155,7 +156,7 @@ class NeuralODE(AffineAfter):
         return odeint(lambda t, y: self._slope(act, t, y)[0], y, self._times(y)[k : k + 2], method=self.method)[-1]
 
     def variation(self, theta: Tensor, y: Tensor, m: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Steps first … last − 1 from y, and what their Jacobian makes of m: (n,d), (n,d,c) → the same."""
+        """Steps first … last − 1 from y, and their Jacobian applied to m: (n,d), (n,d,c) → the same."""
         _, hidden, out = self.unpack(theta)
         act, d = self.acting(theta), self.dim
 
@@ -209,16 +210,16 @@ class NeuralODE(AffineAfter):
             power = moved - power  # B times it
             total = total - (-1) ** term / term * (probes * power).sum((1, 2))
         size = power.detach().norm(dim=(1, 2)) / probes.shape[2] ** 0.5
-        if bool((size > _SMALL).any()):
+        if bool((size > _CONVERGED).any()):
             raise SolverError(
-                f"NeuralODE: the series for log det does not settle at {int((size > _SMALL).sum())} of {len(y)} "
+                f"NeuralODE: the series for log det does not settle at {int((size > _CONVERGED).sum())} of {len(y)} "
                 f"samples (step {k} of {self.num_steps}, |B^{self.num_terms}| up to {float(size.max()):.1e}): the "
                 "steps are too long for it. Use more num_steps or num_terms, or log_det='dense'."
             )
         return after, total * self.dim / probes.shape[2]
 
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
-        """As every map's with dense determinants; with the series its gradient, and a plain Jacobian to carry it.
+        """As for every map with dense determinants; with the series its gradient, multiplied by a plain Jacobian.
 
         Raises:
             SolverError: a step is too long for the series.
@@ -247,10 +248,12 @@ class NeuralODE(AffineAfter):
 
 
 class _Step(PushForward):
-    """One step of Φ, as the map that Newton's method is given."""
+    """One step of Φ, as a map for Newton's method."""
 
     def __init__(self, whole: NeuralODE, k: int) -> None:
-        self.whole, self.k, self.dim = whole, k, whole.dim
+        self.whole = whole
+        self.k = k
+        self.dim = whole.dim
 
     def layout(self) -> list[Block]:
         return self.whole.layout()

@@ -1,4 +1,4 @@
-"""The default map: an affine part, a function of each coordinate by itself, and a small network."""
+"""The default map: an affine part, a function of each single coordinate, and a small network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer, check_positive, is_real
+from ..checks import check_dim, check_integer, check_positive, is_real, plain_fields
 from ..errors import ConfigError
 from ._axis import axis_slopes, axis_slopes_and_bends, axis_start, axis_values
 from ._networks import first_layer
@@ -22,31 +22,31 @@ class ResidualMLP(PushForward):
     r"""T_θ(z) = A z + b + axis_gain · Σ_k φ_k(z_k) e_k + gain · W_out h_L,  h_l = tanh(W_l [h_{l−1}, 1]),  h_0 = z.
 
     The affine part represents Gaussian and self-similar flows exactly. φ_k(s) = Σ_u o_ku tanh(w_ku s + c_ku) is a
-    function of one coordinate with `axis_units` units of its own; the network serves what couples the coordinates.
-    φ and W_out start at zero, so T_θ₀ is the identity *exactly* and ρ_θ₀ = λ.
+    function of one coordinate with `axis_units` units of its own; the network couples the coordinates. φ and W_out
+    start at zero, so T_θ₀ is the identity *exactly* and ρ_θ₀ = λ.
 
-    Functions of single coordinates are what makes high dimension work: most potentials of interest are nearly sums
-    over coordinates, which random directions resolve only at a width that grows fast with d, and units with free
-    weights in all coordinates fit noise (d parameters each). Double wells in d = 50 (Styblinski–Tang, c = .06, t = 1)
-    came to an energy per dimension of .012 above the exact one with them, .205 with 600 free units that start on axes.
+    Functions of single coordinates are essential in high dimension: most potentials of interest are nearly sums over
+    coordinates, which random directions resolve only at a width that grows fast with d, and units with free weights in
+    all coordinates fit noise (d parameters each). For double wells in d = 50 (Styblinski–Tang, c = .06, t = 1) the
+    energy per dimension was .012 above the exact one with them, .205 with 600 free units that start on axes.
 
     Cost: 2nd(d + 2·width + 3·axis_units) flops for T with one hidden layer, 2n·width·d² for ∂_zT.
 
     Args:
         dim: d ≥ 1.
-        width: units of each hidden layer; None means 16·d, at least 32, 12·d + 40 above d = 10, and at most 200: more
-            weights than a quarter of the coordinates of 1000 samples have fitted noise.
+        width: units of each hidden layer; None means 16·d, at least 32, 12·d + 40 above d = 10, and at most 200: with
+            more weights than a quarter of the coordinates of 1000 samples the network fitted noise.
         depth: number of hidden layers ≥ 1; one is the fastest and was the most accurate.
         axis_share: share of first-layer units that start on a single coordinate, in [0, 1]; their weights are free to
-            leave it.
+            change.
         scale: typical distance of reference samples from their centre per coordinate; φ and the first layer start on
             that scale.
         gain: > 0, weight of the network beside the affine part; None means .1, in d < 3 .3/d. The damping is relative
-            to the trace of the metric, which a wide network with gain 1 would fill: the affine part would be damped far
-            more than needed. On Gaussian flows in d = 12 a gain of .1 is 200 times more accurate than 1 (symmetric KL
-            6e-7 against 1.5e-4). In d = 1 the trace is small anyway, and so small a gain would leave steep double wells
-            underdamped.
-        axis_units: units of each φ_k ≥ 0; 0 leaves φ out.
+            to the trace of the metric, which a wide network with gain 1 would dominate: the affine part would be damped
+            far more than necessary. On Gaussian flows in d = 12 a gain of .1 is 200 times more accurate than 1
+            (symmetric KL 6e-7 and 1.5e-4). In d = 1 the trace is small anyway, and so small a gain would leave steep
+            double wells underdamped.
+        axis_units: units of each φ_k ≥ 0; 0 omits φ.
         axis_gain: > 0, weight of φ beside the affine part, for the same reason; None means .3, from d = 17 on 5/d. The
             noise that φ can fit grows with d: double wells in d = 50 (c = .06, t = 1, n = 1000) end with a symmetric KL
             of .19 at .3 and of .008 at .1.
@@ -76,6 +76,7 @@ class ResidualMLP(PushForward):
     axis_gain: float | None = None
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "ResidualMLP(dim, width, depth)")
         if self.width is None:
             object.__setattr__(self, "width", max(32, min(16 * self.dim, 12 * self.dim + 40, 200)))
@@ -109,7 +110,7 @@ class ResidualMLP(PushForward):
 
     @property
     def numbers_per_sample(self) -> int:
-        """A few activations a layer and Jacobians; with more layers those of all units."""
+        """A few activations per layer and Jacobians; with more layers those of all units."""
         deep = self.depth * self.dim if self.depth > 1 else 0
         return 4 * self.dim**2 + (4 + 2 * deep) * self.depth * self.units + 6 * self.dim * self.axis_units
 
@@ -207,7 +208,7 @@ class ResidualMLP(PushForward):
         return Activations(self, theta, z).layers()
 
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
-        """J from cached activations: four matrix products a layer for one Jη and one Jᵀu."""
+        """J from cached activations: four matrix products per layer for one Jη and one Jᵀu."""
         return Activations(self, theta.detach(), z.detach()).linearisation()
 
     def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:

@@ -1,4 +1,4 @@
-"""Reference measures λ, and the pushed measure ρ_θ = (T_θ)#λ on a batch of samples."""
+"""Laws: reference measures λ and pushed measures ρ_θ = (T_θ)#λ; and what energies see of them, on samples."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from .barenblatt import Barenblatt
 from .base import Reference
 from .floored import FlooredMeasure
 from .gaussian import Gaussian, check_cov
-from .pushed import PushedMeasure
+from .law import Law
+from .pushed import PushedLaw, PushedMeasure
+from .sampled import Cloud, Sampled
 from .uniform_ball import UniformBall
 from .unnormalised import Unnormalised
 
 __all__ = [
     "Barenblatt",
+    "Cloud",
     "FlooredMeasure",
     "Gaussian",
+    "Law",
+    "PushedLaw",
     "PushedMeasure",
     "Reference",
+    "Sampled",
     "UniformBall",
     "Unnormalised",
     "check_cov",
@@ -32,7 +38,7 @@ def from_config(config: dict[str, Any]) -> Reference:
     """Rebuilds a reference from `to_config()`.
 
     Raises:
-        ConfigError: the reference is not one of this package's; hand it over instead.
+        ConfigError: the reference is not one of this package; pass it instead.
     """
     settings = dict(config)
     name = settings.pop("name", "")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
-from ..checks import check_dim, is_real
+from ..checks import as_points, check_dim, is_real, plain_fields
 from ..errors import ConfigError
-from .base import antithetic
+from .base import Isotropic
+from .law import as_generator
 
 
 @dataclass(frozen=True)
-class Barenblatt:
+class Barenblatt(Isotropic):
     r"""The self-similar solution of the porous-medium equation ∂ₜρ = Δρ^m at time t.
 
     ρ(x) = t^{−a}(C − k|x|²t^{−2b})₊^{q} with q = 1/(m−1), a = d/(d(m−1)+2), b = a/d, k = b(m−1)/(2m) and C set by unit
@@ -37,8 +39,10 @@ class Barenblatt:
     dim: int
     m: float
     t: float
+    edge: ClassVar[str] = "continuous"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "Barenblatt(dim, m, t)")
         if not (is_real(self.m) and self.m > 1):
             raise ConfigError(
@@ -79,33 +83,21 @@ class Barenblatt:
         """E|x|²."""
         return self.radius**2 * self.dim / (self.dim + 2 * self.q + 2)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n independent samples (n,d): a direction times radius·√Beta(d/2, q+1).
 
-        Beta(α, β) is drawn as the quantile of a uniform number by bisection, so that one generator drives all.
+        Beta(α, β) is drawn as the quantile of a uniform number, so that one generator drives all.
         """
+        generator = as_generator(seed, "Barenblatt.sample")
         direction = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         uniform = torch.rand(n, generator=generator, dtype=torch.float64)
-        radius = self.radius * self._beta_quantile(uniform).sqrt()
+        share = torch.from_numpy(betaincinv(self.dim / 2, self.q + 1, uniform.numpy()))
+        radius = self.radius * share.sqrt()
         return direction * (radius / direction.norm(dim=1)).unsqueeze(1)
-
-    def _beta_quantile(self, u: Tensor) -> Tensor:
-        """Quantile of Beta(d/2, q+1): monotone interpolation of the integrated density in the angle s, B = sin²s."""
-        angle = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)
-        density = torch.sin(angle) ** (self.dim - 1) * torch.cos(angle) ** (2 * self.q + 1)
-        mass = torch.cumulative_trapezoid(density, angle)
-        mass = torch.cat([torch.zeros(1, dtype=torch.float64), mass / mass[-1]])
-        index = torch.searchsorted(mass, u.contiguous(), right=True).clamp(1, len(mass) - 1)
-        low, high = mass[index - 1], mass[index]
-        share = (u - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny)
-        return torch.sin(angle[index - 1] + share * (angle[index] - angle[index - 1])) ** 2
-
-    def matched_sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n antithetic samples (n,d); their mean is exactly zero for even n."""
-        return antithetic(n, lambda k: self.sample(k, generator))
 
     def log_density(self, z: Tensor) -> Tensor:
         """log ρ(z): (n,d) → (n,); −inf outside the ball."""
+        z = as_points(z, self.dim, "Barenblatt.log_density(z): z")
         height = self.C - self.k * self.t ** (-2 * self.b) * z.square().sum(1)
         return self.q * torch.log(height.clamp_min(0.0)) - self.dim * self.b * math.log(self.t)
 

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .law import Law, as_generator
+
 
 @runtime_checkable
-class Reference(Protocol):
-    """A measure λ with a density that can be sampled.
+class Reference(Law, Protocol):
+    """A law λ that a run starts from. Its `log_density` is differentiable, in z's dtype and on its device.
 
-    A reference may also offer `matched_sample(n, generator)`: antithetic and moment-matched points, whose averages of
-    quadratic functions are exact; energies of pairs use it to keep their sampling noise down.
+    A subclass gives `dim`, `sample` (float64) and `log_density`.
+    `edge` says where the density ends: "none", "continuous" (it falls to 0 there) or "jump"; a jump is refused under a
+    diffusion, which samples inside would not see.
     """
 
+    def matched_sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
+        """n samples (n,d) spread more evenly than independent ones where the law knows how; here independent ones.
+
+        Right sides, and energies of pairs, average over them: their sampling noise is smaller.
+        """
+        return self.sample(n, seed)
+
+
+class Isotropic(Reference):
+    """A law that is symmetric under rotations about 0; a subclass adds E|x|²."""
+
     @property
-    def dim(self) -> int:
-        """d."""
-        ...
+    @abstractmethod
+    def second_moment(self) -> float:
+        """E|x|²."""
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n independent samples, (n,d) float64 on the CPU."""
-        ...
+    def matched_sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
+        """n antithetic samples (n,d); their mean is exactly zero for even n."""
+        half = self.sample((n + 1) // 2, as_generator(seed, f"{type(self).__name__}.matched_sample"))
+        return torch.cat([half, -half])[:n]
 
-    def log_density(self, z: Tensor) -> Tensor:
-        """log λ(z): (n,d) → (n,), differentiable, in z's dtype and on its device."""
-        ...
+    def mean(self) -> Tensor:
+        """Zeros (d,)."""
+        return torch.zeros(self.dim, dtype=torch.float64)
+
+    def cov(self) -> Tensor:
+        """E|x|²/d times the unit matrix, (d,d)."""
+        return self.second_moment / self.dim * torch.eye(self.dim, dtype=torch.float64)
 
 
-def antithetic(n: int, draw: Callable[[int], Tensor]) -> Tensor:
-    """n points of a law symmetric about 0 whose mean is 0 (n even) or nearly so."""
-    half = draw((n + 1) // 2)
-    return torch.cat([half, -half])[:n]
+def effective_share(log_w: Tensor) -> float:
+    """Effective sample size as a share of n, (Σw)²/(nΣw²), from log weights (n,) up to a constant."""
+    return float(1 / (len(log_w) * torch.softmax(log_w, 0).square().sum()))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import private
 from .pushed import PushedMeasure
 
 FLOOR = 0.03
@@ -24,13 +25,13 @@ class _Repair(NamedTuple):
 
 
 class FlooredMeasure(PushedMeasure):
-    r"""ρ_θ, but where ∂_zT is singular, nearly so, or turned over, as if its singular values were at least a floor.
+    r"""ρ_θ, but where ∂_zT is (nearly) singular or reverses orientation, as if its singular values had a floor.
 
-    A map that is squeezed in the tail of λ folds at single samples, and there the score, which grows as 1/slope², says
-    nothing about ρ: one such sample in a thousand would carry all of E|v|². A sample is unsound if det ∂_zT ≤ 0 or its
-    slope 1/|(∂_zT)⁻¹| lies below the floor. There singular values below the floor are raised to it (the smallest one
-    also where the map is turned over), and the score is that of λ carried over by this matrix, without the gradient of
-    log|det ∂_zT|: a finite push that unfolds the map. `det_sign` stays what it is.
+    A map that is squeezed in the tail of λ folds at single samples. The score there grows as 1/slope² and carries no
+    information about ρ: one such sample in a thousand would dominate E|v|². A sample is unsound if det ∂_zT ≤ 0 or its
+    slope 1/|(∂_zT)⁻¹| lies below the floor. There, singular values below the floor are raised to it (the smallest one
+    also where the orientation is reversed), and the score is that of λ pushed by this matrix, without the gradient of
+    log|det ∂_zT|: a finite velocity that unfolds the map. `det_sign` is not changed.
 
     Args:
         floor: in units of x over z; None: `FLOOR` times the median slope over these samples.
@@ -92,7 +93,7 @@ class FlooredMeasure(PushedMeasure):
     def log_density(self) -> Tensor:
         """log ρ_θ(x) after the repair, (n,)."""
         log_abs_det = self._with_repair(self._volume[1], "log_abs_det")
-        return self.reference.log_density(self.z) - log_abs_det
+        return self.reference.log_density(private(self.z)) - log_abs_det
 
     @property
     def score(self) -> Tensor:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, memory_told
+from ..checks import as_points, check_dim, memory_told, plain_numbers
 from ..errors import ConfigError, ShapeError
+from .base import Reference
+from .law import as_generator
 
 
-@dataclass(frozen=True, init=False, eq=False)
-class Gaussian:
+class Gaussian(Reference):
     """The normal law N(mean, cov).
 
     Args:
@@ -32,10 +32,9 @@ class Gaussian:
         tensor([-1.8379])
     """
 
-    dim: int
-    mean: Tensor
-    cov: Tensor
+    edge: ClassVar[str] = "none"
 
+    @plain_numbers
     def __init__(self, dim: int, mean: Any = 0.0, cov: Any = None) -> None:
         check_dim(dim, "Gaussian(dim)")
         m = _as_float64(mean, f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},)")
@@ -48,44 +47,60 @@ class Gaussian:
             raise ShapeError(
                 f"Gaussian(dim={dim}): cov must be a number or have shape ({dim}, {dim}); got {tuple(c.shape)}."
             )
-        object.__setattr__(self, "dim", dim)
-        object.__setattr__(self, "mean", m.expand(dim).clone())
+        self.dim = dim
+        self._mean = m.expand(dim).clone()
         with memory_told(f"Gaussian(dim={dim})", "a smaller dim; a covariance has dim² entries"):
-            object.__setattr__(self, "cov", c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64))
-            object.__setattr__(self, "_factor", check_cov(self.cov, f"Gaussian(dim={dim}, cov=…)"))
-        if not bool(torch.isfinite(self.mean).all()):
+            self._cov = c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64)
+            self._factor = check_cov(self._cov, f"Gaussian(dim={dim}, cov=…)")
+        if not bool(torch.isfinite(m).all()):
             raise ConfigError(f"Gaussian(dim={dim}): mean must be finite; got {mean!r}.")
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n independent samples (n,d)."""
-        unit = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
-        return self.mean + unit @ self._factor.T  # type: ignore[attr-defined]
+    def __repr__(self) -> str:
+        return f"Gaussian(dim={self.dim}, mean={self._mean.tolist()}, cov={self._cov.tolist()})"
 
-    def matched_sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def mean(self) -> Tensor:
+        """(d,) float64."""
+        return self._mean.clone()
+
+    def cov(self) -> Tensor:
+        """(d,d) float64."""
+        return self._cov.clone()
+
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
+        """n independent samples (n,d)."""
+        unit = torch.randn(n, self.dim, generator=as_generator(seed, "Gaussian.sample"), dtype=torch.float64)
+        return self._mean + unit @ self._factor.T
+
+    def matched_sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n evenly spread samples (n,d): a scrambled Sobol set, transformed so that mean and covariance are exact.
 
         The covariance is that of division by n. Plain samples when n < 4d, where no such transformation is sensible.
         """
         if n < 4 * self.dim or self.dim > torch.quasirandom.SobolEngine.MAXDIM:
-            return self.sample(n, generator)
-        seed = int(torch.randint(2**62, (1,), generator=generator))
-        uniform = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+            return self.sample(n, seed)
+        scramble = int(torch.randint(2**62, (1,), generator=as_generator(seed, "Gaussian.matched_sample")))
+        engine = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=scramble)
+        first = engine.quasi.double() / 2**engine.MAXBIT  # which torch rounds to its default dtype
+        uniform = engine.draw(n, dtype=torch.float64)
+        uniform[0] = first
         unit = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))  # a Sobol coordinate can be 0 exactly
         unit = unit - unit.mean(0)
         factor = torch.linalg.cholesky(unit.T @ unit / n)
         unit = torch.linalg.solve_triangular(factor, unit.T, upper=False).T
-        return self.mean + unit @ self._factor.T  # type: ignore[attr-defined]
+        return self._mean + unit @ self._factor.T
 
     def log_density(self, z: Tensor) -> Tensor:
-        """log N(z; mean, cov): (n,d) → (n,)."""
-        factor = self._factor.to(z)  # type: ignore[attr-defined]
-        unit = torch.linalg.solve_triangular(factor, (z - self.mean.to(z)).T, upper=False)
+        """log N(z; mean, cov): (n,d) → (n,); −∞ where z is infinite, NaN where it is."""
+        z = as_points(z, self.dim, "Gaussian.log_density(z): z")
+        factor = self._factor.to(z)
+        unit = torch.linalg.solve_triangular(factor, (z - self._mean.to(z)).T, upper=False)
         constant = 0.5 * self.dim * math.log(2 * math.pi) + factor.diagonal().log().sum()
-        return -0.5 * unit.square().sum(0) - constant
+        value = -0.5 * unit.square().sum(0) - constant
+        return torch.where(z.isinf().any(1), -math.inf, value)  # there the solve may give inf − inf
 
     def to_config(self) -> dict[str, Any]:
         """JSON from which `measures.from_config` rebuilds this law."""
-        return {"name": "Gaussian", "dim": self.dim, "mean": self.mean.tolist(), "cov": self.cov.tolist()}
+        return {"name": "Gaussian", "dim": self.dim, "mean": self._mean.tolist(), "cov": self._cov.tolist()}
 
 
 def check_cov(cov: Tensor, call: str) -> Tensor:

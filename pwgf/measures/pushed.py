@@ -1,4 +1,4 @@
-"""The pushed measure ρ_θ = (T_θ)#λ on a batch of samples."""
+"""The pushed measure ρ_θ = (T_θ)#λ: on a batch of samples, and as a law."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..checks import as_points, private
 from ..maps.base import Pushed, PushForward
 from ..parallel import ALONE, Group, Shared
 from .base import Reference
+from .law import NUM_FOR_MOMENTS, Law, as_generator, finite_score, sample_cov, vanishing_at_infinity
+
+_CHUNK = 2000  # points at once
 
 
 class PushedMeasure(Shared):
@@ -20,8 +24,8 @@ class PushedMeasure(Shared):
         theta: (p,). When it requires a gradient, x and log_density stay differentiable in it.
         z: (n,d) samples of λ.
         chunk_size: samples per block for densities and scores; bounds the memory at chunk_size·(d² + width).
-        group: processes that share the samples out; all give the same z, and each keeps its own rows: from here on n
-            counts those. `mean` and `gather` go over all.
+        group: processes that share the samples; all give the same z, and each keeps its own part: below, n counts that
+            part. `mean` and `gather` extend over all.
     """
 
     def __init__(
@@ -55,8 +59,13 @@ class PushedMeasure(Shared):
                 leaf = z.clone().requires_grad_(True)
                 (slope,) = torch.autograd.grad(self.reference.log_density(leaf).sum(), leaf)
             parts.append(self.map.push_score(self.theta.detach(), z, slope))
-        joined = [None if group[0] is None else torch.cat(group) for group in zip(*parts, strict=True)]
-        return Pushed(*joined)  # type: ignore[arg-type]
+        inverses = [part.inverse for part in parts if part.inverse is not None]
+        return Pushed(
+            torch.cat([part.score for part in parts]),
+            torch.cat([part.det_sign for part in parts]),
+            torch.cat([part.log_abs_det for part in parts]),
+            torch.cat(inverses) if inverses else None,
+        )
 
     @cached_property
     def inverse_jacobian_at_samples(self) -> Tensor:
@@ -74,7 +83,7 @@ class PushedMeasure(Shared):
 
     @property
     def _volume(self) -> tuple[Tensor, Tensor]:
-        """Sign and logarithm of |det ∂_zT|, from the score where that is known already; without it they cost half."""
+        """Sign and logarithm of |det ∂_zT|, from the score if that is known already; without it they cost half."""
         if "_pushed" in vars(self) and not self.theta.requires_grad:
             return self._pushed.det_sign, self._pushed.log_abs_det
         return self._slogdet
@@ -82,7 +91,7 @@ class PushedMeasure(Shared):
     @property
     def log_density(self) -> Tensor:
         """log ρ_θ(x) = log λ(z) − log|det ∂_zT(z)|, (n,)."""
-        return self.reference.log_density(self.z) - self._volume[1]
+        return self.reference.log_density(private(self.z)) - self._volume[1]
 
     @property
     def score(self) -> Tensor:
@@ -91,10 +100,71 @@ class PushedMeasure(Shared):
 
     @property
     def det_sign(self) -> Tensor:
-        """Sign of det ∂_zT, (n,); −1 or 0 where the map folds and the density is not to be trusted."""
+        """Sign of det ∂_zT, (n,); −1 or 0 where the map folds and the density is wrong."""
         return self._volume[0]
 
     @property
     def log_abs_det(self) -> Tensor:
         """log|det ∂_zT|, (n,)."""
         return self._volume[1]
+
+
+class PushedLaw(Law):
+    """The law ρ_θ = (T_θ)#λ; its density at given points takes an inverse of the map.
+
+    Args:
+        map, reference, theta: T, λ and θ (p,).
+    """
+
+    def __init__(self, map: PushForward, reference: Reference, theta: Tensor) -> None:
+        self.map, self.reference, self.theta, self.dim = map, reference, theta, map.dim
+
+    def push(self, z: Tensor) -> Tensor:
+        """T_θ(z), (n,d)."""
+        with torch.no_grad():
+            return torch.cat([self.map(self.theta, part) for part in z.to(self.theta).split(_CHUNK)]).cpu()
+
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
+        """n independent samples (n,d), in θ's dtype."""
+        return self.push(self.reference.sample(n, as_generator(seed, "PushedLaw.sample")))
+
+    def _at(self, x: Tensor) -> list[PushedMeasure]:
+        """The measure on blocks of points x."""
+        blocks = x.detach().to(self.theta).split(_CHUNK)
+        z = [self.map.inverse(self.theta, block) for block in blocks]
+        return [PushedMeasure(self.map, self.reference, self.theta, block) for block in z]
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log ρ_θ(x) by the inverse of the map, (n,d) → (n,), detached.
+
+        Raises:
+            ShapeError: x is not (n,d).
+            SolverError: the map cannot be inverted at some x.
+        """
+
+        def log_density(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.cat([rho.log_density.cpu() for rho in self._at(x)])
+
+        return vanishing_at_infinity(log_density, as_points(x, self.dim, "PushedLaw.log_density(x): x"))
+
+    def score(self, x: Tensor) -> Tensor:
+        """∇ log ρ_θ(x), (n,d); errors as `log_density`, and NonFiniteError where ρ vanishes."""
+        x = as_points(x, self.dim, "PushedLaw.score(x): x")
+        finite_score(x, x[:, 0], x)  # no map is inverted at infinity
+        measures = self._at(x)
+        score = torch.cat([rho.score.cpu() for rho in measures])
+        return finite_score(score, torch.cat([rho.log_density.detach().cpu() for rho in measures]), x)
+
+    def moments(self, n: int = NUM_FOR_MOMENTS) -> tuple[Tensor, Tensor]:
+        """Mean (d,) and covariance (d,d), from n evenly spread samples."""
+        x = self.push(self.reference.matched_sample(n, 0)).double()
+        return x.mean(0), sample_cov(x)
+
+    def mean(self) -> Tensor:
+        """(d,) float64 from `moments()`; for an affine map of a Gaussian exact but for rounding."""
+        return self.moments()[0]
+
+    def cov(self) -> Tensor:
+        """(d,d) float64 from `moments()`; for an affine map of a Gaussian good to 1e-5 of it."""
+        return self.moments()[1]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_positive
-from .base import antithetic
+from ..checks import as_points, check_dim, check_positive, plain_fields
+from .base import Isotropic
+from .law import as_generator
 
 
 @dataclass(frozen=True)
-class UniformBall:
+class UniformBall(Isotropic):
     """The uniform law on the ball |x| < radius.
 
-    Its density is constant inside and 0 outside. The score inside is 0: what an energy of density does at the jump is
-    not seen by samples, so with an entropy start from a law with smooth tails. Meant for interaction and potential.
+    Its density is constant inside and 0 outside. The score inside is 0, and samples do not see the effect of an energy
+    of the density at the jump: with an entropy, start from a law with smooth tails. Suited to interaction and
+    potential.
 
     Args:
         dim: d ≥ 1.
@@ -35,8 +37,10 @@ class UniformBall:
 
     dim: int
     radius: float = 1.0
+    edge: ClassVar[str] = "jump"
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "UniformBall(dim, radius)")
         check_positive(self.radius, "radius", "UniformBall")
 
@@ -45,21 +49,19 @@ class UniformBall:
         """E|x|² = radius²·d/(d+2)."""
         return self.radius**2 * self.dim / (self.dim + 2)
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n independent samples (n,d): a direction times radius·U^{1/d}, U uniform on (0, 1)."""
+        generator = as_generator(seed, "UniformBall.sample")
         direction = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         uniform = torch.rand(n, generator=generator, dtype=torch.float64)
         return direction * (self.radius * uniform ** (1 / self.dim) / direction.norm(dim=1)).unsqueeze(1)
 
-    def matched_sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n antithetic samples (n,d); their mean is exactly zero for even n."""
-        return antithetic(n, lambda k: self.sample(k, generator))
-
     def log_density(self, z: Tensor) -> Tensor:
-        """−log of the ball's volume: (n,d) → (n,); −inf outside."""
+        """−log of the ball's volume: (n,d) → (n,); −inf outside, NaN where z is."""
+        z = as_points(z, self.dim, "UniformBall.log_density(z): z")
         log_volume = 0.5 * self.dim * math.log(math.pi) - math.lgamma(0.5 * self.dim + 1)
         inside = 0 * z.sum(1) - (log_volume + self.dim * math.log(self.radius))  # 0·z: differentiable, slope 0
-        return torch.where(z.square().sum(1) < self.radius**2, inside, -math.inf)
+        return torch.where(z.square().sum(1) >= self.radius**2, -math.inf, inside)
 
     def to_config(self) -> dict[str, Any]:
         """JSON from which `measures.from_config` rebuilds this law."""

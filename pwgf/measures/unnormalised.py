@@ -8,20 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_dim
+from ..checks import as_points, check_dim, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
+from .base import Reference
+from .law import as_generator
 
 
-class Unnormalised:
+class Unnormalised(Reference):
     """A law λ = e^ℓ/Z that can be sampled, and whose density is known up to the constant Z.
 
-    What Z does to a run: nothing to samples, velocities and scores of `Potential`, `Entropy`, `KL` and `Interaction`,
-    which need ∇ log ρ only. `run.log_density(t, x)` is log ρ_t(x) + log Z, one and the same constant at all t and x;
-    a column `energy` with an entropy of weight τ is off by τ log Z in every row. Energies in which the value of ρ
-    enters otherwise (`PorousMedium`, `InternalEnergy`, most `Local`s) need a normalised density.
+    Z does not affect samples, velocities and scores of `Potential`, `Entropy`, `KL` and `Interaction`, which need
+    ∇ log ρ only. `run.log_density(t, x)` is log ρ_t(x) + log Z, with the same constant at all t and x; a column
+    `energy` with an entropy of weight τ is off by τ log Z in every row. Energies that use the value of ρ otherwise
+    (`PorousMedium`, `InternalEnergy`, most `Local`s) need a normalised density.
 
     A file holds no functions: read its measures with `pwgf.load(path, reference=…)`. Both functions are checked when
-    they are used, the sampler's randomness at its first use.
+    they are used, the randomness of the sampler at its first use.
 
     Args:
         log_density: ℓ, (n,d) → (n,), a differentiable torch function in the dtype of its argument.
@@ -43,6 +45,7 @@ class Unnormalised:
         tensor([-2.])
     """
 
+    @plain_numbers
     def __init__(
         self, log_density: Callable[[Tensor], Tensor], sampler: Callable[[int, torch.Generator], Tensor], dim: int
     ) -> None:
@@ -55,11 +58,11 @@ class Unnormalised:
                 )
         self.dim, self._log_density, self._sampler, self._tried = dim, log_density, sampler, False
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n samples (n,d) float64 on the CPU."""
         if not self._tried:
             self._try()
-        return self._draw(n, generator)
+        return self._draw(n, as_generator(seed, "Unnormalised.sample"))
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
         z = self._sampler(n, generator)
@@ -67,14 +70,14 @@ class Unnormalised:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(
                 f"Unnormalised: sampler(n={n}, generator) must return a tensor of shape ({n}, {self.dim}); got {got}. "
-                "Return a row per sample."
+                "Return one row per sample."
             )
         if not bool(torch.isfinite(z).all()):
             raise NonFiniteError(
                 f"Unnormalised: sampler(n={n}, generator) returned NaN or infinite entries. Causes: (a) a logarithm or "
                 "quantile at 0 or 1: clamp its argument; (b) overflow in float32: sample in float64."
             )
-        return z.detach().double().cpu()
+        return z.detach().to("cpu", torch.float64, copy=True)  # the sampler may write into its own again
 
     def _try(self) -> None:
         """Two draws from equal generators must be equal, or a run could be neither repeated nor resumed."""
@@ -88,7 +91,8 @@ class Unnormalised:
 
     def log_density(self, z: Tensor) -> Tensor:
         """log λ(z) + log Z: (n,d) → (n,)."""
-        value = self._log_density(z)
+        z = as_points(z, self.dim, "Unnormalised.log_density(z): z")
+        value = self._log_density(private(z))
         if not isinstance(value, Tensor) or value.shape != z.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(
@@ -100,7 +104,7 @@ class Unnormalised:
                 "Unnormalised: log_density(z) has no gradient in z. Use torch operations throughout; no .detach(), "
                 ".item() or .numpy()."
             )
-        return value
+        return torch.where(z.isinf().any(1), -torch.inf, value)  # there ℓ may give inf − inf
 
     def to_config(self) -> dict[str, Any]:
         """Name and dimension; the functions are not stored."""

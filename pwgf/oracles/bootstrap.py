@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_number
+from ..checks import check_integer, check_number, plain_numbers
+from ..measures.base import effective_share
 from ._observations import Observed, check_observation, schedule
 
 
@@ -27,6 +28,7 @@ class Particles(NamedTuple):
     shares: list[float]
 
 
+@plain_numbers
 def particles(
     model: Observed,
     times: Sequence[float],
@@ -61,10 +63,9 @@ def particles(
         log_w = model.at(y)(x)
         check_observation(log_w, t)
         evidence += float(torch.logsumexp(log_w, 0)) - math.log(n)
-        w = torch.softmax(log_w, 0)
-        shares.append(float(1 / (n * w.square().sum())))
+        shares.append(effective_share(log_w))
         levels = (torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)) / n
-        x, now = x[torch.searchsorted(w.cumsum(0), levels).clamp(max=n - 1)], t
+        x, now = x[torch.searchsorted(torch.softmax(log_w, 0).cumsum(0), levels).clamp(max=n - 1)], t
     return Particles(_wander(model, x, end - now, dt, generator), evidence, shares)
 
 

@@ -5,7 +5,6 @@ Nonlinear: ∂ₜρ = ∂ₓ(∂ₓρ^m + ρ V′)    the same fluxes with the l
 
 Both work on a uniform grid whose nodes carry point values; no mass passes the ends, and Σρh is conserved. The spatial
 error is even in the spacing h, so two grids, h and h/2, give order 4 by extrapolation (`fokker_planck_marginal`).
-All tridiagonal systems are solved by cyclic reduction, whose inner loops are array operations.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.linalg import solve_banded
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError, SolverError
@@ -27,50 +27,9 @@ Potential = Callable[[Tensor], Tensor]  # V: (n, 1) -> (n,)
 _TRUSTED = 1e-30  # where the computed density is below this, log ρ + V/τ is continued from where it is above
 
 
-class Tridiagonal:
-    """Factors of a tridiagonal matrix by cyclic reduction; O(N) to factor and O(N) a solve, without pivoting.
-
-    Args:
-        lower: (N,) entries left of the diagonal; the first is not used.
-        diag: (N,) diagonal.
-        upper: (N,) entries right of the diagonal; the last is not used.
-
-    References:
-        R. W. Hockney, A fast direct solution of Poisson's equation using Fourier analysis, 1965.
-    """
-
-    def __init__(self, lower: Array, diag: Array, upper: Array) -> None:
-        size = len(diag)
-        padding = 2 ** int(size).bit_length() - 1 - size  # to 2^k − 1 unknowns by equations 1·x = 0
-        lower, upper = np.pad(lower, (0, padding)), np.pad(upper, (0, padding))
-        diag = np.pad(diag, (0, padding), constant_values=1)
-        lower[0], upper[size - 1] = 0, 0
-        self._size, self._padding, self._levels = size, padding, []
-        while len(diag) > 1:  # eliminate the unknowns 0, 2, 4, …; those in between keep a tridiagonal system
-            even, odd = slice(0, None, 2), slice(1, None, 2)
-            lo, di, up = lower[even], diag[even], upper[even]
-            left, right = lower[odd] / di[:-1], upper[odd] / di[1:]
-            self._levels.append((lo[1:], di, up[:-1], left, right))
-            diag = diag[odd] - left * up[:-1] - right * lo[1:]
-            lower, upper = -left * lo[:-1], -right * up[1:]
-        self._last = diag
-
-    def solve(self, rhs: Array) -> Array:
-        """x with A x = rhs; (N,) -> (N,)."""
-        rhs = np.pad(rhs, (0, self._padding))
-        stack = []
-        for _, _, _, left, right in self._levels:
-            stack.append(rhs[0::2])
-            rhs = rhs[1::2] - left * rhs[0:-1:2] - right * rhs[2::2]
-        x = rhs / self._last
-        for (lo, di, up, _, _), even_rhs in zip(reversed(self._levels), reversed(stack), strict=True):
-            even = even_rhs.astype(x.dtype)
-            even[1:] -= lo * x
-            even[:-1] -= up * x
-            merged = np.empty(2 * len(x) + 1, dtype=x.dtype)
-            merged[0::2], merged[1::2] = even / di, x
-            x = merged
-        return x[: self._size]
+def solve_tridiagonal(lower: Array, diag: Array, upper: Array, rhs: Array) -> Array:
+    """x (N,) with A x = rhs for the tridiagonal A; the first of `lower` and the last of `upper` are not used."""
+    return solve_banded((1, 1), np.stack([np.roll(upper, 1), diag, np.roll(lower, -1)]), rhs)
 
 
 def fokker_planck(grid: Array, potential: Array, rho0: Array, t: float, *, tau: float = 1.0, steps: int = 200) -> Array:
@@ -99,9 +58,9 @@ def fokker_planck(grid: Array, potential: Array, rho0: Array, t: float, *, tau: 
     rho = rho0
     for duration in (0.1 * t, 0.9 * t):
         dt = duration / (steps // 2)
-        terms = [(r, Tridiagonal(dt * lower, dt * diag - pole, dt * upper)) for pole, r in _radau_poles()]
+        terms = [(residue, (dt * lower, dt * diag - pole, dt * upper)) for pole, residue in _radau_poles()]
         for _ in range(steps // 2):
-            rho = np.sum([(residue * matrix.solve(rho)).real for residue, matrix in terms], axis=0)
+            rho = np.sum([(residue * solve_tridiagonal(*matrix, rho)).real for residue, matrix in terms], axis=0)
     return rho
 
 
@@ -138,7 +97,8 @@ def porous_medium(
         """Solves ρ − γΔt A(ρ)ρ = start from a first guess."""
         for _ in range(200):
             lower, diag, upper = _generator(spacing, _diffusivity(rho, m), delta)
-            last, rho = rho, Tridiagonal(-gamma * dt * lower, 1 - gamma * dt * diag, -gamma * dt * upper).solve(start)
+            last = rho
+            rho = solve_tridiagonal(-gamma * dt * lower, 1 - gamma * dt * diag, -gamma * dt * upper, start)
             if np.abs(rho - last).max() <= tolerance * rho.max():
                 return rho
         raise SolverError(

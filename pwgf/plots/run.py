@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import ConfigError, PathError, SolverError
-from ..problems import Law, Problem
+from ..measures import Law
+from ..problems import Problem
 from ..run.trajectory import Trajectory
 from ..study import accuracy
 from ._style import EXACT, QUIET, RUN, SECOND, style
@@ -92,36 +94,19 @@ def title(run: Trajectory) -> str:
     scheme, problem = run.config["scheme"], run.config.get("problem")
     name = _TITLES.get(problem["name"], problem["name"]) if problem else "Wasserstein gradient flow"
     extra = "".join(f", {key} = {problem[key]:g}" for key in ("c", "m") if key in problem) if problem else ""
-    how = f"{scheme['name']} with {scheme['num_samples']} particles"
-    if "map" in scheme:
-        how = f"{scheme['name']} with {scheme['map']['name']} ({len(run.theta(run.t[0]))} parameters)"
-    dim = scheme["reference"].get("dim", "?")
-    return f"{name}, d = {dim}{extra} · {how}"
+    dim = scheme["reference"].get("dim")
+    how = run.description.line(len(run.theta(run.t[0])), dim)
+    return f"{name}, d = {'?' if dim is None else dim}{extra} · {how}"
 
 
 def _settings(run: Trajectory) -> str:
-    scheme = run.config["scheme"]
-    known = {
-        "tolerance": "tolerance {:g}", "dt": "dt {:g}", "tau": "tau {:g}", "h": "h {:g}",
-        "damping": "damping {:g}", "dtype": "{}",
-    }  # fmt: skip
-    parts = [_steps(scheme["integrator"], run)] if "integrator" in scheme else []
-    parts += [text.format(scheme[name]) for name, text in known.items() if scheme.get(name) is not None]
-    if "map" in scheme:
-        parts.append(f"{scheme['num_samples']} samples a{' right side' if scheme['name'] == 'PWGF' else 'n iteration'}")
+    def last(found: re.Match[str]) -> str:
+        return f"{run[found[1]][-1]:.6g}" if found[1] in run.names else "?"
+
+    parts = [re.sub(r"\{(\w+)\}", last, text) for text in run.description.settings]
     if "wall_time" in run.names:
         parts.append(f"{run['wall_time'][-1]:.3g} s")
     return " · ".join([*parts, f"seed {run.config['seed']}"])
-
-
-def _steps(integrator: dict[str, Any], run: Trajectory) -> str:
-    """Which steps a run took, such as "bosh3" or "auto steps, 31 of 52 implicit"."""
-    name, length = integrator["name"], integrator.get("dt")
-    if name == "Auto":
-        counts = [run[column][-1] for column in ("num_implicit", "num_steps") if column in run.names]
-        return "auto steps" + (", {:.0f} of {:.0f} implicit".format(*counts) if len(counts) == 2 else "")
-    word = integrator.get("method", "implicit steps" if name == "Implicit" else name)
-    return word + (f", dt {length:g}" if length is not None else "")
 
 
 def _column(run: Trajectory, name: str) -> np.ndarray | None:
@@ -133,8 +118,10 @@ def _column(run: Trajectory, name: str) -> np.ndarray | None:
 def _energy(panel: Any, run: Trajectory, problem: Problem | None) -> None:
     panel.set_title("Energy F(ρ)")
     energy, noise = _column(run, "energy"), _column(run, "energy_stderr")
-    if energy is None:
+    if energy is None and "energy" in run.names:
         return _say(panel, "not known: particles have no density,\nand this energy has an entropy")
+    if energy is None:
+        return _say(panel, "not stored by this scheme")
     panel.plot(run.t, energy, "-o", color=RUN, label="run")
     if noise is not None:
         band = energy - 2 * noise, energy + 2 * noise
@@ -151,9 +138,7 @@ def _residual(panel: Any, run: Trajectory) -> None:
     panel.set_title("Projection residual: velocity missed")
     residual, folds = _column(run, "projection_residual"), _column(run, "fold_fraction")
     if residual is None:
-        minimised = run.config["scheme"]["name"] in ("SWJKO", "JKOICNN")
-        why = "each step minimises" if minimised else "particles follow the velocity itself"
-        return _say(panel, f"{why}:\nthere is no projection")
+        return _say(panel, f"{run.description.no_projection}:\nthere is no projection")
     panel.plot(run.t, _positive(residual), "-o", color=RUN, label="E|Jθ̇ − v|² / E|v|²")
     if folds is not None and folds.max() > 0:
         panel.plot(run.t, np.where(folds > 0, folds, np.nan), "-s", color=EXACT, label="folded samples (share)")
@@ -168,7 +153,11 @@ def _error(panel: Any, run: Trajectory, problem: Problem | None, n: int) -> None
     if problem is None:
         return _say(panel, "the file names no problem\nwith a known answer")
     rows = _some(len(run), _ROWS)
-    found = {name: _positive(values) for name, values in accuracy.errors(run, problem, n, rows=rows).items()}
+    try:
+        errors = accuracy.errors(run, problem, n, rows=rows)
+    except ConfigError:
+        return _say(panel, "not measured:\nthe law cannot be read from the file")
+    found = {name: _positive(values) for name, values in errors.items()}
     found["t"] = run.t[rows]
     panel.plot(found["t"], found["bures_w2"], "-o", color=RUN, label="Bures–W₂ (units of x)")
     if np.isfinite(found["bures_w2_floor"]).any():
@@ -191,6 +180,8 @@ def _laws(panels: list[Any], run: Trajectory, problem: Problem | None, n: int) -
     except ConfigError:
         for panel in panels[1:]:
             panel.set_axis_off()
+        if run.description.rows == "own":
+            return _say(panels[0], "only the scheme itself\nreads its rows as a law")
         return _say(panels[0], "a user's own map or reference:\npass it to pwgf.load,\nthen use pwgf.plots.save")
     show = {1: _density_1d, 2: _samples_2d}.get(samples[0].shape[1], _marginal)
     for panel, t, x, (limits, zoom) in zip(panels, times, samples, _limits(samples), strict=False):
@@ -206,7 +197,7 @@ def _laws(panels: list[Any], run: Trajectory, problem: Problem | None, n: int) -
 def _density_1d(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law | None, limits: np.ndarray) -> None:
     points = torch.linspace(float(limits[0, 0]), float(limits[0, 1]), 400, dtype=torch.float64)[:, None]
     if law is not None and not law.has_density:
-        exact = law.sample(100_000, torch.Generator().manual_seed(1))[:, 0]
+        exact = law.sample(100_000, seed=1)[:, 0]
         panel.hist(exact, bins=60, range=tuple(limits[0]), density=True, color=EXACT, alpha=0.3, label="exact")
     elif law is not None:
         panel.fill_between(points[:, 0], law.log_density(points).exp(), color=EXACT, alpha=0.3, lw=0, label="exact")
@@ -221,13 +212,13 @@ def _samples_2d(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law
     panel.scatter(x[:, 0], x[:, 1], s=3, color=RUN, alpha=0.35, lw=0, rasterized=True)
     panel.plot([], [], "o", color=RUN, ms=4, label="samples of the run")
     if law is not None and not law.has_density:
-        exact = law.sample(len(x), torch.Generator().manual_seed(1))
+        exact = law.sample(len(x), seed=1)
         panel.scatter(exact[:, 0], exact[:, 1], s=3, color=EXACT, alpha=0.2, lw=0, rasterized=True, zorder=0)
         panel.plot([], [], "o", color=EXACT, ms=4, label="particles of the exact law")
     elif law is not None:
         axes = [torch.linspace(float(low), float(high), 300, dtype=torch.float64) for low, high in limits]
         density = law.log_density(torch.cartesian_prod(*axes)).exp().view(300, 300).T
-        own = law.log_density(law.sample(20_000, torch.Generator().manual_seed(1))).exp()
+        own = law.log_density(law.sample(20_000, seed=1)).exp()
         # highest-density regions that hold 95 and 50 % of the mass
         levels = sorted({float(own.quantile(share)) for share in (0.05, 0.5)})
         panel.contour(axes[0], axes[1], density, levels=levels, colors=EXACT, linewidths=(1.1, 1.7))
@@ -239,7 +230,7 @@ def _marginal(panel: Any, run: Trajectory, t: float, x: torch.Tensor, law: Law |
     bins = np.linspace(limits[0, 0], limits[0, 1], 46)
     panel.hist(x[:, 0], bins=bins, density=True, color=RUN, alpha=0.45, label="samples of the run")
     if law is not None:
-        exact = law.sample(100_000, torch.Generator().manual_seed(1))[:, 0]
+        exact = law.sample(100_000, seed=1)[:, 0]
         panel.hist(exact, bins=bins, density=True, histtype="step", color=EXACT, lw=1.6, label="exact")
     panel.set(xlabel="x₁", ylabel="marginal density", xlim=limits[0])
 

@@ -1,4 +1,4 @@
-"""Posteriors to sample from, which are no problems: no law at a time is known."""
+"""Posteriors to sample from. They are not problems: no law at a time is known."""
 
 from .logistic_regression import LogisticRegression
 

@@ -1,4 +1,4 @@
-"""The Gaussian nearest to a logistic posterior, by expectation propagation."""
+"""The Gaussian approximation of a logistic posterior by expectation propagation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import SolverError
 
 _NODES = 32  # of the Gauss–Hermite rule about the mode of each tilted margin
 _HALVINGS = 30  # of the interval that holds this mode
-_DAMPING = 0.8  # share of the way that all sites go at once
+_RELAXATION = 0.8  # share of a full update that all sites make at once
 
 
 class Approximation(NamedTuple):
@@ -44,8 +44,8 @@ def expectation_propagation(
 ) -> Approximation:
     r"""Mean, covariance and constant of exp(shift·w − w·precision·w/2) Π_i σ(a_i·w), σ(f) = 1/(1 + e^{−f}).
 
-    Mean and covariance are those of the weights to within a per cent or so. Where many rows say the same and the
-    classes separate, they are off by tenths of a deviation, where the Laplace approximation is off by halves.
+    Mean and covariance are those of the weights to within about a per cent. Where many rows are alike and the classes
+    separate, they are off by tenths of a standard deviation, the Laplace approximation by halves.
 
     Args:
         rows: a_i, (N,k).
@@ -53,10 +53,10 @@ def expectation_propagation(
         shift: (k,).
         start: sites of a similar problem, (2,N); zeros if None.
         tolerance: on the change of all sites' precisions in a sweep, each in units of its margin's own, in sum.
-        max_sweeps: where that is not reached in so many, the last sweep is returned: it is an approximation anyway.
+        max_sweeps: after this many the last sweep is returned all the same: it is an approximation anyway.
 
     Raises:
-        SolverError: the iteration left the finite numbers.
+        SolverError: the iteration is no longer finite.
 
     References:
         T. P. Minka, Expectation Propagation for approximate Bayesian inference, 2001. C. E. Rasmussen, C. K. I.
@@ -80,7 +80,7 @@ def expectation_propagation(
             )
         if float((change[0] * spread).abs().sum()) <= tolerance:
             break
-        tau, nu = (tau + _DAMPING * change[0]).clamp(min=0), nu + _DAMPING * change[1]
+        tau, nu = (tau + _RELAXATION * change[0]).clamp(min=0), nu + _RELAXATION * change[1]
     log_scale = 0.5 * len(mean) * math.log(2 * math.pi) - factor.diagonal().log().sum() + 0.5 * (total @ mean)
     log_z = log_scale + (log_mass - _site_mass(centre, cavity, tau, nu)).sum()
     return Approximation(mean, cov, float(log_z), torch.stack([tau, nu]))

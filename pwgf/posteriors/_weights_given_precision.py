@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..errors import ShapeError
 from ._expectation_propagation import Approximation, expectation_propagation
 
@@ -19,15 +19,16 @@ _SWEEPS = 50  # of each approximation at most
 _FAR = 16.0  # nats below the maximum at which log p(u) is cut off
 _MOST = 150  # approximations at most
 _FINE = 4000  # points of the distribution function of u
-_REACH, _NORMAL_STEP = 4.75, 0.25  # of the table u(z)
+_REACH = 4.75  # the table u(z) covers z from −_REACH to _REACH
+_NORMAL_STEP = 0.25  # in z, of this table
 
 
 class WeightsGivenPrecision:
     r"""(y, z) → (w, u): w = m(u) + L(u) y, u = Q(Φ(z)), with log|det ∂(w,u)/∂(y,z)|.
 
     m(u) and L(u)L(u)ᵀ are mean and covariance of the weights given log precision u, and Q the quantile function of u,
-    all by expectation propagation. They are tabulated on a grid of u and joined by cubics; as the volume is exact for
-    the tables, an error in them costs nothing but distance of the posterior from N(0, I).
+    all by expectation propagation. They are tabulated on a grid of u and interpolated by cubics; since the volume
+    factor is exact for the tables, an error in them only leaves the posterior farther from N(0, I).
 
     Where the classes can be separated, w given u grows as e^{−u/2} for u → −∞: w has no variance, but (y, z) is nearly
     normal.
@@ -35,7 +36,7 @@ class WeightsGivenPrecision:
     Args:
         rows: y_i x_i, (N,k); N may be 0.
         log_prior: log p(u) up to a constant, (G,) → (G,).
-        highest: u above which p(u) is nothing.
+        highest: u above which p(u) is negligible.
         slope, curvature: (k,) and (k,k): a factor exp(slope·w − w·curvature·w/2) beside prior and rows.
     """
 
@@ -58,7 +59,8 @@ class WeightsGivenPrecision:
             logs.append(evidence[-1] + float(log_prior(torch.tensor(u, dtype=torch.float64))))
             factor = torch.linalg.cholesky(found[-1].cov)
             tables.append(math.exp(u / 2) * torch.cat([found[-1].mean[:, None], factor], 1))
-        self._lowest, self._tables = u, torch.stack(tables[::-1])  # (G, k, 1+k)
+        self._lowest = u
+        self._tables = torch.stack(tables[::-1])  # (G, k, 1+k)
         self._quantiles = _quantiles(torch.tensor(evidence[::-1], dtype=torch.float64), log_prior, u, self._step)
         self._directions = _directions(rows, found[logs.index(max(logs))])
 
@@ -78,11 +80,12 @@ class WeightsGivenPrecision:
         x = torch.cat([w * torch.exp(-u / 2)[:, None], u[:, None]], 1)
         return x, log_scale - 0.5 * w.shape[1] * u + slope.log()
 
+    @plain_numbers
     def directions(self, count: int) -> Tensor:
         """Where in y the posterior is least normal: unit rows (count, k+1), for `maps.ConvexRidge.initial`.
 
-        They are those of the `count` rows of data (all, if there are fewer) that tell most about their own margin, at
-        the most probable u.
+        They are those of the `count` rows of data (all, if there are fewer) that contribute most to the precision of
+        their own margin, at the most probable u.
 
         Raises:
             ConfigError: a count below 1.
@@ -102,7 +105,7 @@ class WeightsGivenPrecision:
     def _standardised(self, place: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """e^{u/2} w and log|det e^{u/2} L|, (n,k) and (n,), for u at `place` of the grid; constant beyond it.
 
-        Samples go by the four nodes that they lie between, so that each meets 4 and not all tables.
+        Samples are grouped by the four nodes around them, so that each uses 4 tables and not all.
         """
         tables = self._tables.to(y)
         padded = torch.cat([torch.ones_like(y[:, :1]), y], 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..checks import check_integer, check_positive
+from ..checks import check_integer, check_positive, plain_numbers
 from ..energies.potential import KL
 from ..errors import ConfigError, ShapeError
 from ._weights_given_precision import WeightsGivenPrecision
@@ -23,17 +23,17 @@ class LogisticRegression:
     r"""The posterior of θ = (w, u), u = log α, given labels y = ±1 of rows x: P(y|x,w) = 1/(1 + e^{−y w·x}),
     w|α ~ N(0, I/α), α exponential with rate `prior_rate`; the density in u carries the Jacobian e^u.
 
-    `log_target` has all constants, so that its integral is the evidence p(y|X). Its gradient is known in closed form
-    and takes blocks of bounded memory. There is no time-dependent law to compare with: this is no `Problem`; its
-    posterior is sampled by `sampling.sample(problem.log_target, problem.dim, whiten=problem.coordinates())`, checked by
-    `sampling.hmc`.
+    `log_target` has all constants, so that its integral is the evidence p(y|X). Its gradient is in closed form and
+    computed in blocks of bounded memory. There is no time-dependent law to compare with, so this is not a `Problem`.
+    The posterior is sampled by `sampling.sample(problem.log_target, problem.dim, whiten=problem.coordinates())` and
+    checked by `sampling.hmc`.
 
     Args:
-        X: (N,k) features, finite, none of them constant; scaled to unit variance they suit the prior.
+        X: (N,k) features, finite, none of them constant; the prior assumes about unit variance.
         y: (N,) labels, all in {0, 1} or all in {−1, 1}.
         prior_rate: rate of the exponential law of α, > 0, in units of w²; 100 in the study.
         intercept: adds a column of ones.
-        batch_size: None, or the number B of rows, drawn once, whose likelihood times N/B stands for that of all,
+        batch_size: None, or the number B of rows, drawn once, whose likelihood times N/B replaces that of all,
             corrected to second order: value, gradient and Hessian at the mode of w are those of all rows. For large N;
             the error is of third order in w − mode, times √(1/B).
         seed: of these rows.
@@ -54,6 +54,7 @@ class LogisticRegression:
         R. Bardenet, A. Doucet, C. Holmes, On Markov chain Monte Carlo methods for tall data, 2017, §7.2.
     """
 
+    @plain_numbers
     def __init__(
         self,
         X: Tensor,
@@ -65,7 +66,8 @@ class LogisticRegression:
         seed: int = 0,
     ) -> None:
         X, y = _checked_data(X, y)
-        self.intercept, self.prior_rate = intercept, check_positive(prior_rate, "prior_rate", "LogisticRegression")
+        self.intercept = intercept
+        self.prior_rate = check_positive(prior_rate, "prior_rate", "LogisticRegression")
         self._signed = y[:, None] * self._design(X)  # y x, so that the margin is w · y x
         self.dim = self._signed.shape[1] + 1
         self._scale = 1.0
@@ -97,8 +99,8 @@ class LogisticRegression:
     def coordinates(self) -> WeightsGivenPrecision:
         """Coordinates in which the posterior is nearly N(0, I), for `sampling.sample(whiten=problem.coordinates())`.
 
-        Of a batch of rows (`batch_size`) the Gaussian at the mode of all stands for the likelihood of w. Warns where
-        w has no posterior variance, see `separating_weights`.
+        With `batch_size` the Gaussian at the mode of all rows replaces the likelihood of w. Warns if w has no posterior
+        variance, see `separating_weights`.
 
         Raises:
             SolverError: features that differ in size by many orders.
@@ -106,7 +108,7 @@ class LogisticRegression:
         if self.separating_weights() is not None:
             _log.warning(
                 "LogisticRegression: a plane through 0 separates the classes, so that w has no posterior variance: "
-                "sample means settle slowly and covariances never. Cure: quantiles in place of moments"
+                "sample means converge slowly and covariances not at all. Cure: quantiles in place of moments"
             )
         rows, k = self._signed, self._signed.shape[1]
         slope, curvature = torch.zeros(k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
@@ -124,9 +126,9 @@ class LogisticRegression:
     def separating_weights(self) -> Tensor | None:
         """w (k,) with y_i w·x_i > 0 for every row, or None where none was found; not looked for in a batch.
 
-        Where there is one, weights far along it have likelihood 1, only the prior bounds them, and w has no posterior
-        variance: p(|w|) falls as |w|⁻³, as the prior's marginal (Student's t of two degrees of freedom) does. Sample
-        covariances, of chains as of flows, then converge to nothing; compare quantiles.
+        If there is one, weights far along it have likelihood 1, only the prior bounds them, and w has no posterior
+        variance: p(|w|) decays as |w|⁻³, like the marginal of the prior (Student's t with two degrees of freedom).
+        Sample covariances, of chains and flows alike, then do not converge; compare quantiles.
         """
         if self._correction is not None:
             return None
@@ -138,7 +140,7 @@ class LogisticRegression:
         rows = self._design(torch.as_tensor(X, dtype=torch.float64))
         if rows.ndim != 2 or rows.shape[1] != self.dim - 1:
             raise ShapeError(
-                f"LogisticRegression.predict(X) needs {self.dim - 1 - self.intercept} features a row, as it was made "
+                f"LogisticRegression.predict(X) needs {self.dim - 1 - self.intercept} features per row, as it was made "
                 f"with; got shape {tuple(X.shape)}."
             )
         size = max(1, _BLOCK // max(len(theta), 1))
@@ -168,12 +170,13 @@ class LogisticRegression:
         return total + (w - mode) @ slope - 0.5 * (((w - mode) @ curvature) * (w - mode)).sum(1)
 
     def _reduce(self, size: int, generator: torch.Generator) -> None:
-        """Keeps `size` rows and what makes value, slope and curvature at the mode those of all."""
+        """Keeps `size` rows, and the terms that make value, slope and curvature at the mode those of all rows."""
         whole = self._signed
         rows = whole[torch.randperm(len(whole), generator=generator)[:size]]
         mode, scale = _mode(whole), len(whole) / size
         (slope, curvature), (part_slope, part_curvature) = _expand(whole, mode), _expand(rows, mode)
-        self._signed, self._scale = rows, scale
+        self._signed = rows
+        self._scale = scale
         self._correction = (mode, slope - scale * part_slope, curvature - scale * part_curvature)
 
 
@@ -251,8 +254,8 @@ def _checked_data(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if bool(constant.any()):
         column = int(constant.int().argmax())
         raise ConfigError(
-            f"LogisticRegression(X=…): feature {column} is {float(X[0, column]) + 0.0:g} in every row: it tells "
-            "nothing. Leave it out; for an intercept pass intercept=True."
+            f"LogisticRegression(X=…): feature {column} is {float(X[0, column]) + 0.0:g} in every row, which carries "
+            "no information. Leave it out; for an intercept pass intercept=True."
         )
     y = signs(y)
     if bool((y == y[0]).all()):

@@ -1,6 +1,6 @@
 """Problems with known answers: each has a reference, an energy, times, and the exact law at every time.
 
-Where no formula gives that law (`LangevinProblem`), many particles do.
+Where there is no formula for that law (`LangevinProblem`), it comes from many particles.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, nearest
+from ..measures import Law
 from .aggregation import Aggregation
 from .barenblatt import BarenblattFlow
-from .base import Law, Problem
+from .base import Problem
 from .double_banana import DoubleBanana
 from .funnel import Funnel
 from .gaussian_mixture import GaussianMixture
@@ -81,7 +82,7 @@ def find(name: str, call: str, **arguments: Any) -> Problem:
     known = {**short, **{full.lower(): full for full in names()}}
     if name.lower() not in known:
         raise ConfigError(
-            f"{call} needs a problem out of {', '.join(short)}; got {name!r}.{nearest(name.lower(), short)}"
+            f"{call} needs one of the problems {', '.join(short)}; got {name!r}.{nearest(name.lower(), short)}"
         )
     return from_config({"name": known[name.lower()], **arguments})
 
@@ -102,6 +103,6 @@ def from_config(config: Mapping[str, Any]) -> Problem:
     name = str(config.get("name", ""))
     if name not in _TABLE:
         raise ConfigError(
-            f"problems.from_config needs a name out of {', '.join(_TABLE)}; got {name!r}." + nearest(name, _TABLE)
+            f"problems.from_config needs one of the names {', '.join(_TABLE)}; got {name!r}." + nearest(name, _TABLE)
         )
     return _TABLE[name].from_config(config)

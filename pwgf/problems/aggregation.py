@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_points
+from ..checks import as_points, check_dim, plain_numbers
 from ..energies.base import Energy
 from ..energies.interaction import Interaction, RadialPolynomial
 from ..measures import Gaussian
-from .base import Law, Problem
+from ..measures.base import Isotropic
+from ..measures.law import as_generator
+from .base import Problem
 
 
 class RadialMap(NamedTuple):
-    """The exact map |x|² = |z|²/(q + 2β|z|²), x ∥ z, from z ~ N(0, I), with the moments it gives.
+    """The exact map |x|² = |z|²/(q + 2β|z|²), x ∥ z, from z ~ N(0, I), with the moments of its law.
 
     Args:
         q, beta: coefficients; q = 1, β = 0 at the start, q → 0 and β → 1/(2R²) on the sphere of radius R in the limit.
@@ -33,25 +35,31 @@ class RadialMap(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RadialLaw(Law):
+class RadialLaw(Isotropic):
     """The push-forward of N(0, I) by a `RadialMap`; supported in the ball |x|² < 1/(2β).
 
     Args:
-        mean, cov: its moments.
+        dim: d.
         map: the map.
     """
 
+    dim: int
     map: RadialMap
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    @property
+    def second_moment(self) -> float:
+        """E|x|²."""
+        return self.map.second_moment
+
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n independent samples, (n, d) float64."""
-        z = torch.randn(n, len(self.mean), generator=generator, dtype=torch.float64)
+        z = torch.randn(n, self.dim, generator=as_generator(seed, "RadialLaw.sample"), dtype=torch.float64)
         return z / (self.map.q + 2 * self.map.beta * z.square().sum(1, keepdim=True)).sqrt()
 
     def log_density(self, x: Tensor) -> Tensor:
         """−½|z|² + (d/2) log(q/2π) − (d/2 + 1) log(1 − 2β|x|²), |z|² = q|x|²/(1 − 2β|x|²); (n, d) -> (n,)."""
-        dim, q = len(self.mean), self.map.q
-        squared = check_points(x, dim, "RadialLaw.log_density(x): x").square().sum(-1)
+        dim, q = self.dim, self.map.q
+        squared = as_points(x, dim, "RadialLaw.log_density(x): x").square().sum(-1)
         room = 1 - 2 * self.map.beta * squared
         inside = room > 0
         room = torch.where(inside, room, torch.ones_like(room))
@@ -72,7 +80,7 @@ class Aggregation(Problem):
         ConfigError: dim < 1.
 
     Example:
-        >>> round(float(Aggregation(dim=2).exact(1.0).cov[0, 0]), 6)
+        >>> round(float(Aggregation(dim=2).exact(1.0).cov()[0, 0]), 6)
         0.174455
 
     References:
@@ -80,6 +88,7 @@ class Aggregation(Problem):
         2017, arXiv 1602.06615.
     """
 
+    @plain_numbers
     def __init__(self, dim: int) -> None:
         check_dim(dim, "Aggregation(dim)")
         self.dim = dim
@@ -114,9 +123,7 @@ class Aggregation(Problem):
 
     def exact(self, t: float) -> RadialLaw:
         """The law at time t ≥ 0."""
-        radial = self.map(t)
-        cov = radial.second_moment / self.dim * torch.eye(self.dim, dtype=torch.float64)
-        return RadialLaw(torch.zeros(self.dim, dtype=torch.float64), cov, radial)
+        return RadialLaw(self.dim, self.map(t))
 
     def exact_energy(self, t: float) -> float:
         """½(E|x−y|⁴/4 − E|x−y|²/2), with E|x−y|⁴ = 2M₄ + (2 + 4/d)M₂² and E|x−y|² = 2M₂."""

@@ -1,4 +1,4 @@
-"""What a problem is: a reference measure, an energy, times, and the exact law at every time."""
+"""A problem: a reference measure, an energy, times, and the exact law at every time."""
 
 from __future__ import annotations
 
@@ -6,67 +6,19 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..checks import check_points
 from ..energies.base import Energy
 from ..errors import ConfigError, nearest
-from ..measures import Reference
-
-
-@dataclass(frozen=True, eq=False)
-class Law(ABC):
-    """The exact law of a flow at one time.
-
-    Args:
-        mean: (d,) float64.
-        cov: (d, d) float64.
-    """
-
-    mean: Tensor
-    cov: Tensor
-    has_density: ClassVar[bool] = True
-
-    @abstractmethod
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n independent samples, (n, d) float64."""
-
-    @abstractmethod
-    def log_density(self, x: Tensor) -> Tensor:
-        """Log density at x (n, d), (n,); −inf outside the support; ConfigError where `has_density` is False."""
-
-
-@dataclass(frozen=True, eq=False)
-class MeasureLaw(Law):
-    """A law that is one of the reference measures, such as a Gaussian.
-
-    Args:
-        mean, cov: its moments.
-        measure: the measure that samples and densities come from.
-    """
-
-    measure: Reference
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """n independent samples, (n, d) float64."""
-        return self.measure.sample(n, generator)
-
-    def log_density(self, x: Tensor) -> Tensor:
-        """Log density at x (n, d), (n,)."""
-        return self.measure.log_density(
-            check_points(x, len(self.mean), f"{type(self.measure).__name__}.log_density(x): x")
-        )
+from ..measures import Law, Reference
 
 
 class Problem(ABC):
     """A flow whose law is known at every time: ρ = `reference` at times[0], moved down `energy`.
 
-    A subclass names its constructor's arguments in `_arguments`; what it offers beyond that it computes when asked.
+    A subclass names the arguments of its constructor in `_arguments`; everything else is computed on demand.
     """
 
     dim: int
@@ -89,7 +41,7 @@ class Problem(ABC):
     @property
     @abstractmethod
     def times(self) -> np.ndarray:
-        """Times worth storing, (T,) float64; times[0] is the start."""
+        """Times at which to store rows, (T,) float64; times[0] is the start."""
 
     @property
     def temperature(self) -> float:
@@ -122,7 +74,7 @@ class Problem(ABC):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Problem:
-        """Rebuilds this problem from `to_config()`; its "name" is not looked at.
+        """Rebuilds this problem from `to_config()`; its "name" is ignored.
 
         Raises:
             ConfigError: an entry is not an argument of the constructor.

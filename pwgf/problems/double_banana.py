@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_positive, is_real
+from ..checks import check_dim, check_positive, is_real, plain_numbers
 from ..errors import ConfigError
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
@@ -40,6 +40,7 @@ class DoubleBanana(LangevinProblem):
         G. Detommaso et al., A Stein variational Newton method, 2018, arXiv 1806.03085, §5.1.
     """
 
+    @plain_numbers
     def __init__(
         self,
         dim: int = 2,
@@ -52,7 +53,7 @@ class DoubleBanana(LangevinProblem):
     ) -> None:
         check_dim(dim, "DoubleBanana(dim)")
         if dim != 2:
-            raise ConfigError(f"DoubleBanana(dim=…) lives in two dimensions; got {dim}. Leave it out.")
+            raise ConfigError(f"DoubleBanana(dim=…) must be 2; got {dim}. Leave it out.")
         if not is_real(observation):
             raise ConfigError(f"DoubleBanana(observation=…) needs a finite number; got {observation!r}. Try log 30.")
         super().__init__(num_particles, dt, particle_seed)

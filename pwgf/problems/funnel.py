@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_positive
+from ..checks import check_dim, check_positive, plain_numbers
 from ..errors import ConfigError
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
@@ -34,6 +34,7 @@ class Funnel(LangevinProblem):
         R. M. Neal, Slice sampling, Ann. Statist. 31, 2003, §8.
     """
 
+    @plain_numbers
     def __init__(
         self,
         dim: int,

@@ -1,4 +1,4 @@
-"""The flow of the JKO-ICNN study to a mixture of Gaussians, whose components must share the mass out."""
+"""The flow of the JKO-ICNN study to a mixture of Gaussians, among whose components the mass must be divided."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer, check_points, check_positive
+from ..checks import check_dim, check_integer, check_points, check_positive, plain_numbers
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
 
@@ -17,9 +17,9 @@ from .langevin import LangevinProblem, TargetLaw
 class GaussianMixture(LangevinProblem):
     """F(ρ) = ∫ρ log(ρ/π), π = (1/k) Σ N(m_j, I) with m_j uniform in [−span, span]^d, from N(0, 16 I), temperature 1.
 
-    Mass falls into the components' basins first and crosses over from one to another slowly: at t = 4 the masses of the
-    components are not yet 1/k. The law at t comes from Langevin particles (`LangevinProblem`);
-    50 000 of them in d = 2 to t = 4 take about 4 seconds.
+    Mass first falls into the basins of the components and then moves slowly from one to another: at t = 4 the masses of
+    the components are not yet 1/k. The law at t comes from Langevin particles (`LangevinProblem`); 50 000 of them in
+    d = 2 to t = 4 take about 4 seconds.
 
     Args:
         dim: d ≥ 1.
@@ -40,6 +40,7 @@ class GaussianMixture(LangevinProblem):
         P. Mokrov et al., Large-Scale Wasserstein Gradient Flows, 2021, arXiv 2106.00736, §5.1.
     """
 
+    @plain_numbers
     def __init__(
         self,
         dim: int,
@@ -65,7 +66,7 @@ class GaussianMixture(LangevinProblem):
         return torch.logsumexp(self._closeness(x), 1) - 0.5 * x.square().sum(1) - constant
 
     def _closeness(self, x: Tensor) -> Tensor:
-        """x·m_j − ½|m_j|², (n, k): −½|x − m_j|² but for what does not depend on j."""
+        """x·m_j − ½|m_j|², (n, k): −½|x − m_j|² up to a term that does not depend on j."""
         centres = self.centres.to(x)
         return x @ centres.T - 0.5 * centres.square().sum(1)
 

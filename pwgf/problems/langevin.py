@@ -1,39 +1,40 @@
-"""Flows of KL(ρ|π) to a target π, whose law at a time is known by many Langevin particles."""
+"""Flows of KL(ρ|π) to a target π, whose law at a time is known from many Langevin particles."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_points, check_positive
+from ..checks import as_points, check_integer, check_positive
 from ..energies.base import Energy
 from ..energies.potential import KL
 from ..errors import ConfigError
+from ..measures import Law
+from ..measures.law import as_generator, sample_cov, vanishing_at_infinity
 from ..oracles.langevin import LangevinParticles
-from .base import Law, MeasureLaw, Problem
+from .base import Problem
 
 
-@dataclass(frozen=True, eq=False)
 class SampleLaw(Law):
-    """A law known by particles: samples and moments, no density.
+    """A law known from particles: samples and moments, no density.
 
     Args:
-        mean, cov: moments of the particles; off by their sampling error, σ/√N.
         particles: (N, d) float64, independent.
     """
 
-    particles: Tensor
-    has_density: ClassVar[bool] = False
+    has_density = False
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def __init__(self, particles: Tensor) -> None:
+        self.particles, self.dim = particles, particles.shape[1]
+
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n of the particles, (n, d): different ones up to N, beyond that with replacement."""
-        count = len(self.particles)
+        count, generator = len(self.particles), as_generator(seed, "SampleLaw.sample")
         if n > count:
             return self.particles[torch.randint(count, (n,), generator=generator)]
         return self.particles[torch.randperm(count, generator=generator)[:n]]
@@ -42,11 +43,22 @@ class SampleLaw(Law):
         """Particles have none: ConfigError."""
         raise ConfigError(
             "this law is known by Langevin particles, which have no density; compare samples instead: "
-            "distances.energy_distance(run.sample(t, n), law.sample(n, generator))."
+            "distances.energy_distance(run.sample(t, n), law.sample(n))."
         )
 
+    def score(self, x: Tensor) -> Tensor:
+        """Particles have none: ConfigError."""
+        return self.log_density(x)
 
-@dataclass(frozen=True, eq=False)
+    def mean(self) -> Tensor:
+        """Of the particles, (d,); off by their sampling error, σ/√N."""
+        return self.particles.mean(0)
+
+    def cov(self) -> Tensor:
+        """Of the particles, (d, d); off by their sampling error, for a Gaussian √(2/N) of a variance."""
+        return sample_cov(self.particles)
+
+
 class TargetLaw(Law):
     """A target π with exact samples.
 
@@ -56,24 +68,38 @@ class TargetLaw(Law):
         density: log π, normalised, (n, d) -> (n,).
     """
 
-    draw: Callable[[int, torch.Generator], Tensor]
-    density: Callable[[Tensor], Tensor]
+    def __init__(
+        self,
+        mean: Tensor,
+        cov: Tensor,
+        draw: Callable[[int, torch.Generator], Tensor],
+        density: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.dim, self._mean, self._cov, self._draw, self._density = len(mean), mean, cov, draw, density
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n independent samples, (n, d) float64."""
-        return self.draw(n, generator)
+        return self._draw(n, as_generator(seed, "TargetLaw.sample"))
 
     def log_density(self, x: Tensor) -> Tensor:
         """log π at x (n, d), (n,)."""
-        return self.density(check_points(x, len(self.mean), "TargetLaw.log_density(x): x"))
+        return vanishing_at_infinity(self._density, as_points(x, self.dim, "TargetLaw.log_density(x): x"))
+
+    def mean(self) -> Tensor:
+        """(d,)."""
+        return self._mean.clone()
+
+    def cov(self) -> Tensor:
+        """(d, d)."""
+        return self._cov.clone()
 
 
 class LangevinProblem(Problem):
     """F(ρ) = ∫ρ log(ρ/π), temperature 1; the law at t comes from particles dX = ∇log π dt + √2 dW.
 
-    They are moved when `exact(t)` is first asked for and kept, one set of particles for each t (`LangevinParticles`).
+    They are moved at the first call of `exact(t)` and kept, one set of particles for each t (`LangevinParticles`).
 
-    A subclass gives `log_target`, `reference`, `times`, `equilibrium` and, where π is stiff, `curvature`.
+    A subclass supplies `log_target`, `reference`, `times`, `equilibrium` and, where π is stiff, `curvature`.
 
     Args:
         num_particles: N ≥ 2; moments and distances carry a sampling error of order 1/√N.
@@ -116,7 +142,7 @@ class LangevinProblem(Problem):
 
         Raises:
             ConfigError: t before the start.
-            NonFiniteError: the particles left the range of numbers: `dt` is too long.
+            NonFiniteError: the particles are no longer finite: `dt` is too long.
         """
         t = self._check_time(t)
         if t not in self._laws:
@@ -132,12 +158,8 @@ class LangevinProblem(Problem):
 
     def _law(self, t: float) -> Law:
         if t == float(self.times[0]):
-            return MeasureLaw(*self._start_moments(), self.reference)
-        x = self._particles.at(t)
-        return SampleLaw(x.mean(0), torch.atleast_2d(torch.cov(x.T)), x)
-
-    def _start_moments(self) -> tuple[Tensor, Tensor]:
-        return self.reference.mean, self.reference.cov  # type: ignore[attr-defined]  # a Gaussian in every member
+            return self.reference
+        return SampleLaw(self._particles.at(t))
 
     def _particle_arguments(self) -> dict[str, Any]:
         return {"num_particles": self.num_particles, "dt": self.dt, "particle_seed": self.particle_seed}

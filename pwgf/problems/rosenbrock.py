@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_positive, is_real
+from ..checks import check_dim, check_positive, is_real, plain_numbers
 from ..errors import ConfigError
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
@@ -19,8 +19,8 @@ class Rosenbrock(LangevinProblem):
     """F(ρ) = ∫ρ log(ρ/π), π ∝ exp(−a(x₁ − μ)² − b Σ_{i≥2}(x_i − x₁²)²), from N(0, I), temperature 1.
 
     In d = 2 the defaults give exp(−[100(x₂ − x₁²)² + (1 − x₁)²]/20). For d > 2 this is the hybrid law with blocks of
-    one coordinate: every further coordinate bends with the first. Mass slides down into the valleys fast and spreads
-    along them slowly, at the rate 2a. The law at t comes from Langevin particles (`LangevinProblem`).
+    one coordinate: every further coordinate bends with the first. Mass descends fast into the valleys and spreads
+    slowly along them, at the rate 2a. The law at t comes from Langevin particles (`LangevinProblem`).
 
     Args:
         dim: d ≥ 2.
@@ -37,6 +37,7 @@ class Rosenbrock(LangevinProblem):
         S. Nadarajah, An n-dimensional Rosenbrock distribution for MCMC testing, 2019, arXiv 1903.09556.
     """
 
+    @plain_numbers
     def __init__(
         self,
         dim: int,

@@ -16,6 +16,8 @@ from ..maps.base import PushForward
 from ..measures import Reference
 from ..schemes import JKOReplay, MapReplay, Replay
 
+IDENTITY = "check/"  # among the arrays of a file: values of the map, the reference and the energy
+NUM_POINTS = 8  # of these values
 RNG_BYTES = 5056  # of the state of a CPU generator
 MOST_LAYERS = 10_000  # where θ is shorter; a layer without a parameter, such as a step in time, is cheap
 # What building something of a stranger's values may raise; everything else is a fault of ours.
@@ -48,19 +50,39 @@ def _count(value: Any) -> bool:
     return is_integer(value) and 0 < value < 2**63
 
 
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(_text(entry) for entry in value)
+
+
 _CONFIG: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scheme": (_named, "settings with a name"),
     "times": (_times, "increasing numbers"),
     "seed": (lambda value: is_integer(value) and 0 <= value < 2**63, "an integer in [0, 2⁶³)"),
     "problem": (_absent_or(_named), "settings with a name"),
     "metadata": (_absent_or(lambda value: isinstance(value, dict)), "a dictionary"),
+    "description": (_absent_or(_named), "a description with a name"),
 }
-_SCHEME: dict[str, tuple[Callable[[Any], bool], str]] = {
+_DESCRIPTION: dict[str, tuple[Callable[[Any], bool], str]] = {  # entries that are missing have defaults
+    "rows": (_absent_or(_text), "a text"),
+    "map": (_absent_or(_text), "a text"),
+    "settings": (_absent_or(_texts), "a list of texts"),
+    "work_unit": (_absent_or(_text), "a text"),
+    "no_projection": (_absent_or(_text), "a text"),
+    "advice": (_absent_or(_text), "a text"),
+}
+_READ_AS = ("map", "chain", "particles")  # what rows of θ are that can be read as measures without their scheme
+_READ: dict[str, tuple[Callable[[Any], bool], str]] = {  # what reading rows as measures needs, of any scheme
     "dtype": (lambda value: isinstance(value, str) and value in DTYPES, f"one of {', '.join(DTYPES)}"),
     "device": (_absent_or(lambda value: isinstance(value, str)), "a text"),
-    "energy": (_energy, "settings with a name, each term with one"),
     "reference": (_named, "settings with a name"),
     "map": (_absent_or(_named), "settings with a name"),
+}
+_SCHEME: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "energy": (_energy, "settings with a name, each term with one"),
     "tolerance": (_absent_or(_positive), "a positive number"),
     "h": (_absent_or(_positive), "a positive number"),
     "dt": (_absent_or(_positive), "a positive number"),
@@ -71,17 +93,21 @@ _PROBLEM: dict[str, tuple[Callable[[Any], bool], str]] = {
     "c": (_absent_or(is_real), "a number"),
     "m": (_absent_or(is_real), "a number"),
 }
-_BUILT = ("PWGF", "SWJKO", "JKOICNN", "EulerMaruyama")  # schemes whose runs are read back from the file alone
+_BUILT = tuple(kind.__name__ for kind in schemes.SCHEMES.values())
 
 
 def check_config(record: storage.Record) -> None:
     """SchemaError unless the stored settings have the types, ranges and sizes of those that `solve` stores."""
     config = record.config
     _check_table(record.path, "config", config, _CONFIG)
-    scheme = config["scheme"]
-    if scheme["name"] not in _BUILT:  # a user's own scheme says what it likes
+    scheme, told = config["scheme"], config.get("description") or {}
+    _check_table(record.path, "config.description", told, _DESCRIPTION)
+    _check_values(record)
+    if scheme["name"] in _BUILT:
+        _check_table(record.path, "config.scheme", scheme, _SCHEME)
+    elif told.get("rows") not in _READ_AS:  # a user's own scheme says what it likes
         return
-    _check_table(record.path, "config.scheme", scheme, _SCHEME)
+    _check_table(record.path, "config.scheme", scheme, _READ)
     for part in ("map", "reference"):
         for where, value in _leaves(scheme.get(part), f"config.scheme.{part}"):
             _check_size(record, where, value)
@@ -99,7 +125,7 @@ def reader_of(record: storage.Record, map: PushForward | None, reference: Refere
         SchemaError: the stored settings do not fit the rows.
     """
     try:
-        reader = schemes.replay(record.config["scheme"], map=map, reference=reference)
+        reader = schemes.replay(record.config, map=map, reference=reference)
         dim = reader.reference.dim
         fits = dim == record.dim and (map is not None or _fits_rows(reader, record))
     except ConfigError:
@@ -111,9 +137,24 @@ def reader_of(record: storage.Record, map: PushForward | None, reference: Refere
     return reader
 
 
+def _check_values(record: storage.Record) -> None:
+    """SchemaError unless the values of map, reference and energy that the file holds have the form of such values."""
+    for name in record.arrays:
+        if not name.startswith(IDENTITY):
+            continue
+        values = record.arrays[name]
+        if values.dtype.kind != "f" or values.ndim not in (1, 2) or values.size > NUM_POINTS * record.dim:
+            raise _refused(
+                record.path,
+                f"arrays/{name} has shape {values.shape} and dtype {values.dtype} where values were expected",
+            )
+
+
 def _fits_rows(reader: Replay, record: storage.Record) -> bool:
     """Has the map that was rebuilt the parameters that the rows hold, or are the rows points of the space?"""
     if isinstance(reader, MapReplay):
+        if record.config["scheme"]["name"] not in _BUILT:  # it may have blocks of its own
+            return reader.map.num_params == record.num_params
         blocks = [(list(block.shape), block.offset) for block in reader.layout()]
         return reader.map.num_params == record.num_params and blocks == [
             (block["shape"], block["offset"]) for block in record.layout

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from ..checks import check_ambient
 from ..errors import ConfigError, ParallelError
 from ..parallel import world
-from ..schemes import Scheme
+from ..schemes import Scheme, ask
 from ..state import Info, State
 from ._restart import state_to_restart
-from ._warnings import Warnings
 from .progress import Progress
 from .signals import Signals
 from .spec import Times, check_times
 
 Callback = Callable[[State, Info], Any]
+
+_log = logging.getLogger("pwgf")
 
 
 class Store(Protocol):
@@ -43,14 +46,16 @@ def evolve(scheme: Scheme, state: State, times: Times) -> Iterator[tuple[State, 
     Args:
         scheme: e.g. `PWGF`.
         state: where to begin, e.g. `scheme.start(seed)`.
-        times: increasing; those not after `state.t` are passed over.
+        times: increasing; those not after `state.t` are skipped.
     """
+    check_ambient("evolve(scheme, state, times)")
     if not isinstance(state, State):
         raise ConfigError(
             f"evolve(scheme, state, times) needs a State, such as scheme.start(seed); got {type(state).__name__}. "
             "Give evolve(scheme, scheme.start(0), times)."
         )
-    yield from _steps(scheme, state, check_times(times, "evolve"))
+    for after, info in _steps(scheme, state, check_times(times, "evolve")):
+        yield after.copy(), info
 
 
 def _steps(scheme: Scheme, state: State, times: np.ndarray) -> Iterator[tuple[State, Info]]:
@@ -62,7 +67,7 @@ def _steps(scheme: Scheme, state: State, times: np.ndarray) -> Iterator[tuple[St
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The arguments of `solve` that the loop heeds and the file does not record; see there."""
+    """The arguments of `solve` that the loop uses and the file does not record; see `solve`."""
 
     checkpoint_seconds: float
     callbacks: Sequence[Callback]
@@ -83,14 +88,26 @@ class Options:
             )
 
 
+def _stops(answer: object) -> bool:
+    """Whether a callback's answer ends the run; ConfigError where it is neither a truth value nor None."""
+    if isinstance(answer, torch.Tensor) and answer.dtype == torch.bool and answer.ndim == 0:
+        return bool(answer)
+    if answer is None or isinstance(answer, (bool, np.bool_)):
+        return bool(answer)
+    raise ConfigError(
+        "solve(callbacks=…): a callback must return True, to store a row and end the run, or False or None, to go on; "
+        f"got {answer!r:.60} ({type(answer).__name__}). Return a comparison, such as info.values['energy'] < 0.1."
+    )
+
+
 class Loop:
     """Steps, rows, checkpoints, callbacks and signals of one `solve`; several processes do all this together.
 
     Args:
         scheme: makes the steps.
-        store: takes the rows.
+        store: receives the rows.
         options: of the call.
-        signals: flag of what came from outside.
+        signals: flag of the signal received.
         span: the initial and the last time of the run.
         spent: seconds of wall time and of CPU that earlier parts of the run took.
     """
@@ -104,9 +121,14 @@ class Loop:
         span: tuple[float, float],
         spent: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.scheme, self.store, self.options, self.signals, self.span = scheme, store, options, signals, span
+        self.scheme = scheme
+        self.store = store
+        self.options = options
+        self.signals = signals
+        self.span = span
         self.group = world()
-        self.warnings = Warnings(span, speaks=self.group.rank == 0)
+        self.watch = ask(scheme, "watch")(span)
+        self.warned: set[str] = set()
         self.began = time.monotonic() - spent[0]
         self.cpu_spent = spent[1]
         self.cpu_began = time.process_time()
@@ -114,9 +136,9 @@ class Loop:
         self.last_row = math.nan
 
     def run(self, state: State, times: np.ndarray) -> None:
-        """On through the times, each of which is stored when it is reached, the first at once if the state is there.
+        """Advances through the times and stores a row at each, the first at once if the state is there.
 
-        A callback that returns True ends the run after a row.
+        A callback whose answer is true ends the run after a row.
         """
         rows = set(times.tolist())
         if state.t in rows:
@@ -125,7 +147,7 @@ class Loop:
         with self._told_what_is_stored(), contextlib.closing(self._progress()) as bar:
             for after, info in _steps(self.scheme, state, times):
                 bar.update(after.t, dt=info.dt, **{k: v for k, v in info.values.items() if k == "energy"})
-                self.warnings.of_step(info)
+                self._warn(self.watch.of_step(info))
                 stop, due = self._decided(after, info)
                 if after.t in rows or stop:
                     self._save(after)
@@ -140,7 +162,7 @@ class Loop:
 
     @contextlib.contextmanager
     def _told_what_is_stored(self) -> Iterator[None]:
-        """Where another process has stopped, the error says up to where rows are stored."""
+        """When another process has stopped, adds to the error up to where rows are stored."""
         try:
             yield
         except ParallelError as error:
@@ -148,19 +170,26 @@ class Loop:
 
     def _decided(self, state: State, info: Info) -> tuple[bool, bool]:
         """Whether a callback of any process ends the run, and whether a checkpoint is due."""
-        stop = any([f(state, info) is True for f in self.options.callbacks])  # every callback is called
+        stop = any([_stops(f(state.copy(), info)) for f in self.options.callbacks])  # every callback is called
         due = time.monotonic() - self.saved > self.options.checkpoint_seconds or self.signals.number > 0
         stop, due = (flag > 0 for flag in self.group.greatest(stop, due))
         return stop, due
 
     def _act(self) -> None:
-        """Does what a signal asks for that has come to any of the processes."""
+        """Acts on a signal that any of the processes has received."""
         self.signals.act(int(self.group.greatest(self.signals.number)[0]))
+
+    def _warn(self, found: Iterable[tuple[str, str]]) -> None:
+        """Reports each kind of trouble once in a run, from one process of several."""
+        for kind, message in found:
+            if kind not in self.warned and self.group.rank == 0:
+                _log.warning("%s", message)
+            self.warned.add(kind)
 
     def _save(self, state: State) -> None:
         """Measures and stores the row of this state."""
         row = self.scheme.measure(state)
-        self.warnings.of_row(row, state.t)
+        self._warn(self.watch.of_row(row, state.t))
         plain = {
             k: v.detach().double().cpu().numpy() if isinstance(v, torch.Tensor) else float(v) for k, v in row.items()
         }

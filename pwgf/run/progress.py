@@ -23,8 +23,11 @@ class Progress:
 
     def __init__(self, first: float, last: float, show: bool | None = None) -> None:
         wanted = os.environ.get("PWGF_PROGRESS", "1") != "0" if show is None else show
-        self._first, self._last, self._said = first, last, time.monotonic()
-        self._plain, self._bar = False, None
+        self._first = first
+        self._last = last
+        self._said = time.monotonic()
+        self._plain = False
+        self._bar = None
         with self._perhaps_unheard():
             self._plain = wanted and not sys.stderr.isatty()
             if wanted and not self._plain:

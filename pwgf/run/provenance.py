@@ -1,4 +1,4 @@
-"""With what, and on what, a run was computed."""
+"""The software and the machine with which a run was computed."""
 
 from __future__ import annotations
 

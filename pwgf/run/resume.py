@@ -1,4 +1,4 @@
-"""Whether a stored run can be continued: is one there, and is it the same one?"""
+"""Whether a stored run can be continued: whether there is one, and whether it is the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..schemes import Scheme
 from ..state import State
 from ._restart import restart_to_state
 from ._stored import check_config
+from .identity import differing, identity_of
 from .spec import RunSpec
 
 
@@ -28,7 +30,7 @@ def has_rows(out: str) -> bool:
         with storage.open_record(out) as record:
             return len(record) > 0
     except SchemaError:
-        raise  # damaged rows are no missing rows: beginning afresh would destroy what can be salvaged
+        raise  # damaged rows are not missing rows: starting again would destroy what can be salvaged
     except PathError:
         if os.path.exists(out):
             raise
@@ -36,11 +38,11 @@ def has_rows(out: str) -> bool:
 
 
 class Stored(NamedTuple):
-    """A stored run as it goes on.
+    """A stored run that is being continued.
 
     Args:
         spec: with the stored times and those added by this call.
-        state: where it was left.
+        state: the last one stored.
         times: those whose rows are not yet stored.
         finished: whether nothing is left to do.
         grown: whether this call adds times.
@@ -76,7 +78,10 @@ def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
                 f"continuing {out!r}: the stored state at t = {state.t:g} with {len(state.theta)} parameters does not "
                 "belong to the rows. They can be read with pwgf.load; begin anew at another out=…."
             )
+        now = identity_of(scheme)
+        check_identity(record.arrays, {name: now[name] for name in now if "energy" not in name}, scheme.dtype)
         check_fingerprint(scheme, state, np.asarray(restart["fingerprint"]))
+        check_identity(record.arrays, now, scheme.dtype)
         grown = len(record.config["times"]) != len(spec.times)
         return Stored(
             spec,
@@ -95,14 +100,25 @@ def _last(record: storage.Record, name: str) -> float:
     return value if value >= 0 and math.isfinite(value) else 0.0
 
 
+def check_identity(stored: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
+    """ResumeMismatchError unless map, reference and energy give the stored values at fixed points."""
+    what = differing(stored, now, dtype)
+    if what:
+        raise ResumeMismatchError(
+            f"solve(resume=True): {what}. Resume with what the run was begun with (the same module, with the weights "
+            "and buffers that it had when its map was made), or choose another out=…."
+        )
+
+
 def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may grow at its end.
+    """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may be extended at its end.
 
     Names of an energy's functions may differ (a script's module is `__main__`): `check_fingerprint` compares values. So
-    may the user's metadata.
+    may the description of the scheme and the user's metadata.
     """
-    now = json.loads(json.dumps(now))  # tuples become lists, as they did in the file
-    old, new = ({k: v for k, v in flatten(of).items() if k.partition(".")[0] != "metadata"} for of in (stored, now))
+    now = json.loads(json.dumps(now))  # tuples become lists, as in the file
+    free = ("description", "metadata")
+    old, new = ({k: v for k, v in flatten(of).items() if k.partition(".")[0] not in free} for of in (stored, now))
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
     differ = [key for key in differ if not _names_function(key, old, new)]
     if not same_times(stored["times"], now["times"]):
@@ -111,7 +127,7 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
         shown = "; ".join(f"{key}: stored {_shown(old, key)}, now {_shown(new, key)}" for key in differ[:8])
         raise ResumeMismatchError(
             f"solve(resume=True): the stored run has other settings ({shown}). Restore them, choose another out=…, or "
-            "start anew with overwrite=True. times may only grow at the end."
+            "start again with overwrite=True. times may only be extended at the end."
         )
 
 
@@ -121,13 +137,13 @@ def stored_state(record: storage.Record) -> dict[str, Any]:
     if not restart:
         raise StorageError(
             f"solve(out={record.path!r}, resume=True) needs a stored state to continue from; the file was salvaged "
-            "without one (the damage took it). Its rows can be read with pwgf.load; begin anew at another out=…."
+            "without one (it was damaged). Its rows can be read with pwgf.load; start again at another out=…."
         )
     return restart
 
 
 def pack_finished(out: str) -> None:
-    """Makes one file of a finished run that was stopped while it was packed; where that fails, it stays in parts."""
+    """Packs a finished run that was stopped while it was packed; if that fails, it stays in parts."""
     try:
         storage.pack(out)
     except StorageError as error:

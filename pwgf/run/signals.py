@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that a long run looks at after every step and every stored row."""
+"""SIGINT and SIGTERM as a flag that a long run checks after every step and every stored row."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class Signals:
-    """Turns SIGINT and SIGTERM into a flag for the duration of a `with` block; the second one acts at once.
+    """Turns SIGINT and SIGTERM into a flag for the duration of a `with` block; a second one takes effect at once.
 
-    `number` is the signal that came, 0 before. Outside the main thread, where Python allows no handlers, it stays 0. A
-    signal that nobody has acted upon acts when the block ends. A handler that was not set from Python is left alone,
-    for it could not be put back.
+    `number` is the signal received, 0 before. Outside the main thread, where Python allows no handlers, it stays 0. A
+    signal that has not been handled takes effect when the block ends. A handler that was not set from Python is left
+    alone, because it could not be put back.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Signals:
 
     @staticmethod
     def act(number: int) -> None:
-        """Raises what a signal asks for; nothing for 0."""
+        """Raises the exception that belongs to a signal; nothing for 0."""
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGTERM:

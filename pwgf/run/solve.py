@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from .. import storage
-from ..checks import memory_told
+from ..checks import check_ambient, memory_told, plain_numbers
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..parallel import world
-from ..schemes import Scheme
-from ..schemes.base import tensor_config
+from ..schemes import Scheme, ask
+from ..schemes.base import stored_config, tensor_config
 from ..state import State
 from ._file import FileRows
 from ._one_writer import OneWriter
+from .identity import identity_of
 from .loop import Callback, Loop, Options
 from .memory import Memory
 from .provenance import provenance
@@ -33,6 +34,7 @@ from .trajectory import Trajectory
 _log = logging.getLogger("pwgf")
 
 
+@plain_numbers
 def solve(
     scheme: Scheme,
     times: Times,
@@ -56,15 +58,16 @@ def solve(
         times: strictly increasing, in units of t; the first is the initial time, where ρ = λ (or T_θ0 #λ).
         out: HDF5 file to write; None keeps the run in memory.
         seed: of all randomness.
-        resume: continue what is at `out`: a killed run goes on to the bit, a finished one is returned (or extended when
-            `times` has grown at its end), and where nothing is it starts afresh.
-        overwrite: replace what is at `out`.
+        resume: continue the run at `out`: a killed one continues to the bit, a finished one is returned (or extended
+            when `times` is longer at its end), and where there is none a new one starts.
+        overwrite: replace the run at `out`.
         start: a state to begin from instead of `scheme.start(seed)`; its t must be times[0].
-        max_cost: share of the run time that writing may take; None publishes every row as soon as it is known.
+        max_cost: share of the run time that writing may take; None publishes every row at once.
         checkpoint_seconds: between rows the restart state is published this often.
         metadata: your own entries, JSON values by name, stored as `run.config["metadata"]`; a resumed run keeps those
-            that it began with.
-        callbacks: each is called as f(state, info) after every step; returning True stores a row and ends the run.
+            with which it began.
+        callbacks: each is called as f(state, info) after every step, with a state of its own; True (also NumPy's or
+            torch's) stores a row and ends the run, None or False goes on, anything else is refused.
         progress: show progress; None means yes unless `PWGF_PROGRESS=0`.
         problem: a `pwgf.problems` problem, recorded so that `pwgf plot` can draw its exact law.
 
@@ -72,12 +75,13 @@ def solve(
         The trajectory, with a row per time.
 
     Raises:
-        ConfigError, ShapeError: arguments that cannot work, told before anything is computed.
-        NonFiniteError, SolverError: the flow cannot go on; rows so far are in the file, or in the error's `run`.
-        StorageError: the disk refused; what was published stays good.
+        ConfigError, ShapeError: arguments that cannot work; raised before anything is computed.
+        NonFiniteError, SolverError: the flow cannot continue; rows so far are in the file, or in `run` of the error.
+        StorageError: writing failed; what was published stays valid.
         ParallelError: another of the processes that share this run has stopped.
         ResumeMismatchError: the stored run had other settings or another energy.
     """
+    check_ambient("solve(scheme, times)")
     _check_scheme(scheme)
     options = Options(checkpoint_seconds, callbacks, progress)
     t = check_times(times)
@@ -88,7 +92,7 @@ def solve(
         raise ConfigError("solve(resume=True) needs the file to resume: solve(…, out='results/run.h5', resume=True).")
     found = _has_rows_to_resume(spec, start, path, resume, overwrite)
     cure = "fewer num_samples or num_eval, a smaller chunk_size or max_memory, a smaller map"
-    with memory_told("solve", cure), Signals() as signals:  # from here on the first row, the last and the packing, too
+    with memory_told("solve", cure), Signals() as signals:  # also the first row, the last and the packing end in order
         if path is None:
             return _in_memory(scheme, spec, start, options, signals)
         if found:
@@ -100,11 +104,11 @@ def solve(
 
 
 def _has_rows_to_resume(spec: RunSpec, start: State | None, out: str | None, resume: bool, overwrite: bool) -> bool:
-    """Whether there are; ConfigError where several processes differ in that, or in the settings."""
+    """Whether rows are stored; ConfigError where several processes differ in that, or in the settings."""
     found = resume and out is not None and has_rows(out)
     same: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite, "rows in out": found}
     same["start.theta"] = None if start is None else tensor_config(start.theta)
-    settings = dataclasses.replace(spec, metadata=None).to_config()  # process 0 writes its own
+    settings = dataclasses.replace(spec, description={}, metadata=None).to_config()  # process 0 writes its own
     world().agree({**flatten(settings), **same}, "solve")
     return found
 
@@ -120,12 +124,8 @@ def _check_scheme(scheme: object) -> None:
 
 
 def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State | None:
-    """The state in the scheme's dtype and on its device; ConfigError or ShapeError where it is not the scheme's.
-
-    A scheme with `check_times` also says whether it can begin there and store rows at t.
-    """
-    if hasattr(scheme, "check_times"):
-        scheme.check_times(t, start if isinstance(start, State) else None)
+    """The state in the scheme's dtype and on its device; ConfigError or ShapeError where it is not the scheme's."""
+    ask(scheme, "check_times")(t, start if isinstance(start, State) else None)
     if start is None:
         return None
     if not isinstance(start, State):
@@ -145,7 +145,7 @@ def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State 
         raise ConfigError(
             f"solve(start=…) is a state at t = {start.t:g}, but times begin at {t[0]:g}; let times[0] = start.t."
         )
-    device = scheme.to_config().get("device", "cpu")
+    device = stored_config(scheme)["device"]
     theta, theta_dot = (x.detach().to(device, scheme.dtype) for x in (start.theta, start.theta_dot))
     return dataclasses.replace(start, theta=theta, theta_dot=theta_dot)
 
@@ -157,7 +157,7 @@ def _first(scheme: Scheme, spec: RunSpec, start: State | None) -> tuple[State, n
 
 
 def _in_memory(scheme: Scheme, spec: RunSpec, start: State | None, options: Options, signals: Signals) -> Trajectory:
-    """The run without a file; where it fails it hands its rows over with the error."""
+    """The run without a file; if it fails, the error carries its rows."""
     memory = Memory(spec.to_config())
     state, times = _first(scheme, spec, start)
     try:
@@ -170,13 +170,13 @@ def _in_memory(scheme: Scheme, spec: RunSpec, start: State | None, options: Opti
 
 
 class _Way(NamedTuple):
-    """What is left to do of a run in a file.
+    """The part of a run in a file that remains to be done.
 
     Args:
-        state: where it goes on from.
+        state: from which it continues.
         times: those whose rows are to be stored.
-        span: the initial and the last time of all.
-        open: gives the writer; None where nothing is left to do.
+        span: the initial and the last time of the whole run.
+        open: returns the writer; None where nothing remains to be done.
         spent: seconds of wall time and of CPU so far.
         header: replaces the stored one, which lacks times that were added.
     """
@@ -221,7 +221,7 @@ def _continued(scheme: Scheme, spec: RunSpec, out: str, max_cost: float | None) 
 
 
 def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Signals) -> Trajectory:
-    """Goes the way, be it a new run's or a resumed one's."""
+    """Runs what remains, of a new run or a resumed one."""
     if way.open is None:
         world().on_first(lambda: pack_finished(out))
     else:
@@ -236,4 +236,5 @@ def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Sig
 def _header(scheme: Scheme, spec: RunSpec, state: State) -> storage.Header:
     layout = [{"name": b.name, "shape": list(b.shape), "offset": b.offset} for b in scheme.layout()]
     made_with = provenance(spec.device, world().size)
-    return storage.Header(spec.to_config(), layout, made_with, scheme.reference.dim, state.theta.numel())
+    dim = scheme.reference.dim
+    return storage.Header(spec.to_config(), layout, made_with, dim, state.theta.numel(), identity_of(scheme))

@@ -1,4 +1,4 @@
-"""What is run: all that the file records of a call of `solve`, checked and made once."""
+"""What the file records of a call of `solve`, checked and made once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checks import is_integer
+from ..checks import is_integer, is_real, plain
 from ..errors import ConfigError
-from ..schemes import Scheme
+from ..schemes import Scheme, ask
+from ..schemes.base import stored_config
 from ..state import State
 
 Times = Sequence[float] | np.ndarray | torch.Tensor
@@ -24,7 +25,8 @@ class RunSpec:
     """The settings of a run.
 
     Args:
-        scheme: `scheme.to_config()`.
+        scheme: `stored_config(scheme)`.
+        description: `scheme.describe()` as JSON.
         times: (T,) float64, strictly increasing; a row is stored at each, and the first is the initial time.
         seed: of all randomness.
         problem: `problem.to_config()`, or None.
@@ -33,6 +35,7 @@ class RunSpec:
     """
 
     scheme: Mapping[str, Any]
+    description: Mapping[str, Any]
     times: np.ndarray
     seed: int
     problem: Mapping[str, Any] | None = None
@@ -50,7 +53,8 @@ class RunSpec:
         """
         _check_problem(problem)
         return cls(
-            scheme=scheme.to_config(),
+            scheme=stored_config(scheme),
+            description=ask(scheme, "describe")().to_config(),
             times=check_times(times),
             seed=_checked_seed(seed),
             problem=None if problem is None else problem.to_config(),
@@ -72,6 +76,7 @@ class RunSpec:
         """The settings as JSON values, as the file holds them; `start` and `metadata` only where they were given."""
         config: dict[str, Any] = {
             "scheme": dict(self.scheme),
+            "description": dict(self.description),
             "times": self.times.tolist(),
             "seed": self.seed,
             "problem": None if self.problem is None else dict(self.problem),
@@ -80,7 +85,7 @@ class RunSpec:
         return config | {name: dict(value) for name, value in given.items() if value is not None}
 
     def continuing(self, stored: Mapping[str, Any]) -> RunSpec:
-        """The settings of the stored run as it goes on: its times, to the bit, then the further ones of this call."""
+        """The settings of the continued run: the stored times, to the bit, then the further ones of this call."""
         begun = stored["times"]
         times = check_times(np.concatenate([begun, self.times[len(begun) :]]))
         return dataclasses.replace(self, times=times, metadata=stored.get("metadata"))
@@ -89,13 +94,19 @@ class RunSpec:
 def check_times(times: Times, call: str = "solve") -> np.ndarray:
     """times as float64, (T,); ConfigError unless finite and strictly increasing."""
     try:
-        values = times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times
-        t = np.asarray(values, dtype=np.float64)
+        values = np.asarray(times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times)
+        t = values.astype(np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{call}(times=…) must be a sequence of numbers; got {times!r:.60} ({error}). "
             "E.g. torch.linspace(0, 1, 11)."
         ) from error
+    numbers = values.dtype.kind in "iuf" or all(is_real(plain(value)) for value in values.astype(object).flat)
+    if hasattr(times, "unit") or hasattr(times, "units") or values.dtype.kind in "bmM" or not numbers:
+        raise ConfigError(
+            f"{call}(times=…) must be a sequence of numbers without a unit; got {times!r:.60}. "
+            "Divide by the unit of t, e.g. times / numpy.timedelta64(1, 's')."
+        )
     if t.ndim != 1 or len(t) == 0:
         raise ConfigError(
             f"{call}(times=…) must be a non-empty sequence of numbers; got shape {t.shape}. "
@@ -104,7 +115,7 @@ def check_times(times: Times, call: str = "solve") -> np.ndarray:
     if not np.isfinite(t).all():
         k = int((~np.isfinite(t)).argmax())
         raise ConfigError(
-            f"{call}(times=…) must be finite; got {t[k]} at position {k}. Give the times you want stored."
+            f"{call}(times=…) must be finite; got {t[k]} at position {k}. Give the times at which to store rows."
         )
     if (np.diff(t) <= 0).any():
         k = int((np.diff(t) <= 0).argmax())
@@ -125,7 +136,7 @@ def _check_problem(problem: object) -> None:
     known = not isinstance(problem, type) and callable(getattr(problem, "to_config", None))
     if problem is not None and not known:
         raise ConfigError(
-            f"solve(problem=…) needs a problem with to_config(), out of pwgf.problems; got {problem!r:.60}. "
+            f"solve(problem=…) needs a problem with to_config(), from pwgf.problems; got {problem!r:.60}. "
             "Make one, e.g. pwgf.problems.OrnsteinUhlenbeck(2), or leave it out."
         )
 

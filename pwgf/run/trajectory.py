@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import DTYPES, check_integer, memory_told
+from ..checks import DTYPES, as_points, check_ambient, check_integer, density_at, memory_told, plain_numbers
+from ..energies import Energy
 from ..errors import ConfigError, SchemaError, ShapeError, nearest
 from ..maps.base import PushForward
-from ..measures import Reference
-from ..schemes import Replay
-from ..schemes.base import hermite_between
+from ..measures import Law, Reference
+from ..measures.law import NUM_FOR_MOMENTS, as_generator, finite_score, sample_cov, vanishing_at_infinity
+from ..schemes import Description, Replay
+from ..schemes.base import nearest_row
 from ..state import State
 from ._file import FileRows
 from ._restart import restart_to_state
 from ._stored import check_config, reader_of
+from .identity import differing, values_of
 from .memory import Source
 
 _log = logging.getLogger("pwgf")
@@ -38,12 +41,14 @@ class Trajectory:
 
     Args:
         source: rows.
-        reader: reads rows as measures; None when a user's own map or reference was not handed over.
+        reader: reads rows as measures; None when a user's own map or reference was not passed.
         path: of the file, or None.
     """
 
     def __init__(self, source: Source, reader: Replay | None, path: str | None = None, missing: str = "") -> None:
-        self._source, self._reader, self._missing = source, reader, missing
+        self._source = source
+        self._reader = reader
+        self._missing = missing
         self.path = path
         self.t: np.ndarray = source.column("t")
         self._checked: set[int] = set()
@@ -77,9 +82,19 @@ class Trajectory:
         return self._source.config
 
     @property
+    def description(self) -> Description:
+        """What the scheme of the run says of itself."""
+        return schemes.description(self.config)
+
+    @property
     def reference(self) -> Reference:
-        """λ of the run; ConfigError where a user's own was not handed to `pwgf.load`."""
+        """λ of the run; ConfigError where a user's own was not passed to `pwgf.load`."""
         return self._read().reference
+
+    @property
+    def has_density(self) -> bool:
+        """Whether ρ_t has a density: not that of particles."""
+        return self.description.has_density
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Column by name, float64: (T,), or (T,p) for theta and theta_dot.
@@ -95,6 +110,7 @@ class Trajectory:
             )
         return self._source.column(name)
 
+    @plain_numbers
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
         """All rows in order, in batches, so that a file larger than memory can be read through.
 
@@ -105,19 +121,19 @@ class Trajectory:
             Columns (b,) and theta, theta_dot (b,p) by name.
 
         Raises:
-            ConfigError: `batch` is no integer ≥ 1.
+            ConfigError: `batch` is not an integer ≥ 1.
         """
         check_integer(batch, "batch", "run.iter_rows")
         return self._source.iter_rows(batch)
 
     def state(self) -> State:
         """The last restart state: continues the run through `evolve` or `solve(start=…)`."""
-        return restart_to_state(self._source.restart(), self._dtype())
+        return restart_to_state(self._source.restart(), self.dtype)
 
     def theta(self, t: float) -> Tensor:
         """θ(t), (p,)."""
         from_rows = schemes.base.hermite(_Rows(self), checked_time(t))
-        return from_rows.to(self._dtype())
+        return from_rows.to(self.dtype)
 
     def push(self, t: float, z: Tensor) -> Tensor:
         """T_θ(t)(z), (n,d): samples of ρ_t from samples z of the reference."""
@@ -125,28 +141,40 @@ class Trajectory:
         self._check_interpolation(t)
         return self._read().push(_Rows(self), t, torch.as_tensor(z))
 
-    def sample(self, t: float, n: int, seed: int = 0) -> Tensor:
+    @plain_numbers
+    def sample(self, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n samples of ρ_t, (n,d); equal seeds couple times and runs."""
         check_integer(n, "n", "run.sample")
-        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise ConfigError(f"run.sample(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
-        reader = self._read()
+        generator = as_generator(seed, "run.sample")
+        reference = self.reference
         with memory_told("run.sample", "a smaller n"):
-            return self.push(t, reference_sample(reader, n, seed))
+            return self.push(t, reference.sample(n, generator).to(self.dtype))
 
-    def log_density(self, t: float, x: Tensor) -> Tensor:
-        """log ρ_t(x), (n,d) → (n,); by inverting the map at x.
+    def at(self, t: float) -> RunLaw:
+        """The law ρ_t, as problems and references give theirs.
 
         Raises:
+            ConfigError: t is no number or lies outside the run; a user's own map was not handed to `pwgf.load`.
+        """
+        return RunLaw(self, t)
+
+    def log_density(self, t: float, x: Tensor) -> Tensor:
+        """log ρ_t(x), (n,d) → (n,); by inverting the map at x. −∞ where x is infinite.
+
+        Raises:
+            ConfigError: x has NaN.
             ConfigError: the run holds particles.
             SolverError: the map cannot be inverted at some x.
         """
+        check_ambient("run.log_density(t, x)")
         t = checked_time(t)
         self._check_interpolation(t)
-        return self._read().log_density(_Rows(self), t, torch.as_tensor(x))
+        reader, rows = self._read(), _Rows(self)
+        return density_at(torch.as_tensor(x), lambda x: reader.log_density(rows, t, x))
 
     def score(self, t: float, x: Tensor) -> Tensor:
-        """∇ log ρ_t(x), (n,d); errors as `log_density`."""
+        """∇ log ρ_t(x), (n,d); errors as `log_density`, and ConfigError where x is infinite."""
+        check_ambient("run.score(t, x)")
         t = checked_time(t)
         self._check_interpolation(t)
         return self._read().score(_Rows(self), t, torch.as_tensor(x))
@@ -167,32 +195,22 @@ class Trajectory:
             raise ConfigError(self._missing)
         return self._reader
 
-    def _dtype(self) -> torch.dtype:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters and of what is read from the run."""
         return DTYPES[self.config["scheme"]["dtype"]]
 
     def _check_interpolation(self, t: float) -> None:
-        """Warns once per gap when the interpolant between rows is off by more than the tolerance.
-
-        Doubling the step shows the error: the cubic over rows k−1 and k+1 is compared with row k, and a cubic's error
-        falls 16-fold when the step is halved.
-        """
-        reader = self._reader.replay if isinstance(self._reader, schemes.SWJKO) else self._reader
-        if len(self) < 3 or not isinstance(reader, schemes.MapReplay):
-            return
-        if schemes.base.nearest_row(self.t, t) is not None:
+        """Warns once per gap when the interpolant between rows is off by more than the tolerance."""
+        if self._reader is None or nearest_row(self.t, t) is not None:
             return
         gap = int(np.searchsorted(self.t, t)) - 1
         if gap in self._checked:
             return
         self._checked.add(gap)
-        middle = min(max(gap, 1), len(self) - 2)
-        rows = _Rows(self)
-        wide = hermite_between(rows, middle - 1, middle + 1, float(self.t[middle]))
-        z = reference_sample(reader, 256, 0)
-        apart = reader.map(wide.to(z), z) - reader.map(rows.theta(middle).to(z), z)
-        error = float(apart.square().sum(1).mean().sqrt()) / 16
+        error = schemes.ask(self._reader, "interpolation_error")(_Rows(self), gap)
         allowed = self.config["scheme"].get("tolerance") or 1e-3
-        if error > allowed:
+        if error is not None and error > allowed:
             _log.warning(
                 "between rows t = %g and %g the interpolated samples are off by about %.1e (tolerance %.1e): store "
                 "rows more densely (times) to read the measure there",
@@ -203,21 +221,81 @@ class Trajectory:
             )
 
 
+class RunLaw(Law):
+    """The law ρ_t of a run; made by `run.at(t)`. Samples and densities are those of the run, in its dtype.
+
+    `log_density` and `score` invert the map; they raise ConfigError for particles, which have neither: compare samples
+    instead, by `distances.energy_distance`.
+    """
+
+    def __init__(self, run: Trajectory, t: float) -> None:
+        self.t, self._run, self.dim = checked_time(t), run, run.reference.dim
+        nearest_row(run.t, self.t)  # refuses a t outside the run
+        self.has_density = run.has_density
+
+    def __repr__(self) -> str:
+        return f"{self._run!r}.at({self.t:g})"
+
+    def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
+        """n samples (n,d); equal seeds couple times and runs. Particles come without replacement as far as they go."""
+        return self._run.sample(self.t, n, seed)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log ρ_t(x), (n,d) → (n,), detached; −inf at infinity.
+
+        Raises:
+            ConfigError: the run holds particles.
+            ShapeError: x is not (n,d).
+            SolverError: the map cannot be inverted at some x.
+        """
+        x = as_points(x, self.dim, "run.at(t).log_density(x): x").detach()
+        return vanishing_at_infinity(lambda x: self._run.log_density(self.t, x).detach(), x)
+
+    def score(self, x: Tensor) -> Tensor:
+        """∇ log ρ_t(x), (n,d), at twice the cost of `run.score`, which does not look where ρ_t vanishes.
+
+        Raises:
+            ConfigError, ShapeError, SolverError: as `log_density`.
+            NonFiniteError: ρ_t vanishes at a row of x.
+        """
+        x = as_points(x, self.dim, "run.at(t).score(x): x").detach()
+        finite_score(x, x[:, 0], x)  # no map is inverted at infinity
+        return finite_score(self._run.score(self.t, x).detach(), self.log_density(x), x)
+
+    def mean(self) -> Tensor:
+        """(d,) float64, of 100 000 evenly spread samples: exact but for rounding where an affine map moves a Gaussian,
+        else with a standard error of at most about √(Var x_k/100 000).
+
+        That error comes on top of the particles' own where the run has some: they are drawn with replacement.
+        """
+        return self._even().mean(0)
+
+    def cov(self) -> Tensor:
+        """(d,d) float64, of the samples of `mean`; for a law near a Gaussian within about 0.5 % of a variance."""
+        return sample_cov(self._even())
+
+    def _even(self) -> Tensor:
+        z = self._run.reference.matched_sample(NUM_FOR_MOMENTS, 0)
+        return self._run.push(self.t, z.to(self._run.dtype)).double()
+
+
 def checked_time(t: Any) -> float:
-    """t as a float; ConfigError where it is no number (NaN is told by the rows, which know their range)."""
-    try:
-        return float(t)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"run.sample(t=…) and the like need a number for t; got {t!r:.60} ({error}). Give e.g. t=0.5."
-        ) from error
+    """t as a float; ConfigError unless it is a number. The rows refuse NaN and times outside their range."""
+    wrong = "it has a unit"
+    if not isinstance(t, (np.timedelta64, np.datetime64)):
+        try:
+            return float(t)
+        except (TypeError, ValueError, RuntimeError) as error:
+            wrong = str(error)
+    raise ConfigError(f"run.sample(t=…) and the like need a number for t; got {t!r:.60} ({wrong}). Give e.g. t=0.5.")
 
 
 class _Rows:
     """The rows as schemes see them."""
 
     def __init__(self, run: Trajectory) -> None:
-        self.t, self._source = run.t, run._source
+        self.t = run.t
+        self._source = run._source
 
     def theta(self, k: int) -> Tensor:
         return torch.from_numpy(np.array(self._source.vector("theta", k)))
@@ -226,13 +304,12 @@ class _Rows:
         return torch.from_numpy(np.array(self._source.vector("theta_dot", k)))
 
 
-def reference_sample(reader: Replay, n: int, seed: int) -> Tensor:
-    """n samples of the reference from a fresh generator, (n,d), in the run's dtype."""
-    return reader.reference.sample(n, torch.Generator().manual_seed(int(seed))).to(reader.dtype)
-
-
 def load(
-    path: str | os.PathLike[str], *, map: PushForward | None = None, reference: Reference | None = None
+    path: str | os.PathLike[str],
+    *,
+    map: PushForward | None = None,
+    reference: Reference | None = None,
+    energy: Energy | None = None,
 ) -> Trajectory:
     """Opens a trajectory file: finished, still running, killed or failed.
 
@@ -240,6 +317,8 @@ def load(
         path: as given to `solve(out=…)`.
         map, reference: a user's own map or reference, which cannot be rebuilt from the file; needed only to read
             measures, not columns.
+        energy: a user's own energy. What is given is compared with values of it that the file holds (T, log λ and v at
+            a few points).
 
     Returns:
         A `Trajectory` of all rows that are on disk now.
@@ -247,12 +326,12 @@ def load(
     Raises:
         PathError: no such file, or a folder.
         SchemaError: not a trajectory, damaged, or written by a newer version.
-        ConfigError, ShapeError: map or reference is none, or not the one of this run.
+        ConfigError, ShapeError: map, reference or energy is not one, or not that of this run.
     """
     path = storage.checked_path(path, "load(path)")
     with storage.open_record(path) as record:
         check_config(record)
-        _check_given(record, map, reference)
+        _check_given(record, map, reference, energy)
         if len(record) == 0:
             raise ConfigError(
                 f"{path}: the run was stopped before its first row was stored; solve it with resume=True."
@@ -262,14 +341,20 @@ def load(
             reader = reader_of(record, map, reference)
         except SchemaError:
             raise
-        except ConfigError as error:  # told only when the map is needed: the columns can be read without it
+        except ConfigError as error:  # reported when the map is needed: the columns can be read without it
             missing = f"{path}: {error}"
         return Trajectory(FileRows(record), reader, path, missing)
 
 
-def _check_given(record: storage.Record, map: PushForward | None, reference: Reference | None) -> None:
-    """Raises where what the user handed to `load` cannot have made this run; another map could read θ in silence."""
-    kinds: tuple[tuple[str, Any, Any], ...] = (("map", map, PushForward), ("reference", reference, Reference))
+def _check_given(
+    record: storage.Record, map: PushForward | None, reference: Reference | None, energy: Energy | None
+) -> None:
+    """Raises if what the user passed to `load` cannot have made this run; another map would read θ without an error."""
+    kinds: tuple[tuple[str, Any, Any], ...] = (
+        ("map", map, PushForward),
+        ("reference", reference, Reference),
+        ("energy", energy, Energy),
+    )
     for name, given, kind in kinds:
         if given is None:
             continue
@@ -277,7 +362,7 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
             raise ConfigError(
                 f"load({name}=…) must be the {name} that the run was solved with; got {type(given).__name__}."
             )
-        if given.dim != record.dim:
+        if given is not energy and given.dim != record.dim:
             raise ShapeError(
                 f"load({name}=…): the run has dimension {record.dim}; got a {name} with dim = {given.dim}. Give the "
                 "one that it was solved with."
@@ -286,4 +371,13 @@ def _check_given(record: storage.Record, map: PushForward | None, reference: Ref
         raise ShapeError(
             f"load(map=…): the run has {record.num_params} parameters; got a map with {map.num_params}. Give the one "
             "that it was solved with."
+        )
+    dtype = DTYPES.get(record.config["scheme"].get("dtype"), torch.float64)
+    now = values_of(dtype, dim=record.dim, map=map, reference=reference, energy=energy)
+    what = differing(record.arrays, now, dtype)
+    if what:
+        raise ConfigError(
+            f"load({record.path!r}): {what}. Give the one that the run was solved with: the same module with the "
+            "weights and buffers that it had when its map was made (torch.save(module.state_dict(), …) keeps them), "
+            "the same functions."
         )

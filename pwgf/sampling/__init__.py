@@ -1,4 +1,4 @@
-"""Samples of unnormalised densities: by the flow run to rest (`sample`), and by Markov chains that check them."""
+"""Samples of unnormalised densities: by the converged flow (`sample`), and by Markov chains that check them."""
 
 from .by_flow import Sampled, sample
 from .chains import Chains, hmc, langevin

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import storage
-from ..checks import check_dim, check_integer, check_number
+from ..checks import check_dim, check_integer, check_number, plain_numbers
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..maps import PushForward, ResidualMLP
 from ..measures import Gaussian, PushedMeasure, Reference
+from ..measures.base import effective_share
 from ..run.resume import has_rows
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
@@ -27,15 +28,16 @@ from .chains import LogDensity, langevin
 from .coordinates import Coordinates, Linear, Target, Whiten, check_whiten, coordinates
 
 _log = logging.getLogger("pwgf")
-_FIRST = 0.125  # the first look at the law, in units of t; each later one at twice the time
-_RESTING = 2  # looks in a row in which F fell by less than a quarter of the tolerance: the map can do no more
-_DOUBLINGS, _GROWTH = 4, 1.3  # looks in a row in which F fell no slower and the samples spread: no minimum there
+_FIRST_CHECK = 0.125  # time of the first check of the law; each later one at twice the time
+_STALLED_CHECKS = 2  # in a row, with F falling by less than a quarter of the tolerance: the limit of the map
+_DIVERGED_CHECKS = 4  # in a row, with F falling no slower while the samples spread: there is no minimum
+_DIVERGED_GROWTH = 1.3  # of the spread of the samples between two such checks
 _CHUNK = 2000  # samples whose density is evaluated at a time
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Independent samples of ρ ≈ π = p/Z, with what their exact density under the map tells.
+    """Independent samples of ρ ≈ π = p/Z, with the estimates that their exact density under the map allows.
 
     Args:
         x: (n,d) samples.
@@ -45,10 +47,10 @@ class Sampled:
         log_z, log_z_stderr: log E_ρ[p/ρ] by importance, with its standard error by the delta method: good while `ess`
             is not small.
         ess: effective sample size as a share of n, (Σw)²/(nΣw²); 1 where ρ = π.
-        converged: whether the law had come to rest by `tolerance` before `max_time`.
+        converged: whether the law reached `tolerance` before `max_time`.
         t: time of the flow.
         run: the flow itself, in the coordinates y.
-        coordinates: y (n,d) → x (n,d) and log|det ∂x/∂y| (n,), as `whiten` asked: `found.coordinates(y)[0]` are the x
+        coordinates: y (n,d) → x (n,d) and log|det ∂x/∂y| (n,), as set by `whiten`: `found.coordinates(y)[0]` are the x
             of samples y of the run or its file.
     """
 
@@ -98,6 +100,7 @@ class Sampled:
         return torch.softmax(self.log_weights, 0)
 
 
+@plain_numbers
 def sample(
     log_density: LogDensity,
     dim: int,
@@ -116,13 +119,13 @@ def sample(
     progress: bool | None = None,
     **settings: Any,
 ) -> Sampled:
-    r"""Independent samples of p/Z by the Wasserstein gradient flow of KL(ρ|p/Z) from λ, run until it has come to rest.
+    r"""Independent samples of p/Z by the Wasserstein gradient flow of KL(ρ|p/Z) from λ, run until it has converged.
 
-    At t = 1/8, 1/4, 1/2, 1, … the law is judged on fresh samples: it has come to rest when KL(ρ|π), estimated by
-    log E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. It also ends, with a warning, when F has fallen by less
-    than a quarter of `tolerance` in two doublings of t: then the map can do no more, and the weights have to do the
-    rest. The estimate does not see mass of π where ρ has none: a mode that no sample of the start can reach is missed,
-    by this as by any local method.
+    At t = 1/8, 1/4, 1/2, 1, … the law is checked on fresh samples: it has converged when KL(ρ|π), estimated by
+    log E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. The flow also ends, with a warning, when F has fallen by
+    less than a quarter of `tolerance` in two doublings of t: this is the limit of the map, and the weights must correct
+    for the remainder. The estimate does not see mass of π where ρ has none: like any local method, this one misses a
+    mode that no sample of the start can reach.
 
     Args:
         log_density: log p, (n,d) → (n,), a differentiable torch function, finite wherever the flow goes.
@@ -130,15 +133,15 @@ def sample(
         n: samples returned.
         map: T; None means `ResidualMLP(dim)`.
         reference: λ, in the coordinates of the flow; None means N(0, I).
-        whiten: "laplace" moves in y with x = m + Ly, m the mode that L-BFGS finds from 0 and LLᵀ the inverse Hessian of
-            −log p there: for posteriors whose scales differ much. A pair (m, L), (d,) and (d,d), from elsewhere, such
-            as moments of an earlier run, does the same. A function y → x(y), log|det ∂x/∂y|, (n,d) → (n,d), (n,),
-            one to one, both parts differentiable and finite everywhere, moves in any y: for funnels, such as
-            `LogisticRegression.coordinates()`. None moves in x itself.
+        whiten: the coordinates y in which the flow runs. "laplace": x = m + Ly, m the mode that L-BFGS finds from 0 and
+            LLᵀ the inverse Hessian of −log p there, for posteriors with very different scales. A pair (m, L), (d,) and
+            (d,d): the same with values from elsewhere, such as moments of an earlier run. A function y → x(y),
+            log|det ∂x/∂y|, (n,d) → (n,d), (n,), one to one, both parts differentiable and finite everywhere: any
+            coordinates, for funnels, such as `LogisticRegression.coordinates()`. None: x itself.
         tolerance: on the estimated KL(ρ|π), nats.
         max_time: t at which the flow ends in any case, with a warning.
-        polish: steps of Metropolis-adjusted Langevin that the samples then make, in y. They keep π but have no density:
-            log_density, log_weights, ess and both values of log Z are NaN then.
+        polish: steps of Metropolis-adjusted Langevin that move the samples afterwards, in y. They preserve π, but the
+            density is then unknown: log_density, log_weights, ess and both values of log Z are NaN.
         out, resume, overwrite, progress: as in `solve`.
         seed: of the flow and of the samples.
         settings: of `PWGF`, e.g. num_samples=2000.
@@ -148,7 +151,7 @@ def sample(
             gradient.
         ShapeError: log p returns another shape than (n,).
         NonFiniteError: log p is NaN or infinite where the flow goes.
-        SolverError: F fell without bound: p has no finite integral, or no minimum of −log p.
+        SolverError: F decreased without bound: p has no finite integral, or −log p no minimum.
 
     Example:
         >>> import torch
@@ -168,7 +171,7 @@ def sample(
     map = ResidualMLP(dim) if map is None else map
     scheme = PWGF(KL(target), map, reference, **settings)
     watch = _Watch(scheme, target, reference, tolerance, seed)
-    times = np.unique([0.0, *np.minimum(_FIRST * 2.0 ** np.arange(40), max_time)])
+    times = np.unique([0.0, *np.minimum(_FIRST_CHECK * 2.0 ** np.arange(40), max_time)])
     watch.times = set(times.tolist())
     if resume and out is not None:
         watch.look_at_rows(out)
@@ -191,13 +194,17 @@ def sample(
 
 
 class _Watch:
-    """Judges the law at each look; as a callback of `solve` it returns True when the flow has come to rest."""
+    """Checks the law at doubled times; as a callback of `solve` it returns True when the flow has converged."""
 
     def __init__(self, scheme: PWGF, target: Target, reference: Reference, tolerance: float, seed: int) -> None:
-        self.scheme, self.target, self.reference, self.tolerance = scheme, target, reference, tolerance
+        self.scheme = scheme
+        self.target = target
+        self.reference = reference
+        self.tolerance = tolerance
         self.z = reference.sample(2 * _CHUNK, torch.Generator().manual_seed(seed + 2))
         self.times: set[float] = set()
-        self.kl, self.converged = math.inf, False
+        self.kl = math.inf
+        self.converged = False
         self.looks: list[tuple[float, float, float]] = []  # t, F, rms |y|
 
     def look_at_rows(self, out: str | os.PathLike[str]) -> None:
@@ -228,12 +235,12 @@ class _Watch:
         return self.converged or self._rests()
 
     def _rests(self) -> bool:
-        energies = [energy for _, energy, _ in self.looks[-_RESTING - 1 :]]
+        energies = [energy for _, energy, _ in self.looks[-_STALLED_CHECKS - 1 :]]
         drops = [before - after for before, after in zip(energies, energies[1:], strict=False)]
-        return len(drops) == _RESTING and max(drops) < self.tolerance / 4
+        return len(drops) == _STALLED_CHECKS and max(drops) < self.tolerance / 4
 
     def warn(self, t: float) -> None:
-        """Says that the law is not as near to π as was asked."""
+        """Warns that the law is farther from π than `tolerance`."""
         state = "no longer falls" if self._rests() else "is still"
         _log.warning(
             "sample: KL(ρ|π) %s at about %.2g, t = %g (tolerance %.2g). Cure: %s, more samples (num_samples), or "
@@ -246,17 +253,17 @@ class _Watch:
         )
 
     def _check_bound(self) -> None:
-        if len(self.looks) <= _DOUBLINGS:
+        if len(self.looks) <= _DIVERGED_CHECKS:
             return
-        _, energies, sizes = zip(*self.looks[-_DOUBLINGS - 1 :], strict=True)
+        _, energies, sizes = zip(*self.looks[-_DIVERGED_CHECKS - 1 :], strict=True)
         drops = [a - b for a, b in zip(energies, energies[1:], strict=False)]
         falls = all(later > 0.95 * drop > 0 for drop, later in zip(drops, drops[1:], strict=False))
-        if falls and all(b > _GROWTH * a for a, b in zip(sizes, sizes[1:], strict=False)):
+        if falls and all(b > _DIVERGED_GROWTH * a for a, b in zip(sizes, sizes[1:], strict=False)):
             raise SolverError(
-                f"sample: F fell without bound, from {energies[0]:.4g} at t = {self.looks[-_DOUBLINGS - 1][0]:g} to "
-                f"{energies[-1]:.4g} at t = {self.looks[-1][0]:g}, no slower at each doubling of t, while the samples "
-                f"spread from {sizes[0]:.3g} to {sizes[-1]:.3g} (rms |x|). Cause: p has no finite integral, as without "
-                "a prior. Cure: a log_density that falls off in all directions."
+                f"sample: F fell without bound, from {energies[0]:.4g} at t = {self.looks[-_DIVERGED_CHECKS - 1][0]:g} "
+                f"to {energies[-1]:.4g} at t = {self.looks[-1][0]:g}, no slower at each doubling of t, while the "
+                f"samples spread from {sizes[0]:.3g} to {sizes[-1]:.3g} (rms |x|). Cause: p has no finite integral, as "
+                "without a prior. Cure: a log_density that falls off in all directions."
             )
 
 
@@ -279,7 +286,7 @@ def _constants(log_w: Tensor) -> tuple[float, float, float, float, float]:
         float(log_w.std()) / math.sqrt(n),
         log_z,
         error,
-        float(w.sum() ** 2 / (n * (w * w).sum())),
+        effective_share(log_w),
     )
 
 
@@ -293,4 +300,4 @@ def _check(
     check_integer(polish, "polish", "sample", least=0)
     check_number(tolerance, "tolerance", "sample", low=0.0, high=math.inf, open_low=True)
     check_number(max_time, "max_time", "sample", low=0.0, high=1e9, open_low=True)
-    check_whiten(whiten, dim)  # type: ignore[arg-type]
+    check_whiten(whiten, dim)

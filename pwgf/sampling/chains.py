@@ -1,4 +1,4 @@
-"""Markov chains that keep a density: Metropolis-adjusted Langevin, and Hamiltonian Monte Carlo as a reference."""
+"""Markov chains that preserve a density: Metropolis-adjusted Langevin, and Hamiltonian Monte Carlo for comparison."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
 
 LogDensity = Callable[[Tensor], Tensor]
-_FINE = 8  # one in so many trajectories takes as many steps, but 8, 64 and 512 times shorter in turn
+_FINE = 8  # one in this many trajectories takes steps that are 8, 64 and 512 times shorter in turn
 
 
 def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, step: float = 0.1) -> Tensor:
-    """Samples after so many steps of Metropolis-adjusted Langevin, each chain by itself, (n,d).
+    """Samples after the given number of steps of Metropolis-adjusted Langevin, one chain per sample, (n,d).
 
     The step h of x + h∇log p + √(2h)ξ is adapted to an acceptance of .57 in the first half of the steps, then kept.
 
@@ -51,7 +51,7 @@ class Chains(NamedTuple):
     Args:
         x: (steps, m, d) positions of m chains after the warm-up.
         acceptance: share of proposals taken after the warm-up.
-        rhat: (d,) potential scale reduction from the halves of all chains; 1.01 and below is taken for converged.
+        rhat: (d,) potential scale reduction from the halves of all chains; 1.01 and below counts as converged.
         ess: (d,) effective number of samples among the steps·m, from the variance of the chains' means.
     """
 
@@ -66,18 +66,19 @@ class Chains(NamedTuple):
         return self.x.flatten(0, 1)
 
 
+@plain_numbers
 def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 300, seed: int = 0) -> Chains:
-    """Hamiltonian Monte Carlo by many chains at once; each moves by itself.
+    """Hamiltonian Monte Carlo by many independent chains at once.
 
-    A trajectory has a random length in [π/4, 3π/4], about a quarter of the period at unit variance, so that positions
-    in succession are nearly uncorrelated there; its leapfrog steps are adapted during the warm-up to an acceptance of
-    .8. One in eight is short, its steps 8, 64 or 512 times shorter: it moves chains that are where p is too steep for
-    the others. After each of the first three quarters of the warm-up the covariance of all chains gives the coordinates
-    to move in. Scales should not be far from one at the start: run it in the coordinates of `laplace`.
+    A trajectory has a random length in [π/4, 3π/4], about a quarter of the period at unit variance, so that successive
+    positions are nearly uncorrelated; its leapfrog steps are adapted during the warm-up to an acceptance of .8. One in
+    eight is short, with steps 8, 64 or 512 times shorter: it moves chains from places where p is too steep for the
+    others. After each of the first three quarters of the warm-up the covariance of all chains determines the
+    coordinates. Scales should not be far from one at the start: run it in the coordinates of `laplace`.
 
     Args:
         log_density: log p, (m,d) → (m,), differentiable.
-        x: (m,d) starts, spread more widely than p for `rhat` to mean anything.
+        x: (m,d) starts, spread more widely than p, which `rhat` assumes.
         steps: trajectories kept, ≥ 2.
         warmup: trajectories before them, which adapt the step.
         seed: of momenta and lengths.
@@ -153,6 +154,6 @@ def _value_and_slope(log_density: LogDensity, x: Tensor) -> tuple[Tensor, Tensor
     """log p (n,) and its gradient (n,d)."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
-        value = log_density(leaf)
+        value = log_density(private(leaf))
         (slope,) = torch.autograd.grad(value.sum(), leaf)
     return value.detach(), slope

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import private
 from ..errors import ConfigError, ShapeError
 from .chains import LogDensity
 from .laplace import laplace
@@ -24,7 +25,8 @@ class Linear:
     """
 
     def __init__(self, centre: Tensor, scale: Tensor) -> None:
-        self.centre, self.scale = centre.double(), scale.double()
+        self.centre = centre.double()
+        self.scale = scale.double()
         self.log_volume = torch.linalg.slogdet(self.scale)[1]
 
     def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +34,7 @@ class Linear:
 
 
 def coordinates(log_density: LogDensity, dim: int, whiten: Whiten) -> Coordinates:
-    """What `sample(whiten=…)` names."""
+    """The coordinates that `sample(whiten=…)` selects."""
     if whiten is None:
         return Linear(torch.zeros(dim), torch.eye(dim))
     if isinstance(whiten, str):
@@ -44,18 +46,19 @@ class Target:
     """log p in the coordinates y: log p(x(y)) + log|det ∂x/∂y|, (n,d) → (n,)."""
 
     def __init__(self, log_density: LogDensity, coordinates: Coordinates) -> None:
-        self.log_density, self.coordinates = log_density, coordinates
+        self.log_density = log_density
+        self.coordinates = coordinates
 
     def __call__(self, y: Tensor) -> Tensor:
         x, log_volume = self.coordinates(y)
-        value = self.log_density(x)
+        value = self.log_density(private(x))
         return value + log_volume if isinstance(value, Tensor) else value
 
     def check_start(self, y: Tensor) -> None:
-        """Refuses coordinates or a log p of the wrong shape, or that are not finite where the flow begins."""
+        """Refuses coordinates or a log p that have the wrong shape or are not finite where the flow begins."""
         with torch.no_grad():
             x = self._checked(y)
-            value = self.log_density(x)
+            value = self.log_density(private(x))
         if not isinstance(value, Tensor) or value.shape != (len(y),):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(
@@ -67,13 +70,13 @@ class Target:
             k = int(bad.int().argmax())
             raise ConfigError(
                 f"sample(log_density=…): log p is {float(value[k]):g} at {int(bad.sum())} of {len(y)} samples of the "
-                f"reference, first at x = {[round(v, 3) for v in x[k].tolist()]:}. The flow needs p > 0 where it "
-                "begins and goes. Cure: change variables so that the support is the whole space (x = exp(u) for "
+                f"reference, first at x = {[round(v, 3) for v in x[k].tolist()]:}. The flow needs p > 0 wherever it "
+                "goes. Cure: change variables so that the support is the whole space (x = exp(u) for "
                 "x > 0, with + u in log p), or give a reference inside the support."
             )
 
     def _checked(self, y: Tensor) -> Tensor:
-        """x(y), once the coordinates have shown that they return what they must."""
+        """x(y), after a check of what the coordinates return."""
         found = self.coordinates(y)
         pair = isinstance(found, tuple) and len(found) == 2
         shapes = (
@@ -92,7 +95,7 @@ class Target:
         return x
 
 
-def check_whiten(whiten: object, dim: int) -> None:
+def check_whiten(whiten: object, dim: object) -> None:
     """Refuses what `coordinates` cannot use."""
     if isinstance(whiten, tuple):
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in whiten]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import private
 from ..errors import ConfigError
 
 
@@ -26,13 +27,13 @@ def laplace(log_density: Callable[[Tensor], Tensor], dim: int, start: Tensor | N
 
     def closure() -> Tensor:
         search.zero_grad()
-        loss = -log_density(x.unsqueeze(0)).sum()
+        loss = -log_density(private(x.unsqueeze(0))).sum()
         loss.backward()
         return loss
 
     search.step(closure)
     mode = x.detach()
-    hessian = -torch.autograd.functional.hessian(lambda y: log_density(y.unsqueeze(0)).sum(), mode)
+    hessian = -torch.autograd.functional.hessian(lambda y: log_density(private(y.unsqueeze(0))).sum(), mode)
     factor, failed = torch.linalg.cholesky_ex(hessian)
     if not bool(torch.isfinite(mode).all()) or int(failed) > 0 or not bool(torch.isfinite(factor).all()):
         raise ConfigError(

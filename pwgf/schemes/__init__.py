@@ -1,16 +1,17 @@
-"""Schemes: ways to move a measure in time. A new one is a file here that follows `Scheme`, listed in `replay`."""
+"""Schemes: ways to move a measure in time. A new one is a file here that follows `Scheme`, listed in `SCHEMES`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .. import measures
 from ..checks import DTYPES
-from ..errors import ConfigError, SchemaError
+from ..errors import ConfigError, nearest
 from ..maps.base import PushForward
 from ..maps.convex import ConvexGradient
 from ..measures import Reference
-from .base import MapReplay, Replay, Row, Scheme
+from .base import Answers, Description, MapReplay, Replay, Row, Scheme, Watch, ask
 from .jko import JKOICNN, JKOReplay
 from .jko.replay import stored_map
 from .particles import EulerMaruyama, ParticleReplay
@@ -20,7 +21,10 @@ from .swjko import SWJKO
 __all__ = [
     "JKOICNN",
     "PWGF",
+    "SCHEMES",
     "SWJKO",
+    "Answers",
+    "Description",
     "EulerMaruyama",
     "JKOReplay",
     "MapReplay",
@@ -28,35 +32,66 @@ __all__ = [
     "Replay",
     "Row",
     "Scheme",
+    "Watch",
+    "ask",
+    "description",
+    "find",
     "replay",
 ]
 
+SCHEMES: dict[str, Any] = {"pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama}
+"""Classes by the names that the command line and comparisons give them.
 
-def replay(config: dict[str, Any], *, map: PushForward | None = None, reference: Reference | None = None) -> Replay:
-    """What reads the rows of a stored run back as measures, from the scheme's `to_config()`.
+Each has a class method `suited(energy, reference, times, **settings)`: one that is ready for rows at these times, at
+default settings but for those given; `dt`, where it is none of the constructor's, is the length of a step.
+"""
+
+
+def find(name: str, call: str) -> Any:
+    """The class of that name; ConfigError where there is none."""
+    if name not in SCHEMES:
+        raise ConfigError(f"{call} needs a scheme out of {', '.join(SCHEMES)}; got {name!r}.{nearest(name, SCHEMES)}")
+    return SCHEMES[name]
+
+
+def description(config: Mapping[str, Any]) -> Description:
+    """What the scheme of a run says of itself, from the run's config; version 0.1 stored the scheme's settings only."""
+    if "description" in config:
+        return Description.from_config(config["description"])
+    scheme = config["scheme"]
+    known = {kind.__name__: kind for kind in SCHEMES.values()}
+    kind = known.get(scheme["name"])
+    return kind.described(scheme) if kind is not None else Description(scheme["name"])
+
+
+def replay(config: Mapping[str, Any], *, map: PushForward | None = None, reference: Reference | None = None) -> Replay:
+    """What reads the rows of a stored run back as measures.
 
     Args:
-        config: as stored.
+        config: of the run.
         map, reference: stand in for a user's own, which cannot be rebuilt from the file.
 
     Raises:
-        ConfigError: a user's own map or reference is needed and was not given.
-        SchemaError: the scheme is not known to this version.
+        ConfigError: a user's own map or reference is needed and was not given, or only the scheme itself reads its
+            rows.
     """
-    reference = reference if reference is not None else measures.from_config(config["reference"])
-    dtype = DTYPES[config["dtype"]]
-    if config["name"] == "PWGF" or (config["name"] == "SWJKO" and "map" in config):
-        return MapReplay(map if map is not None else stored_map(config["map"]), reference, dtype)
-    if config["name"] == "JKOICNN":
-        family = map if map is not None else stored_map(config["map"])
-        if not isinstance(family, ConvexGradient):
-            raise ConfigError(
-                f"this run needs its own family of convex gradients, {config['map']['name']}, to be read; got "
-                f"{type(family).__name__}. Hand over the map that the run was solved with."
-            )
-        return JKOReplay(family, reference, dtype)
-    if config["name"] in ("EulerMaruyama", "SWJKO"):
+    scheme, told = config["scheme"], description(config)
+    if told.rows not in ("map", "chain", "particles"):
+        raise ConfigError(
+            f"the rows of scheme {told.name!r} can only be read as measures by the scheme itself, in the process that "
+            "solved; from the file come its columns, such as run['theta']. Let it inherit the reading from "
+            "pwgf.schemes.MapReplay, ParticleReplay or JKOReplay."
+        )
+    reference = reference if reference is not None else measures.from_config(scheme["reference"])
+    dtype = DTYPES[scheme["dtype"]]
+    if told.rows == "particles":
         return ParticleReplay(reference, dtype)
-    raise SchemaError(
-        f"the file was written by scheme {config['name']!r}, which this version of pwgf does not know; update pwgf."
-    )
+    family = map if map is not None else stored_map(scheme["map"])
+    if told.rows == "map":
+        return MapReplay(family, reference, dtype)
+    if not isinstance(family, ConvexGradient):
+        raise ConfigError(
+            f"this run needs its own family of convex gradients, {scheme['map']['name']}, to be read; got "
+            f"{type(family).__name__}. Hand over the map that the run was solved with."
+        )
+    return JKOReplay(family, reference, dtype)

@@ -1,17 +1,20 @@
-"""What a scheme is, and how stored rows of a map's parameters are read back as measures."""
+"""What a scheme is and what it is asked, and how stored rows of a map's parameters are read back as measures."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_points
+from ..checks import check_points, is_real
 from ..errors import ConfigError
 from ..maps.base import Block, PushForward
 from ..measures import PushedMeasure, Reference
@@ -19,6 +22,8 @@ from ..state import Info, Rows, State
 
 Row = dict[str, float | Tensor]
 """One stored row: `theta` and `theta_dot` (p,), all else numbers; `t` is added by the loop."""
+
+_SHOWN = ("tolerance", "dt", "tau", "h", "damping")  # settings that a figure names
 
 
 class Replay(Protocol):
@@ -41,7 +46,7 @@ class Replay(Protocol):
 
 
 class Scheme(Replay, Protocol):
-    """A way to move a measure in time. `solve` and `evolve` need no more than this.
+    """A way to move a measure in time. `solve` and `evolve` need no more than this; `Answers` holds what is optional.
 
     `step` makes one sampling interval and never passes t1; `measure` gives the figures of a row. Neither changes the
     scheme or the state, and equal states give equal results.
@@ -56,7 +61,12 @@ class Scheme(Replay, Protocol):
         ...
 
     def measure(self, state: State) -> Row:
-        """The row of this state: θ, θ̇ and the figures measured on fresh samples."""
+        """The row of this state: θ, θ̇ and the figures measured on fresh samples.
+
+        Figures and summaries know these columns and leave out what is not there: `energy`, `energy_stderr`,
+        `projection_residual`, `velocity_rms`, `fold_fraction`, and the totals `num_steps`, `num_implicit`,
+        `num_rejected` and `num_stages`, the work, in the unit that `Description.work_unit` names.
+        """
         ...
 
     def fingerprint(self, state: State) -> np.ndarray:
@@ -68,8 +78,165 @@ class Scheme(Replay, Protocol):
         ...
 
     def to_config(self) -> dict[str, Any]:
-        """The resolved settings as JSON."""
+        """The resolved settings as JSON; `stored_config` adds name, energy, map, reference, dtype and device."""
         ...
+
+
+@dataclass(frozen=True)
+class Description:
+    """What figures, summaries and comparisons say of a scheme. The file of a run holds it, so they need no class.
+
+    Args:
+        name: of the scheme.
+        rows: what a row of θ is: the parameters of a "map", those of one map of a "chain", "particles", or the
+            scheme's "own", which only the scheme itself can read back as a measure.
+        map: name of the map; None without one.
+        settings: such as "tolerance 0.001"; "{num_steps}" stands for the last value of that column.
+        work_unit: what the column `num_stages` counts.
+        no_projection: why there is no column `projection_residual`.
+        advice: what helps where many steps are rejected.
+    """
+
+    name: str
+    rows: str = "own"
+    map: str | None = None
+    settings: tuple[str, ...] = ()
+    work_unit: str = "right sides"
+    no_projection: str = ""
+    advice: str = "another step length, or more samples"
+
+    @property
+    def has_density(self) -> bool:
+        """Whether ρ_t has one."""
+        return self.rows != "particles"
+
+    def line(self, size: int, dim: int | None) -> str:
+        """Scheme and what it moves, such as "PWGF with ResidualMLP (326 parameters)".
+
+        Args:
+            size: numbers in a row of θ.
+            dim: d, where it is known.
+        """
+        if self.rows == "particles":
+            return f"{self.name} with {size // dim if dim else 'its'} particles"
+        return self.name + (f" with {self.map}" if self.map else "") + f" ({size} parameters)"
+
+    def to_config(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**dataclasses.asdict(self), "settings": list(self.settings)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Description:
+        """From `to_config()`; entries that a later version added are passed over."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        entries = {name: value for name, value in config.items() if name in known}
+        return cls(**{**entries, "settings": tuple(entries.get("settings", ()))})
+
+
+class Watch:
+    """What a scheme warns of while it runs; this one of folds. `solve` makes one a run and reports each kind once.
+
+    Args:
+        span: the initial and the last time of the run.
+    """
+
+    fold_cure: ClassVar[str] = "more samples (num_samples), or a map that cannot fold (maps.ConvexRidge)"
+
+    def __init__(self, span: tuple[float, float]) -> None:
+        self.first, self.last = span
+
+    def of_row(self, row: Row, t: float) -> Iterator[tuple[str, str]]:
+        """Kinds of trouble in the row at t, each with its message."""
+        folded = float(row.get("fold_fraction", 0.0))
+        if folded > 0:
+            message = (
+                f"the map folds at {folded:.2g} of the samples at t = {t:.4g}: its density is wrong there. Cure: "
+                f"{self.fold_cure}"
+            )
+            yield "fold", message
+
+    def of_step(self, info: Info) -> Iterator[tuple[str, str]]:
+        """Kinds of trouble in a step, each with its message."""
+        yield from ()
+
+
+class Answers:
+    """What a scheme is asked besides its steps, with answers that suit most; override those that do not.
+
+    `MapReplay`, `ParticleReplay` and `JKOReplay` inherit them. A scheme without this base gets them too (`ask`).
+    """
+
+    ROWS: ClassVar[str] = "own"
+
+    def check_times(self, times: np.ndarray, start: State | None) -> None:
+        """ConfigError where the scheme cannot store rows at these times, or begin at this state."""
+
+    def rows_for(self, times: np.ndarray) -> np.ndarray:
+        """The times of the rows that are needed to have rows at `times`: more of them where every step is a row."""
+        return times
+
+    def interpolation_error(self, rows: Rows, k: int) -> float | None:
+        """Estimated rms error of a sample between rows k and k + 1, in units of x; None where it is not known."""
+        return None
+
+    def watch(self, span: tuple[float, float]) -> Watch:
+        """What to warn of in a run from span[0] to span[1]."""
+        return Watch(span)
+
+    @classmethod
+    def described(cls, config: Mapping[str, Any]) -> Description:
+        """The description, from `stored_config` of a scheme of this class."""
+        map = config.get("map", {}).get("name")
+        particles = cls.ROWS == "particles"
+        why = "particles follow the velocity itself" if particles else "this scheme does not project the velocity"
+        settings = (*shown_settings(config), config["dtype"])
+        return Description(config["name"], cls.ROWS, map, settings, no_projection=why)
+
+    def describe(self) -> Description:
+        """What figures, summaries and comparisons say of it."""
+        kind = type(self) if isinstance(self, Answers) else Answers
+        found = kind.described(stored_config(self))
+        return found if _inherits_reading(kind) else dataclasses.replace(found, rows="own")
+
+
+def ask(scheme: object, name: str) -> Callable[..., Any]:
+    """The scheme's own answer, or that of `Answers` for a scheme which neither has nor inherits one."""
+    own = getattr(scheme, name, None)
+    return own if own is not None else functools.partial(getattr(Answers, name), scheme)
+
+
+def _inherits_reading(kind: type) -> bool:
+    """Whether rows are read by the methods of the base that names in `ROWS` what they are."""
+    base = next(base for base in kind.__mro__ if "ROWS" in vars(base))
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in ("push", "log_density", "score"))
+
+
+def stored_config(scheme: Any) -> dict[str, Any]:
+    """The scheme's `to_config()` with what a file of any scheme holds: name, energy, map, reference, dtype, device."""
+    parts = {name: getattr(scheme, name, None) for name in ("energy", "map", "reference")}
+    return {
+        "name": type(scheme).__name__,
+        **{name: member_config(part) for name, part in parts.items() if part is not None},
+        "dtype": str(scheme.dtype).removeprefix("torch."),
+        "device": getattr(scheme, "device", "cpu"),
+        **scheme.to_config(),
+    }
+
+
+def shown_settings(config: Mapping[str, Any]) -> list[str]:
+    """The settings of a scheme that its figure names, where it has them and they are numbers."""
+    return [f"{name} {config[name]:g}" for name in _SHOWN if is_real(config.get(name))]
+
+
+def even_step(times: np.ndarray, share: float = 0.05) -> float:
+    """The longest step that divides the smallest gap of `times` and is at most a share of their span.
+
+    Example:
+        >>> even_step(np.array([0.0, 0.1, 0.5, 1.0]))
+        0.05
+    """
+    gap, longest = float(np.diff(times).min()), share * float(times[-1] - times[0])
+    return gap / math.ceil(gap / longest * (1 - 1e-9))
 
 
 def hermite(rows: Rows, t: float) -> Tensor:
@@ -105,7 +272,7 @@ def nearest_row(times: np.ndarray, t: float) -> int | None:
     return k if abs(float(times[k]) - t) <= slack else None
 
 
-class MapReplay:
+class MapReplay(Answers):
     """ρ_t = (T_θ(t))#λ with θ interpolated between rows: what all schemes with one map share.
 
     Args:
@@ -114,6 +281,7 @@ class MapReplay:
         device: where θ lives.
     """
 
+    ROWS: ClassVar[str] = "map"
     map: PushForward
     reference: Reference
     dtype: torch.dtype
@@ -129,13 +297,13 @@ class MapReplay:
 
     def push(self, rows: Rows, t: float, z: Tensor) -> Tensor:
         """T_θ(t)(z), (n,d)."""
-        check_points(z, self.map.dim, "push(t, z): z")
+        check_points(z, self.map.dim, "push(t, z): z", finite=True)
         theta = self._theta(rows, t)
         with torch.no_grad():
             return self.map(theta, z.to(theta)).cpu()
 
     def _at(self, rows: Rows, t: float, x: Tensor) -> PushedMeasure:
-        check_points(x, self.map.dim, "x")
+        check_points(x, self.map.dim, "x", finite=True)
         theta = self._theta(rows, t)
         z = self.map.inverse(theta, x.detach().to(theta))
         return PushedMeasure(self.map, self.reference, theta, z)
@@ -147,6 +315,19 @@ class MapReplay:
     def score(self, rows: Rows, t: float, x: Tensor) -> Tensor:
         """∇ log ρ_t(x), (n,d)."""
         return self._at(rows, t, x).score.cpu()
+
+    def interpolation_error(self, rows: Rows, k: int) -> float | None:
+        """By doubling the step: the cubic over rows j−1 and j+1 against row j; the error falls 16-fold with half of it.
+
+        None where there are fewer than three rows.
+        """
+        if len(rows.t) < 3:
+            return None
+        middle = min(max(k, 1), len(rows.t) - 2)
+        wide = hermite_between(rows, middle - 1, middle + 1, float(rows.t[middle]))
+        z = self.reference.sample(256, torch.Generator().manual_seed(0)).to(self.dtype)
+        apart = self.map(wide.to(z), z) - self.map(rows.theta(middle).to(z), z)
+        return float(apart.square().sum(1).mean().sqrt()) / 16
 
     def layout(self) -> list[Block]:
         """The map's parameter blocks."""

@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_device, check_dtype, check_integer, check_number, check_points
+from ..checks import check_device, check_dtype, check_integer, check_number, check_points, later, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
-from ..measures import Reference
-from ..parallel import Shared
+from ..measures import Cloud, Reference
 from ..state import Info, Rows, State
 from ._arguments import check_law
-from .base import Row, member_config, merge_counters, nearest_row
+from .base import Answers, Row, member_config, merge_counters, nearest_row
 
 
-class Cloud(Shared):
-    """What an energy without density sees of a measure: its samples x (n,d), all of them in every process."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(len(x))
-        self.x = x
-
-    @property
-    def log_density(self) -> Tensor:
-        """Particles have none."""
-        raise ConfigError("particles have no density; use scheme PWGF for an energy that needs one.")
-
-    score = log_density
-
-
-class ParticleReplay:
+class ParticleReplay(Answers):
     """Stored particles read back as a measure.
 
     Args:
         reference: λ, for `sample`.
         dtype: of the particles in memory.
     """
+
+    ROWS: ClassVar[str] = "particles"
 
     def __init__(self, reference: Reference, dtype: torch.dtype = torch.float64) -> None:
         self.reference, self.dtype = reference, dtype
@@ -53,7 +39,7 @@ class ParticleReplay:
         Between rows each is taken from the row before or after, with probabilities linear in t, which interpolates
         the law; more than there are stored are drawn with replacement.
         """
-        check_points(z, self.reference.dim, "push(t, z): z")
+        check_points(z, self.reference.dim, "push(t, z): z", finite=True)
         digest = hashlib.sha256(z.double().cpu().contiguous().numpy().tobytes()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         k = nearest_row(rows.t, t)
@@ -110,6 +96,7 @@ class EulerMaruyama(ParticleReplay):
         Kloeden, Platen, Numerical Solution of Stochastic Differential Equations, 1992, §10.2.
     """
 
+    @plain_numbers
     def __init__(
         self, energy: Energy, reference: Reference, *, num_samples: int = 10_000, dt: float,
         dtype: torch.dtype = torch.float64, device: str = "cpu",
@@ -125,11 +112,21 @@ class EulerMaruyama(ParticleReplay):
         if self.temperature < 0:
             raise ConfigError(f"EulerMaruyama: the entropy's coefficient must be ≥ 0; got {self.temperature:g}.")
 
+    @classmethod
+    def suited(
+        cls, energy: Energy, reference: Reference, times: np.ndarray, *, dt: float | None = None, **settings: Any
+    ) -> EulerMaruyama:
+        """One with steps of a thousandth of the span of `times` unless dt says otherwise."""
+        step = float(times[-1] - times[0]) / 1000 if dt is None else dt
+        return cls(energy, reference, dt=step, **settings)
+
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """Independent particles from the reference; checks the drift once."""
         generator = torch.Generator().manual_seed(seed)
         x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
-        self._drift(x[: min(64, len(x))], t)
+        for _, term in self._drifts:
+            term.try_functions(Cloud(x[:64]))
+        self._drift(x[:64], t)
         theta = x.reshape(-1)
         return State(
             t, theta, torch.zeros_like(theta), self.dt, generator.get_state(), {"num_steps": 0, "num_stages": 0}
@@ -138,7 +135,7 @@ class EulerMaruyama(ParticleReplay):
     def _drift(self, x: Tensor, t: float) -> Tensor:
         v = torch.zeros_like(x)
         for coefficient, term in self._drifts:
-            v = v + coefficient * term.velocity(Cloud(x))  # type: ignore[arg-type]
+            v = v + coefficient * term.velocity(Cloud(x))
         if not bool(torch.isfinite(v).all()):
             bad = int((~torch.isfinite(v).all(1)).sum())
             raise NonFiniteError(
@@ -156,7 +153,7 @@ class EulerMaruyama(ParticleReplay):
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         v = self._drift(x, state.t)
         moved = (x + h * v + math.sqrt(2 * self.temperature * h) * noise).reshape(-1)
-        t = t1 if last else state.t + h
+        t = t1 if last else later(state.t, h)
         counters = merge_counters(state.counters, num_steps=1, num_stages=1)
         after = State(t, moved, v.reshape(-1), self.dt, generator.get_state(), counters)
         return after, Info(state.t, t, h, 1, 0, {"velocity_rms": float(v.square().sum(1).mean().sqrt())})
@@ -169,7 +166,7 @@ class EulerMaruyama(ParticleReplay):
         total = 0.0
         for coefficient, term in self._drifts:
             with torch.no_grad():
-                part = coefficient * float(term(Cloud(x)))  # type: ignore[arg-type]
+                part = coefficient * float(term(Cloud(x)))
             row[f"energy_{term.label}"] = float(row.get(f"energy_{term.label}", 0.0)) + part
             total += part
         row["energy"] = total if self.temperature == 0 else math.nan

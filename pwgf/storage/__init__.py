@@ -1,11 +1,11 @@
 """Runs on disk: the only place that knows HDF5.
 
 While a run is written, `run.h5` is accompanied by the folder `run.h5.parts/` with segments of rows, each published
-whole, and a manifest that names them; at the end they become the one file `run.h5`. `open_record` reads either, at any
-moment.
+completely, and a manifest that names them; at the end they become the one file `run.h5`. `open_record` reads either, at
+any moment.
 """
 
-from pwgf.storage.doctor import Health, examine, migrate, salvage
+from pwgf.storage.doctor import Health, examine, salvage
 from pwgf.storage.guard import checked_path
 from pwgf.storage.packing import pack
 from pwgf.storage.reader import Record, open_record
@@ -21,7 +21,6 @@ __all__ = [
     "checked_path",
     "examine",
     "load_json",
-    "migrate",
     "open_record",
     "pack",
     "read_table",

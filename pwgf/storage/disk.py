@@ -1,7 +1,7 @@
 """Disk: every change of a file goes through this one small layer, so that a test can fail or kill at the k-th call.
 
-A file is published whole: written beside its place under a fresh name, fsynced, renamed, and the folder fsynced.
-Whoever reads sees the old file or the new one, and neither a kill nor a power cut leaves half of one (POSIX).
+A file is published as a whole: written beside its place under a fresh name, fsynced, renamed, and the folder fsynced. A
+reader sees the old file or the new one, and neither a kill nor a power cut leaves half of one (POSIX).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
 from pwgf.errors import StorageError
 
@@ -25,7 +26,7 @@ _log = logging.getLogger("pwgf")
 
 
 class Disk:
-    """The primitive changes of files; each is one call that may fail, and none does more than its name says."""
+    """The primitive changes of files; each is one call that may fail, and does no more than its name says."""
 
     def create(self, path: str) -> int:
         """Makes the new file `path` and returns its file descriptor; FileExistsError where anything is there."""
@@ -67,7 +68,7 @@ class Disk:
         os.remove(path)
 
     def make_dir(self, path: str) -> None:
-        """Makes a folder in one that is there; one that is there already is fine."""
+        """Makes a folder, unless it exists, in one that exists."""
         try:
             os.mkdir(path)
         except FileExistsError:
@@ -79,14 +80,14 @@ class Disk:
         os.rmdir(path)
 
     def publish(self, path: str, data: bytes) -> None:
-        """Puts `data` at `path` whole, through a temporary file beside it.
+        """Puts `data` at `path` as a whole, through a temporary file beside it.
 
         Args:
-            path: where to.
-            data: the file's content.
+            path: the target.
+            data: the content of the file.
 
         Raises:
-            StorageError: the disk refused; what was at `path` is still there.
+            StorageError: writing failed; a file that was at `path` is still there.
         """
         with self.temporary(path, path, len(data)) as temporary:
             fd = self.create(temporary)
@@ -125,7 +126,7 @@ class Disk:
             raise StorageError(refusal(error, path, needed, written)) from error
 
     def require(self, path: str, needed: int) -> None:
-        """Refuses at once what the file system of `path` has no room for; raises StorageError."""
+        """StorageError unless the file system of `path` has enough space."""
         there = os.statvfs(os.path.dirname(path))
         free = there.f_bavail * there.f_frsize
         if free < needed:
@@ -147,7 +148,7 @@ def too_many_files(call: str) -> str:
 
 
 def refusal(error: OSError, path: str, needed: int, written: int) -> str:
-    """The message for a refused write of `needed` bytes, of which `written` found room."""
+    """The message for a failed write of `needed` bytes, of which `written` were written."""
     if error.errno in TOO_MANY_FILES:
         return too_many_files(f"writing {path!r}")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -167,9 +168,10 @@ class Stored(io.RawIOBase):
 
     def __init__(self, fd: int) -> None:
         super().__init__()
-        self._fd, self._position = fd, 0
+        self._fd = fd
+        self._position = 0
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         """Reads at the present position."""
         data = os.pread(self._fd, len(buffer), self._position)
         buffer[: len(data)] = data
@@ -226,14 +228,14 @@ class Stream(Stored):
         if self._failure is not None:
             raise self._failure
 
-    def _attempt(self, change: str, *args) -> None:
+    def _attempt(self, change: str, *args: Any) -> None:
         if self._failure is None:
             try:
                 getattr(self._disk, change)(self._fd, *args)
             except BaseException as failure:  # not even KeyboardInterrupt may unwind through HDF5; check() raises it
                 self._failure = failure
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         """Writes at the present position."""
         view = memoryview(data).cast("B")
         self._attempt("write", view, self._position)

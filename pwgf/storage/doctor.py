@@ -1,4 +1,4 @@
-"""Doctor: what is wrong with a run on disk, which of its rows are good, and a copy of those."""
+"""Doctor: the damage of a run on disk, its good rows, and a copy of those."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import os
 from dataclasses import dataclass
 
 import pwgf.storage.manifest as manifests
-import pwgf.storage.schema as schema
-from pwgf._version import __version__
-from pwgf.errors import PathError, SchemaError, StorageError
+from pwgf.errors import PathError, SchemaError
 from pwgf.storage.disk import Disk
 from pwgf.storage.guard import checked_path, refused
 from pwgf.storage.lock import make_folder
 from pwgf.storage.manifest import Manifest, Part, parts_of
 from pwgf.storage.packing import write_packed
 from pwgf.storage.pieces import Piece
-from pwgf.storage.reader import Record, open_record
+from pwgf.storage.reader import Record
 from pwgf.storage.schema import VECTORS
 from pwgf.storage.snapshot import RETRIES, Snapshot, Span, check_header, of_packed, packed_counts, status_of
 from pwgf.storage.writer import refuse_existing
@@ -24,12 +22,12 @@ from pwgf.storage.writer import refuse_existing
 
 @dataclass(frozen=True)
 class Health:
-    """What an examination found.
+    """The result of an examination.
 
     Args:
         path: of the run, absolute.
-        status: as in `Record`; "unreadable" where not even the header can be trusted.
-        stored: number of rows that the run says it has.
+        status: as in `Record`; "unreadable" if not even the header is valid.
+        stored: number of rows according to the run.
         problems: what is wrong, one line each; () for a good run.
         good: the rows before the first damaged one, without damaged columns; None when there are none.
     """
@@ -47,15 +45,15 @@ class Health:
 
     @property
     def resumable(self) -> bool:
-        """Is there a state that continues the good rows?"""
+        """Whether there is a state that continues the good rows."""
         return self.good is not None and bool(self.good.restart())
 
 
 def examine(path: str | os.PathLike) -> Health:
     """Reads and hashes everything that a run has on disk; changes nothing and disturbs no writer.
 
-    A part is good when its bytes match the manifest's sha256; in a packed file a column when it matches its own sha256,
-    and where θ as a whole does not, a row when its chunk matches its fletcher32.
+    A part is good when its bytes match the sha256 in the manifest. In a packed file a column is good when it matches
+    its own sha256; if θ as a whole does not, a row is good when its chunk matches its fletcher32.
 
     Args:
         path: of the run.
@@ -70,7 +68,7 @@ def examine(path: str | os.PathLike) -> Health:
     for _ in range(RETRIES):
         before = _manifest_bytes(path)
         health = _examine(path)
-        if not health.problems or before == _manifest_bytes(path):  # else a writer replaced parts under our hands
+        if not health.problems or before == _manifest_bytes(path):  # else a writer replaced parts meanwhile
             break
     return health
 
@@ -94,12 +92,12 @@ def _examine(path: str) -> Health:
         if not problems:
             raise PathError(f"examining {path!r}: no such file; expected a run. Check the path given as out=….")
         return Health(path, "unreadable", 0, tuple(problems), None)
-    except SchemaError as error:  # a manifest or a header, without which nothing else has a meaning
+    except SchemaError as error:  # a manifest or a header, without which nothing can be read
         return Health(path, "unreadable", 0, (*problems, str(error)), None)
 
 
 def salvage(path: str | os.PathLike, out: str | os.PathLike) -> Health:
-    """Copies the good rows of a damaged run into a new packed file; the old one stays as it is.
+    """Copies the good rows of a damaged run into a new packed file; the old one is not changed.
 
     The copy has the state to continue from when that belongs to its last row; its status is "salvaged", or "complete"
     when nothing was wrong.
@@ -126,44 +124,6 @@ def salvage(path: str | os.PathLike, out: str | os.PathLike) -> Health:
     return health
 
 
-def migrate(path: str | os.PathLike, out: str | os.PathLike) -> bool:
-    """Copies a run of an older schema into a packed file of the present one; the old one stays as it is.
-
-    Args:
-        path: of the run, any schema that `open_record` reads.
-        out: file to make; missing folders are made.
-
-    Returns:
-        True; False where the schema is the present one, so that nothing was done.
-
-    Raises:
-        PathError: nothing at `path`, or something at `out`.
-        SchemaError: damaged, or of a newer schema.
-        StorageError: it is still being written, or the disk refused.
-    """
-    target, disk = checked_path(out, "migrate(out)"), Disk()
-    refuse_existing(target)
-    with open_record(path) as record:
-        if record.schema == schema.SCHEMA:
-            return False
-        if _version(record.schema) > _version(schema.SCHEMA):
-            raise SchemaError(
-                f"migrating {record.path!r}: it has schema {record.schema}, and pwgf {__version__} writes "
-                f"{schema.SCHEMA}; what is newer in it would be lost. Install the pwgf that wrote it, or a newer one."
-            )
-        if record.status == "running":
-            raise StorageError(f"migrating {record.path!r}: it is being written. Wait for its end.")
-        problems = record.verify()
-        if problems:
-            raise SchemaError(f"migrating {record.path!r}: {problems[0]}. Copy the good rows with salvage.")
-        _copy(record, target, record.status, disk)
-    return True
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))
-
-
 def _copy(record: Record, target: str, status: str, disk: Disk) -> None:
     folder = os.path.dirname(target)
     try:
@@ -177,7 +137,7 @@ def _copy(record: Record, target: str, status: str, disk: Disk) -> None:
 
 
 def _packed(path: str, problems: list[str]) -> Piece | None:
-    """The packed file; None where there is none, or where it cannot be trusted at all, which is noted."""
+    """The packed file; None if there is none, or if it is not valid, which is noted."""
     try:
         return Piece.packed(path)
     except FileNotFoundError:
@@ -257,7 +217,7 @@ def _part(folder: str, part: Part, kind: str, run_id: str, problems: list[str]) 
 
 
 def _restart_of(piece: Piece, problems: list[str]) -> bool:
-    """Has the piece a readable state to continue from?"""
+    """Whether the piece has a readable state to continue from."""
     try:
         return bool(piece.values("restart"))
     except SchemaError as error:
@@ -275,7 +235,7 @@ def _good_rows(packed: Piece, problems: list[str]) -> tuple[int, tuple[str, ...]
     rows = packed.rows
     for name in VECTORS:
         if name in found:
-            first = next((k for k in range(rows) if not _readable(packed, name, k)), 0)  # 0: it cannot be told where
+            first = next((k for k in range(rows) if not _readable(packed, name, k)), 0)  # 0: it is unknown where
             rows = min(rows, first)
     if "theta" not in found:
         possible, wrong = packed.possible_rows()

@@ -1,8 +1,8 @@
-"""Guard: what a file may contain before anything in it is believed.
+"""Guard: what a file may contain, checked before any of its data is read.
 
-An HDF5 file from elsewhere can point at any file of the user's (external links, external storage, virtual datasets),
-load a plugin (filters), or ask for terabytes in a kilobyte, as a file with holes or as deflated zeros do. All of that
-is refused here, by a walk that opens objects but reads no data.
+An HDF5 file from an unknown source can point at any file of the user (external links, external storage, virtual
+datasets), load a plugin (filters), or claim terabytes in a kilobyte, as a file with holes or as deflated zeros do. All
+of that is refused here, by a walk that opens objects but reads no data.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MAX_DEFLATE_RATIO = 1100  # deflate cannot do better than 1032:1
 BOMB_BYTES = 64 << 20  # above this size numbers of a real run deflate at most 20:1; more is a decompression bomb
 BOMB_RATIO = 20
 MAX_ATTR_BYTES = 4096
-# What h5py raises on damaged files, found by flipping bytes.
+# The errors that h5py raises on damaged files, found by flipping bytes.
 DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
 @contextlib.contextmanager
 def trusting(path: str) -> Iterator[None]:
-    """Turns whatever h5py raises on a damaged file into a SchemaError that names the path."""
+    """Turns the errors that h5py raises on a damaged file into a SchemaError that names the path."""
     try:
         yield
     except PWGFError:
@@ -53,7 +53,7 @@ def trusting(path: str) -> Iterator[None]:
 
 
 def refused(path: str, what: str) -> SchemaError:
-    """The error for a file that cannot be trusted."""
+    """The error for an invalid file."""
     return SchemaError(
         f"opening {path!r}: expected a trajectory written by pwgf, but {what}. "
         "Check the path, or take the file from a backup."
@@ -85,7 +85,7 @@ def open_stored(path: str) -> Stored:
     """Opens a regular file for reading; PathError for a folder, StorageError without permission.
 
     Raises:
-        FileNotFoundError: nothing is there (the caller knows what that means).
+        FileNotFoundError: nothing is there (the caller interprets it).
     """
     try:
         mode = os.stat(path).st_mode  # asked once: a writer may remove the file at any moment
@@ -124,10 +124,10 @@ def is_hollow(fd: int) -> bool:
 def open_guarded(
     stream: io.IOBase, path: str, kind: str, run_id: str | None = None
 ) -> tuple[h5py.File, dict[str, h5py.Dataset]]:
-    """Opens an HDF5 file and checks all of it but the data.
+    """Opens an HDF5 file and checks everything apart from the data.
 
     Args:
-        stream: binary file object; HDF5 reads through it, so that no lock is taken and no other file is meant.
+        stream: binary file object; HDF5 reads through it, so that it takes no lock and opens no other file.
         path: for messages.
         kind: the `pwgf_kind` expected.
         run_id: the run it must belong to; None for any.
@@ -173,7 +173,7 @@ def read_attr(item: h5py.Group | h5py.Dataset, name: str) -> str | int | None:
 
 
 def check_stamps(file: h5py.File, path: str, kind: str, run_id: str | None) -> None:
-    """Ours, of a schema we know, of the expected kind and run?"""
+    """Refuses a file of another origin, an unknown schema, another kind or another run."""
     schema = read_attr(file, "pwgf_schema")
     if schema is None:
         raise refused(path, "it is an HDF5 file of something else (no attribute pwgf_schema)")
@@ -226,22 +226,22 @@ def check_datasets(datasets: dict[str, h5py.Dataset], path: str, file_size: int)
         nominal = math.prod(int(n) for n in dataset.shape) * dataset.id.get_type().get_size()
         limit = MAX_TEXT_BYTES if is_text else MAX_BYTES
         if nominal > limit:
-            raise refused(path, f"{name!r} asks for {nominal} bytes, more than the limit of {limit}")
+            raise refused(path, f"{name!r} claims {nominal} bytes, more than the limit of {limit}")
         ratio = MAX_DEFLATE_RATIO if nominal <= BOMB_BYTES else BOMB_RATIO
         if nominal > size * (ratio if layout == "deflated" else 1):
-            raise refused(path, f"{name!r} asks for {nominal} bytes where the file holds {size} for it")
+            raise refused(path, f"{name!r} claims {nominal} bytes, of which the file holds {size}")
         texts += nominal if is_text else 0
         deflated += nominal if layout == "deflated" else 0
     if texts > MAX_TEXT_BYTES:
-        raise refused(path, f"its texts ask for {texts} bytes, more than the limit of {MAX_TEXT_BYTES}")
+        raise refused(path, f"its texts claim {texts} bytes, more than the limit of {MAX_TEXT_BYTES}")
     if deflated > max(BOMB_BYTES, BOMB_RATIO * stored):
-        raise refused(path, f"its datasets ask for {deflated} bytes where the file holds {stored} for all of them")
+        raise refused(path, f"its datasets claim {deflated} bytes, of which the file holds {stored}")
     if stored > file_size:
         raise refused(path, f"its datasets claim {stored} bytes of a file of {file_size}")
 
 
 def check_storage(name: str, dataset: h5py.Dataset, path: str) -> str:
-    """Refuses external and virtual storage, plugin filters and huge chunks; says whether the data is deflated."""
+    """Refuses external and virtual storage, plugin filters and huge chunks; returns whether the data is deflated."""
     plan = dataset.id.get_create_plist()
     if plan.get_layout() not in (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED):
         raise refused(path, f"{name!r} is a virtual dataset")
@@ -258,7 +258,7 @@ def check_storage(name: str, dataset: h5py.Dataset, path: str) -> str:
 
 
 def check_dtype(name: str, dataset: h5py.Dataset, path: str) -> bool:
-    """Refuses all dtypes but ours; True for text."""
+    """Refuses other dtypes than `DTYPES` and text; True for text."""
     if dataset.shape is None:
         raise refused(path, f"{name!r} is empty")
     text = h5py.check_string_dtype(dataset.dtype)
@@ -272,7 +272,7 @@ def check_dtype(name: str, dataset: h5py.Dataset, path: str) -> bool:
 
 
 def check_rows(datasets: dict[str, h5py.Dataset], num_params: int | str | None, path: str) -> None:
-    """Are the rows there, with matching lengths and dtype f8?"""
+    """Refuses rows that are missing or differ in length or dtype f8."""
     for name in ("t", *VECTORS):
         if name not in datasets:
             raise refused(path, f"it has no dataset {name!r}")
@@ -286,7 +286,7 @@ def check_rows(datasets: dict[str, h5py.Dataset], num_params: int | str | None, 
 
 
 def check_trajectory(datasets: dict[str, h5py.Dataset], dim: int | str | None, path: str) -> None:
-    """Are the scales and texts of a packed file there?"""
+    """Refuses a packed file without its scales and texts."""
     for name, shape in {"param": datasets["theta"].shape[1:], "dim": (dim,), "config": (), "layout": ()}.items():
         if name not in datasets:
             raise refused(path, f"it has no dataset {name!r}")
@@ -297,6 +297,6 @@ def check_trajectory(datasets: dict[str, h5py.Dataset], dim: int | str | None, p
 
 
 def columns(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of the scalar columns, "t" first: every root dataset that is no vector, scale or text."""
+    """Names of the scalar columns, "t" first: every root dataset that is not a vector, scale or text."""
     others = ("t", "param", "dim", "config", "layout", *VECTORS)
     return ("t", *(name for name in names if "/" not in name and name not in others))

@@ -1,4 +1,4 @@
-"""Lock: one writer a run. `run.lock` is held by flock and says by whom; readers look at it and never take it."""
+"""Lock: one writer per run. `run.lock` is held by flock and names its holder; readers read it and never take it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_FLOCK = (*UNSUPPORTED, errno.ENOLCK, errno.EOPNOTSUPP, 524)  # 524: the kerne
 class RunLock:
     """The lock of one run, held from `acquire` to `release` or to the end of the process.
 
-    The kernel drops a dead process's lock, so that one is simply taken over. A child made by a fork has no part in it.
+    The kernel releases the lock of a dead process, so it can be taken over. A child made by a fork has no part in it.
 
     Args:
         path: the lock file.
@@ -30,7 +30,9 @@ class RunLock:
     """
 
     def __init__(self, path: str, fd: int) -> None:
-        self._path, self._fd, self._pid = path, fd, os.getpid()
+        self._path = path
+        self._fd = fd
+        self._pid = os.getpid()
 
     @classmethod
     def acquire(cls, path: str, disk: Disk) -> RunLock:
@@ -67,7 +69,7 @@ class RunLock:
             except BaseException:
                 os.close(fd)
                 raise
-            os.close(fd)  # the former holder removed the file between our open and our flock: it locks nothing
+            os.close(fd)  # the previous holder removed the file between our open and our flock: it locks nothing
 
     @staticmethod
     def _flock(fd: int, path: str) -> None:
@@ -77,13 +79,13 @@ class RunLock:
             held = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
             if not held and error.errno not in NO_FLOCK:
                 raise
-            if held or holder_alive(path):  # a file system without flock leaves only the pid to go by
+            if held or holder_alive(path):  # on a file system without flock only the pid is left
                 raise StorageError(_refusal(path, held)) from None
             say_once(f"{os.path.dirname(path)!r} is on a file system without flock: let no two hosts write one run")
 
     @property
     def released(self) -> bool:
-        """Has it been given back?"""
+        """Whether it has been released."""
         return self._fd < 0
 
     @property
@@ -106,9 +108,10 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Gives the lock back; a second call does nothing, and in a fork the parent keeps it."""
+        """Releases the lock; a second call does nothing, and in a fork the parent keeps it."""
         if self._fd >= 0:
-            fd, self._fd = self._fd, -1
+            fd = self._fd
+            self._fd = -1
             if self.is_mine and _is_at(fd, self._path):
                 with contextlib.suppress(OSError):
                     os.remove(self._path)  # while still held, so that it is certainly ours
@@ -126,7 +129,7 @@ def lock_run(path: str, disk: Disk) -> RunLock:
         The lock.
 
     Raises:
-        PathError: one cannot write there.
+        PathError: the folder is not writable.
         StorageError: another writer holds it, or the disk is full.
     """
     try:
@@ -154,14 +157,14 @@ def lock_run(path: str, disk: Disk) -> RunLock:
 
 
 def make_folder(disk: Disk, path: str) -> None:
-    """Makes a folder in one that is there; its entry reaches the disk, or a power cut takes all in it."""
+    """Makes a folder in one that exists, and syncs its entry, so that a power cut does not lose what is in it."""
     above = os.path.dirname(path)
     disk.make_dir(path)
     disk.fsync_dir(above)
 
 
 def holder_alive(path: str) -> bool:
-    """Does the process named in the lock file live? Takes no lock. Another host's process is taken to live."""
+    """Whether the process named in the lock file is alive; assumed for another host. Takes no lock."""
     who = _holder(path)
     pid = who.get("pid")
     if not isinstance(pid, int) or pid < 1:
@@ -219,7 +222,7 @@ def _holder(path: str) -> dict:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks (pids are reused); "dead" for a zombie, None where /proc has no word."""
+    """When a process started, in clock ticks (pids are reused); "dead" for a zombie, None where /proc has no entry."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

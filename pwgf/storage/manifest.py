@@ -1,7 +1,7 @@
-"""Manifest: the one small file that says which parts make a run; replacing it is what publishes.
+"""Manifest: the one small file that names the parts of a run; replacing it publishes them.
 
-Parts are written under new names first and the manifest last, so that every manifest names files that are there and
-whole. The parts it no longer names are removed afterwards; a reader that still wants one reads the manifest again.
+Parts are written under new names first and the manifest last, so that every manifest names complete files that exist.
+The parts it no longer names are removed afterwards; a reader that still needs one reads the manifest again.
 """
 
 from __future__ import annotations
@@ -102,14 +102,14 @@ def decode(data: bytes, path: str) -> Manifest:
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         if isinstance(error, SchemaError):
             raise
-        raise refused(path, f"it is no manifest ({type(error).__name__}: {error})") from error
+        raise refused(path, f"it is not a manifest ({type(error).__name__}: {error})") from error
     return manifest
 
 
 def _part(values: dict) -> Part:
     part = Part(values["file"], values["sha256"], values["rows"])
     if not PART.fullmatch(part.file):  # a manifest may name no file outside its own folder
-        raise ValueError(f"{part.file!r} is no name of a part")
+        raise ValueError(f"{part.file!r} is not the name of a part")
     if not SHA256.fullmatch(part.sha256) or not is_count(part.rows):
         raise ValueError(f"impossible values of {part.file!r}")
     return part

@@ -1,4 +1,4 @@
-"""Packing: the parts of a run become one file, row by row, with memory flat in the length of the run."""
+"""Packing: the parts of a run become one file, row by row, with memory that does not grow with the run."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ PACKED = "packed.h5"  # in the folder of the parts, until it is whole
 
 
 def pack(path: str | os.PathLike) -> str:
-    """Packs the parts of a killed, failed, interrupted or finished run into one file; a packed run is left alone.
+    """Packs the parts of a killed, failed, interrupted or finished run into one file; a packed run is not changed.
 
-    The file says truthfully whether the run is complete, and such a run can still be resumed.
+    The file states whether the run is complete; if it is not, it can still be resumed.
 
     Args:
         path: of the run.
@@ -117,7 +117,7 @@ def write_packed(record: Record, path: str, status: str, disk: Disk, stem: str |
 
 
 def _write(stream: Stream, record: Record, status: str) -> None:
-    """The packed file's content; a failed write of the stream is raised in place of what HDF5 makes of it."""
+    """The content of the packed file; a failed write of the stream is raised instead of the HDF5 error it causes."""
     stamps: dict[str, str | int] = {
         "run_id": record.run_id,
         "created": record.created,
@@ -162,9 +162,9 @@ def _is_ours(name: str) -> bool:
 
 
 def remove_parts(path: str, disk: Disk, keep: frozenset[str] = frozenset()) -> None:
-    """Removes the parts of a run, the manifest first: what is left without one counts for nothing.
+    """Removes the parts of a run, the manifest first: parts without one are ignored.
 
-    A part that will not go is left; the run reads the same with it, and the next writer tries again.
+    A part that cannot be removed is left; the run reads the same with it, and the next writer tries again.
 
     Args:
         path: of the run.

@@ -1,4 +1,4 @@
-"""Pieces: the HDF5 files that a run is read from, each opened through the guard and checked against its hash."""
+"""Pieces: the HDF5 files from which a run is read, each opened through the guard and checked against its hash."""
 
 from __future__ import annotations
 
@@ -37,15 +37,18 @@ class Piece:
         datasets: Mapping[str, h5py.Dataset],
         digests: Mapping[str, str] | None = None,
     ) -> None:
-        self.path, self._file, self._datasets, self._digests = path, file, datasets, digests
+        self.path = path
+        self._file = file
+        self._datasets = datasets
+        self._digests = digests
 
     @classmethod
     def packed(cls, path: str) -> Piece:
-        """Opens a packed file and checks that its dataset hashes are the ones it was published with.
+        """Opens a packed file and checks that its dataset hashes are those with which it was published.
 
         Raises:
             FileNotFoundError: it is not there.
-            SchemaError: it is no trajectory, or damaged.
+            SchemaError: it is not a trajectory, or damaged.
         """
         file, datasets = open_guarded(open_stored(path), path, "trajectory")
         with trusting(path):
@@ -74,7 +77,7 @@ class Piece:
 
     @property
     def is_packed(self) -> bool:
-        """A packed file, whose datasets have their own hashes, or a part?"""
+        """Whether this is a packed file, whose datasets have their own hashes, and not a part."""
         return self._digests is not None
 
     @property
@@ -137,7 +140,7 @@ class Piece:
             return np.asarray(self._datasets[name][start:stop])
 
     def problems(self) -> list[str]:
-        """What is wrong when every byte is read; [] when nothing is."""
+        """The problems found by reading every byte; [] if there are none."""
         found = list(self.problems_by_name().values())
         return found or self.possible_rows()[1]
 
@@ -160,7 +163,7 @@ class Piece:
         ]
 
     def problems_by_name(self) -> dict[str, str]:
-        """The damaged datasets, each with what is wrong; reads every byte."""
+        """The damaged datasets, each with its problem; reads every byte."""
         found = {}
         for name in VECTORS if self._digests is None else self._digests:
             try:

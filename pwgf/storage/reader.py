@@ -1,4 +1,4 @@
-"""Record: a run read from disk, while it is written, after a kill or a failure, or finished. Readers take no lock."""
+"""Record: a run read from disk, while it is written, after a kill or a failure, or complete. Readers take no lock."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pwgf.storage.schema import VECTORS
 
 
 def open_record(path: str | os.PathLike) -> Record:
-    """Opens the run at `path`, whatever became of it.
+    """Opens the run at `path`, whatever its status.
 
-    Reads and checks the header and the newest segment, at most some MB; other rows are read when they are asked for.
+    Reads and checks the header and the newest segment, at most some MB; other rows are read on demand.
 
     Args:
-        path: what was given as `out=`.
+        path: as given to `out=`.
 
     Returns:
         A snapshot of what is published now; see `Record`.
@@ -43,13 +43,13 @@ def open_record(path: str | os.PathLike) -> Record:
 
 
 class Record:
-    """A run on disk: what was published when it was opened. Made by `open_record`.
+    """A run on disk, as published when it was opened. Made by `open_record`.
 
     Attributes:
         path: of the run, absolute.
         status: "running", "killed" (its process is gone), "failed", "interrupted" or "complete"; of the copy of a
             damaged run "salvaged".
-        complete: did the run reach its end?
+        complete: whether the run reached its end.
         run_id, created, schema: identity, UTC time of creation, schema version.
         config, layout, provenance, dim, num_params, arrays: as in `Header`.
         header: these six as a `Header`.
@@ -59,15 +59,27 @@ class Record:
     """
 
     def __init__(self, path: str, now: snapshot.Snapshot) -> None:
-        self.path, self._now, self._count = path, now, now.rows
+        self.path = path
+        self._now = now
+        self._count = now.rows
         self._segment: tuple[str, Piece] | None = None  # the closed segment read last
         self._cache: dict[str, dict[str, np.ndarray]] = {}  # columns by the hash of their file
-        self.status, self.complete = now.status, now.status == "complete"
-        self.run_id, self.created, self.schema, self.header = now.run_id, now.created, now.schema, now.header
-        self.config, self.layout, self.provenance = now.header.config, now.header.layout, now.header.provenance
-        self.dim, self.num_params, self.arrays = now.header.dim, now.header.num_params, now.header.arrays
+        self.status = now.status
+        self.complete = now.status == "complete"
+        self.run_id = now.run_id
+        self.created = now.created
+        self.schema = now.schema
+        self.header = now.header
+        self.config = now.header.config
+        self.layout = now.header.layout
+        self.provenance = now.header.provenance
+        self.dim = now.header.dim
+        self.num_params = now.header.num_params
+        self.arrays = now.header.arrays
         self.names = self._piece(len(self) - 1).column_names if len(self) else ("t",)
-        self.manifest, self.serial, self.content_sha256 = now.manifest, now.serial, now.content_sha256
+        self.manifest = now.manifest
+        self.serial = now.serial
+        self.content_sha256 = now.content_sha256
 
     def __len__(self) -> int:
         return self._count
@@ -78,7 +90,7 @@ class Record:
     def __enter__(self) -> Record:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def column(self, name: str) -> np.ndarray:
@@ -132,7 +144,7 @@ class Record:
         return piece.vectors(name, start, start + 1)[0]
 
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
-        """All rows in order, in batches; memory stays flat.
+        """All rows in order, in batches of bounded memory.
 
         Args:
             batch: most rows at a time, ≥ 1; fewer where they would take more than 8 MB or a file ends.
@@ -150,11 +162,11 @@ class Record:
             row = stop
 
     def restart(self) -> dict[str, Any]:
-        """The newest published restart state, as it was handed to the writer; {} when there is none."""
+        """The newest published restart state, as given to the writer; {} if there is none."""
         return {} if self._now.restart is None else self._now.restart.values("restart")
 
     def refresh(self) -> Record:
-        """A new record of what is there now; columns that were read are not read again."""
+        """A new record of the run as it is now; columns that were read are not read again."""
         record = open_record(self.path)
         if record.run_id == self.run_id:
             record._cache.update(self._cache)
@@ -164,7 +176,7 @@ class Record:
         """Reads and hashes everything.
 
         Returns:
-            What is wrong, one line each; [] for a good run.
+            The problems, one line each; [] for a good run.
         """
         found: list[str] = []
         row = 0
@@ -202,9 +214,9 @@ class Record:
         return piece
 
     def _follow(self) -> None:
-        """The writer packed the run since it was opened: read the same rows from what is there now."""
+        """Reads the same rows from the files that exist now, after the writer has packed the run."""
         before, now = self._now, snapshot.take(self.path)
-        self._now = dataclasses.replace(now, restart=before.restart)  # that of these rows, and held open
+        self._now = dataclasses.replace(now, restart=before.restart)  # that of these rows, held open
         if self._now.run_id != self.run_id or self._now.rows < len(self):
             raise StorageError(f"{self.path!r} was replaced by another run while it was read. Open it again.")
         if self._now.manifest is not None and self._now.manifest == before.manifest:

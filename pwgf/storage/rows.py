@@ -1,4 +1,4 @@
-"""Rows: checked at the door, and turned into the parts that are published."""
+"""Rows: checked when they arrive, and turned into the parts that are published."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def checked_row(row: Mapping[str, Any], names: Sequence[str], num_params: int, a
     """A row as float64 copies, "t" first.
 
     Args:
-        row: as handed to `Writer.append`.
+        row: as given to `Writer.append`.
         names: of the scalars, "t" first.
         num_params: p.
         after: time of the last row.
@@ -54,7 +54,7 @@ def checked_row(row: Mapping[str, Any], names: Sequence[str], num_params: int, a
         raise ConfigError(
             f"Writer.append(row) needs the values {', '.join(sorted(map(str, expected - odd)))} in every row; missing "
             f"{sorted(expected - set(row))}, unexpected {sorted({str(n) for n in row if n not in expected} | odd)}. "
-            f"Give the names of the first row, none of them {', '.join(sorted(RESERVED.difference(VECTORS)))}."
+            f"Give the names of the first row, and not {', '.join(sorted(RESERVED.difference(VECTORS)))}."
         )
     values: Row = {}
     for name in (*names, *VECTORS):
@@ -75,7 +75,7 @@ def checked_row(row: Mapping[str, Any], names: Sequence[str], num_params: int, a
 
 
 def copied(restart: Mapping[str, Any]) -> dict[str, Any]:
-    """A restart state that later changes of the caller's arrays do not reach; ConfigError, ShapeError."""
+    """A copy of the restart state, independent of the caller's arrays; ConfigError, ShapeError."""
     check_values("Writer.append(restart)", restart)
     return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in restart.items()}
 
@@ -93,8 +93,7 @@ def segment_rows(names: Sequence[str], num_params: int) -> int:
 def rows_image(manifest: Manifest, rows: Sequence[Row], restart: Mapping[str, Any] | None) -> bytes:
     """A segment: rows, and the restart state after the last one.
 
-    The datasets are plain: the manifest has the sha256 of the whole file, so that checksums of chunks would add
-    nothing but time.
+    The datasets are plain: the manifest has the sha256 of the whole file, so checksums of chunks would only take time.
     """
     target = io.BytesIO()
     with new_file(target, "rows", _stamps(manifest)) as file:

@@ -1,7 +1,7 @@
-"""Schema 1.0: how values and rows lie in an HDF5 file.
+"""Schema 1.0: the layout of values and rows in an HDF5 file.
 
-A run is a *trajectory* file, or while it is written the parts *header*, *rows* (segments) and *restart*; all are
-stamped alike, and what they share has the same names: a segment reads like a short trajectory.
+A run is a *trajectory* file, or while it is written the parts *header*, *rows* (segments) and *restart*; all carry the
+same attributes, and what they share has the same names: a segment reads like a short trajectory.
 
 Files are written with checksummed metadata (`libver` v110). In the trajectory row datasets carry fletcher32 and every
 dataset has its own sha256 as attribute; `content_sha256` covers these in name order, so that a reader who checks one
@@ -38,7 +38,7 @@ DTYPES = tuple(np.dtype(code) for code in ("<f8", "<f4", "<i8", "u1", "?"))
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a run before its first row.
+    """The data of a run that are known before its first row.
 
     Args:
         config: resolved settings, a dict that JSON can hold; floats return exactly.
@@ -49,7 +49,7 @@ class Header:
         arrays: arrays that belong to the config, by name such as "reference/mean"; f8, f4, i8, u1 or bool.
 
     Raises:
-        ConfigError: a value that JSON cannot hold, dim or num_params < 1, or a name that is no path.
+        ConfigError: a value that JSON cannot hold, dim or num_params < 1, or a name that is not a path.
         ShapeError: an array of another dtype.
     """
 
@@ -80,7 +80,7 @@ def to_json(call: str, value: Any) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{call} needs what JSON can hold (dict, list, str, int, float, bool, None); {error}. "
-            "Turn arrays into lists or hand them in as arrays."
+            "Turn arrays into lists or pass them as arrays."
         ) from error
 
 
@@ -110,7 +110,7 @@ def check_names(call: str, names: Iterable[str]) -> None:
 
 
 def check_values(call: str, values: Mapping[str, Any]) -> None:
-    """Refuses at the door what `put` cannot store: ConfigError for names and types, ShapeError for dtypes."""
+    """Refuses what `put` cannot store, before it is called: ConfigError for names and types, ShapeError for dtypes."""
     check_names(call, values)
     for name, value in values.items():
         if isinstance(value, str):
@@ -145,7 +145,7 @@ def put(group: h5py.Group, name: str, value: str | float | int | bool | np.ndarr
 
 
 def get(dataset: h5py.Dataset) -> Any:
-    """What `put` stored: text, a Python number, or an array (also 0-d)."""
+    """The value that `put` stored: text, a Python number, or an array (also 0-d)."""
     value = dataset[()]
     if h5py.check_string_dtype(dataset.dtype) is not None:
         return bytes(value).decode()
@@ -204,7 +204,7 @@ def add_scales(file: h5py.File, names: Iterable[str], dim: int, num_params: int)
 
 @contextlib.contextmanager
 def new_file(target: io.IOBase, kind: str, stamps: Mapping[str, str | int]) -> Iterator[h5py.File]:
-    """An HDF5 file under way in a file object, stamped as ours.
+    """A new HDF5 file in a file object, with the attributes of a pwgf file.
 
     Args:
         target: an empty binary file object.

@@ -1,4 +1,4 @@
-"""Snapshot: the files that make a run at one moment, consistent also while a writer replaces them."""
+"""Snapshot: the files of a run at one moment, consistent also while a writer replaces them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RETRIES = 200
 
 @dataclass(frozen=True)
 class Span:
-    """Rows first … last−1 of the run and the file they lie in, known by its hash: held open, or a part that is not."""
+    """Rows first … last−1 of the run and their file, identified by its hash: held open, or a part that is not."""
 
     first: int
     last: int
@@ -38,7 +38,7 @@ class Snapshot:
     """A run at one moment.
 
     Args:
-        header: what was known before the first row.
+        header: the data known before the first row.
         run_id, created, schema, status: see `Record`.
         serial: number of publications so far.
         spans: where the rows lie, in order. A closed segment stays until the run is packed; the packed file and the
@@ -69,7 +69,7 @@ class Snapshot:
         return self.spans[bisect.bisect_right(self.spans, row, key=lambda span: span.first) - 1]
 
     def close(self) -> None:
-        """Closes what is held open."""
+        """Closes the files that are held open."""
         for piece in (self.restart, *(span.held for span in self.spans)):
             if piece is not None:
                 piece.close()
@@ -91,7 +91,7 @@ def take(path: str) -> Snapshot:
     """
     before = b""
     for attempt in range(RETRIES):
-        found = manifests.read(path)  # first: when a run is finished, the packed file is there before this one goes
+        found = manifests.read(path)  # first: when a run is finished, the packed file exists before this one is removed
         packed = _open_packed(path)
         if found is None:
             if packed is not None:
@@ -118,14 +118,14 @@ def _open_packed(path: str) -> Piece | None:
 
 
 def packed_counts(packed: Piece, manifest: Manifest) -> bool:
-    """Is the packed file what counts, and not the parts? Parts of another run count from their first row on."""
+    """Whether the packed file counts, and not the parts. Parts of another run count from their first row on."""
     if packed.text("run_id") != manifest.run_id:
         return manifest.rows == 0
     return packed.number("serial") >= manifest.serial
 
 
 def status_of(path: str, manifest: Manifest) -> str:
-    """The status of a run in parts: that of its manifest, or "killed" when it says running and nobody writes."""
+    """The status of a run in parts: that of its manifest, or "killed" if that says running and no process writes."""
     alive = manifest.status != "running" or lock.holder_alive(os.path.join(parts_of(path), lock.NAME))
     return manifest.status if alive else "killed"
 

@@ -1,4 +1,4 @@
-"""Small tables, such as a comparison: columns of numbers and of text, with settings, published whole as one file."""
+"""Small tables, such as a comparison: columns of numbers and of text, with settings, published as one file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Column = np.ndarray | list[str]
 def write_table(
     path: str | os.PathLike, columns: Mapping[str, Sequence[float] | Sequence[str]], config: dict[str, Any]
 ) -> str:
-    """Writes a table, replacing what is there; whoever reads sees the old one or the new one.
+    """Writes a table, replacing an existing one; a reader sees the old one or the new one.
 
     Args:
         path: of the file; missing folders are made.
@@ -33,7 +33,7 @@ def write_table(
         The absolute path.
 
     Raises:
-        ConfigError: a name that is no path, or a config that JSON cannot hold.
+        ConfigError: a name that is not a path, or a config that JSON cannot hold.
         ShapeError: columns of different lengths.
         StorageError: the disk refused.
     """

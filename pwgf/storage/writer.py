@@ -1,4 +1,4 @@
-"""Writer: rows and restart states of one run, each published whole."""
+"""Writer: rows and restart states of one run, each published as a whole."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ class Writer:
     """
 
     def __init__(self, path: str, disk: Disk, lock: RunLock, manifest: Manifest, max_cost: float | None) -> None:
-        self.path, self._disk, self._lock, self._manifest, self._max_cost = path, disk, lock, manifest, max_cost
+        self.path = path
+        self._disk = disk
+        self._lock = lock
+        self._manifest = manifest
+        self._max_cost = max_cost
         self._names: tuple[str, ...] | None = None
         self._last_t = -math.inf
         self._open: list[Row] = []  # rows of the newest published segment while it has room
@@ -69,7 +73,9 @@ class Writer:
         self._serial = manifest.serial
         self._stray: set[str] = set()  # parts written that no manifest names any more, or never did
         self._clock = time.monotonic
-        self._began, self._spent, self._last_cost = self._clock(), 0.0, 0.0  # seconds
+        self._began = self._clock()  # these three in seconds
+        self._spent = 0.0
+        self._last_cost = 0.0
 
     @classmethod
     def create(
@@ -86,7 +92,7 @@ class Writer:
         Args:
             path: of the run; its folder is made where that is missing.
             header: what is known before the first row.
-            overwrite: remove a run that is there. One without a row counts as nothing.
+            overwrite: remove an existing run. One without a row is ignored.
             max_cost: fraction of the run time that writing may take, in (0, 1]; None publishes every row.
             disk: layer of writes.
 
@@ -94,8 +100,8 @@ class Writer:
             The writer, which holds the run's lock.
 
         Raises:
-            PathError: a run is there and `overwrite` is False, it is a folder, or one cannot write there.
-            StorageError: another writer is at work on it (the message has its pid), or the disk is full.
+            PathError: a run exists and `overwrite` is False, the path is a folder, or it is not writable.
+            StorageError: another process is writing it (the message has its pid), or the disk is full.
             ConfigError: `max_cost` outside (0, 1].
         """
         path, disk = _checked(path, max_cost), disk or Disk()
@@ -126,7 +132,7 @@ class Writer:
     ) -> tuple[Writer, Record]:
         """Continues a run that was killed, failed, was interrupted or is finished.
 
-        The file of a packed run stays as it is until `close` replaces it by the longer one.
+        The file of a packed run is not changed until `close` replaces it by the longer one.
 
         Args:
             path: of the run.
@@ -139,7 +145,7 @@ class Writer:
         Raises:
             PathError: nothing is there, or not one row.
             SchemaError: what is there is damaged.
-            StorageError: another writer is at work on it; the message has its pid.
+            StorageError: another process is writing it; the message has its pid.
         """
         path, disk = _checked(path, max_cost), disk or Disk()
         open_record(path).close()
@@ -147,7 +153,7 @@ class Writer:
         try:
             record = open_record(path)
             if not len(record):
-                raise PathError(f"resuming {path!r}: expected a run with rows, it has none. Begin it afresh.")
+                raise PathError(f"resuming {path!r}: expected a run with rows, it has none. Start it again.")
             if record.manifest is None:
                 manifest = _begin(path, disk, record.header, record.run_id, record.created, record.serial, record)
             else:
@@ -158,14 +164,15 @@ class Writer:
             lock.release()
             raise
         writer = cls(path, disk, lock, manifest, max_cost)
-        writer._names, writer._last_t = record.names, float(record.column("t")[-1])
+        writer._names = record.names
+        writer._last_t = float(record.column("t")[-1])
         return writer, record
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Closes as complete, or after an exception as failed (interrupted); the exception goes on.
+        """Closes as complete, or after an exception as failed (interrupted) and re-raises it.
 
         In a fork of the process that writes it does nothing.
         """
@@ -199,8 +206,9 @@ class Writer:
         self._require_open("append")
         names = self._names or column_names(row)
         values, state = checked_row(row, names, self._manifest.num_params, self._last_t), copied(restart)
-        self._names, self._last_t = names, values["t"]
-        # in one statement without a call: a signal's exception may come between two, and would part row and state
+        self._names = names
+        self._last_t = values["t"]
+        # in one statement without a call: the exception of a signal between two would separate row and state
         self._pending, self._restart = [*self._pending, values], state
         if self._is_due():
             self.publish()
@@ -212,7 +220,7 @@ class Writer:
         self.publish()
 
     def publish(self) -> None:
-        """Publishes what waits; nothing to do when nothing does.
+        """Publishes the pending rows and state, if there are any.
 
         Raises:
             StorageError: the disk refused. What was published before is untouched; call again to try again.
@@ -220,18 +228,19 @@ class Writer:
         self._require_open("publish")
         if self._restart is None:
             return
-        began, self._serial = self._clock(), self._serial + 1
+        began = self._clock()
+        self._serial += 1
         if self._pending:
             self._publish_rows(self._restart)
         else:
             name = f"restart-{self._serial:06d}.h5"
             self._commit(restart=self._put(name, restart_image(self._manifest, self._restart)))
-        self._pending, self._restart = [], None
+        self._pending, self._restart = [], None  # in one statement, as in `append`
         self._last_cost = self._clock() - began
         self._spent += self._last_cost
 
     def _publish_rows(self, restart: Mapping[str, Any]) -> None:
-        """Publishes the newest segment anew, under a new name, with the rows that wait, and further ones."""
+        """Publishes the newest segment again, under a new name, with the pending rows, and further segments."""
         rows, full = self._open + self._pending, segment_rows(column_names(self._pending[0]), self._manifest.num_params)
         groups = [rows[k : k + full] for k in range(0, len(rows), full)]
         segments = list(self._manifest.segments[:-1] if self._open else self._manifest.segments)
@@ -242,7 +251,7 @@ class Writer:
         self._open = groups[-1] if len(groups[-1]) < full else []
 
     def update_header(self, header: Header) -> None:
-        """Replaces the header, as when a resumed run's times have grown; dim and num_params stay.
+        """Replaces the header, as when the times of a resumed run are extended; dim and num_params stay.
 
         Raises:
             ConfigError: another dim or num_params.
@@ -260,9 +269,9 @@ class Writer:
         self._commit(header=part, config_sha256=config_digest(header))
 
     def close(self, status: str = "complete") -> None:
-        """Ends the run and gives the lock back; a second call does nothing.
+        """Ends the run and releases the lock; a second call does nothing.
 
-        "complete" packs the parts into one file, checks its hashes, and removes the parts. If the disk has no room for
+        "complete" packs the parts into one file, checks its hashes, and removes the parts. If the disk is too full for
         that, the run is complete in parts and `pack` can be called later.
 
         Args:
@@ -294,18 +303,18 @@ class Writer:
 
     def _require_open(self, call: str) -> None:
         if self._lock.released:
-            raise StorageError(f"Writer.{call} was called after close on {self.path!r}. Use Writer.resume to go on.")
+            raise StorageError(f"Writer.{call} was called after close on {self.path!r}. Continue by Writer.resume.")
         self._lock.require()
 
     def _is_due(self) -> bool:
-        """Publish now? Always without max_cost; else when another publication fits into its share of the run time."""
+        """Whether to publish now: always without max_cost, else if it fits into its share of the run time."""
         waiting = len(self._pending) * row_bytes(column_names(self._pending[0]), self._manifest.num_params)
         if self._max_cost is None or self._manifest.rows == 0 or waiting > PENDING_BYTES:
             return True
         return self._spent + self._last_cost <= self._max_cost * (self._clock() - self._began)
 
     def _put(self, name: str, data: bytes, rows: int = 0) -> Part:
-        """Publishes a part; nothing names it yet."""
+        """Writes a part, which no manifest names yet."""
         self._stray.add(name)
         try:
             self._disk.publish(os.path.join(parts_of(self.path), name), data)
@@ -315,7 +324,7 @@ class Writer:
         return Part(name, hashlib.sha256(data).hexdigest(), rows)
 
     def _commit(self, **changes: Any) -> None:
-        """Replaces the manifest: from here on the new parts count; then drops the ones they supersede."""
+        """Replaces the manifest, from which moment the new parts count; then removes those that they supersede."""
         manifest = dataclasses.replace(self._manifest, serial=self._serial, **changes)
         self._stray |= self._manifest.files() | manifest.files()
         self._lock.require()
@@ -324,10 +333,10 @@ class Writer:
         self._sweep()
 
     def _sweep(self, suffix: str = "") -> None:
-        """Removes parts that the manifest does not name; one that will not go is tried again next time.
+        """Removes parts that the manifest does not name; one that cannot be removed is tried again next time.
 
-        After a failed `_commit` nobody knows which manifest the disk has; until the next one succeeds, nothing that
-        an earlier attempt wrote may go.
+        After a failed `_commit` it is unknown which manifest the disk has; until the next one succeeds, no part written
+        by an earlier attempt may be removed.
         """
         for name in sorted(name for name in self._stray - self._manifest.files() if name.endswith(suffix)):
             try:
@@ -339,7 +348,7 @@ class Writer:
 
 
 def _checked(path: str | os.PathLike, max_cost: float | None) -> str:
-    """The path as text, after the checks that need no disk."""
+    """The path as text, after the checks that do not access the disk."""
     number = isinstance(max_cost, (int, float)) and not isinstance(max_cost, bool)
     if max_cost is not None and not (number and 0 < max_cost <= 1):
         raise ConfigError(
@@ -364,7 +373,7 @@ def refuse_existing(path: str) -> None:
 
 
 def _serial_of(path: str) -> int:
-    """The serial of the parts that are there, so that new parts get new names; 0 where there are none."""
+    """The serial of the existing parts, so that new parts get new names; 0 if there are none."""
     try:
         found = manifests.read(path)
     except SchemaError:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import distances
-from ..checks import check_integer
+from ..checks import check_integer, plain_numbers
 from ..errors import ConfigError, NonFiniteError, SolverError
-from ..problems import Law, Problem, from_config
+from ..measures import Law
+from ..problems import Problem, from_config
 from ..run.trajectory import Trajectory
 from ..schemes.base import member_config
 
@@ -29,11 +30,10 @@ def problem_of(run: Trajectory) -> Problem | None:
 
 def num_particles(run: Trajectory) -> int | None:
     """How many particles the run's rows hold; None where they hold parameters of maps."""
-    stored = run.config["scheme"]
-    moved = stored["name"] == "EulerMaruyama" or (stored["name"] == "SWJKO" and "map" not in stored)
-    return int(stored["num_samples"]) if moved else None
+    return None if run.description.has_density else len(run.theta(run.t[0])) // run.reference.dim
 
 
+@plain_numbers
 def errors(
     run: Trajectory, problem: Problem, n: int = 4000, seed: int = 0, rows: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ def errors(
         t = float(run.t[k])
         law, exact_energy = problem.exact(t), problem.exact_energy(t)
         row = _moment_errors(z, run.push(t, z).double(), start, law)
-        row["sym_kl"] = _sym_kl(run, problem, t, law, n, seed)
+        row["sym_kl"] = _sym_kl(run, t, law, n, seed)
         row["energy"] = run["energy"][k] - exact_energy if has_energy and exact_energy is not None else math.nan
         found.append({"t": t, **row})
     return {name: np.array([row[name] for row in found], dtype=np.float64) for name in found[0]}
@@ -115,42 +115,30 @@ def _moments(z: Tensor, x: Tensor, start: Law) -> tuple[Tensor, Tensor]:
     with_one = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
     fit = torch.linalg.lstsq(with_one, x).solution  # (d+1, d): Aᵀ above b
     rest = x - with_one @ fit
-    mean = start.mean @ fit[:-1] + fit[-1]
-    cov = fit[:-1].T @ start.cov @ fit[:-1] + rest.T @ rest / (len(z) - with_one.shape[1])
+    mean = start.mean() @ fit[:-1] + fit[-1]
+    cov = fit[:-1].T @ start.cov() @ fit[:-1] + rest.T @ rest / (len(z) - with_one.shape[1])
     return mean, 0.5 * (cov + cov.T)
 
 
 def _moment_errors(z: Tensor, x: Tensor, start: Law, law: Law) -> dict[str, float]:
     mean, cov = _moments(z, x, start)
     half = len(z) // 2
+    exact_mean, exact_cov = law.mean(), law.cov()
     halves = [_moments(z[part], x[part], start) for part in (slice(half), slice(half, None))]
     return {
-        "bures_w2": float(distances.bures_w2(mean, cov, law.mean, law.cov)),
+        "bures_w2": float(distances.bures_w2(mean, cov, exact_mean, exact_cov)),
         "bures_w2_floor": 0.5 * float(distances.bures_w2(*halves[0], *halves[1])),
-        "mean": float((mean - law.mean).norm()),
-        "cov": float((cov - law.cov).norm() / law.cov.norm()),
+        "mean": float((mean - exact_mean).norm()),
+        "cov": float((cov - exact_cov).norm() / exact_cov.norm()),
     }
 
 
-class _At:
-    """ρ_t of a run, as `distances.sym_kl` wants a law."""
-
-    def __init__(self, run: Trajectory, problem: Problem, t: float) -> None:
-        self._run, self._reference, self._t = run, problem.reference, t
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        return self._run.push(self._t, self._reference.sample(n, generator)).double()
-
-    def log_density(self, x: Tensor) -> Tensor:
-        return self._run.log_density(self._t, x).double()
-
-
-def _sym_kl(run: Trajectory, problem: Problem, t: float, law: Law, n: int, seed: int) -> float:
+def _sym_kl(run: Trajectory, t: float, law: Law, n: int, seed: int) -> float:
     """KL + KL, or NaN: particles have no density, folded maps none that is true, and on different supports it is ∞."""
-    if num_particles(run) is not None or not law.has_density:
+    if not run.description.has_density or not law.has_density:
         return math.nan
-    ours = _At(run, problem, t)
-    if not bool(torch.isfinite(law.log_density(ours.sample(n, torch.Generator().manual_seed(seed)))).all()):
+    ours = run.at(t)
+    if not bool(torch.isfinite(law.log_density(ours.sample(n, seed).double())).all()):
         return math.nan  # found before any inverse is computed
     try:
         value = float(distances.sym_kl(ours, law, n, torch.Generator().manual_seed(seed)))

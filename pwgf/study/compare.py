@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import distances, maps, storage
-from ..checks import check_integer
+from .. import distances, storage
+from ..checks import check_integer, plain_numbers
 from ..errors import ConfigError, ParallelError, PathError, PWGFError, StorageError, nearest
+from ..measures.law import Law, sample_cov
 from ..parallel import world
-from ..problems import Law, Problem
+from ..problems import Problem
 from ..run.solve import solve
 from ..run.spec import check_times
 from ..run.trajectory import Trajectory, load
-from ..schemes import JKOICNN, PWGF, SWJKO, EulerMaruyama, Scheme
+from ..schemes import SCHEMES, Scheme, ask
 from . import accuracy
 
 Make = Callable[[Problem, np.ndarray], Scheme]
@@ -39,57 +40,15 @@ _PAIRS = 2000  # samples of each law in the energy distance, whose cost is their
 _FLOORS = 3  # pairs of samples of the exact law behind its floor
 
 
-def even_step(times: np.ndarray, share: float = 0.05) -> float:
-    """The longest step that divides the smallest gap of `times` and is at most a share of their span.
-
-    Example:
-        >>> even_step(np.array([0.0, 0.1, 0.5, 1.0]))
-        0.05
-    """
-    gap, longest = float(np.diff(times).min()), share * float(times[-1] - times[0])
-    return gap / math.ceil(gap / longest * (1 - 1e-9))
-
-
-def _pwgf(problem: Problem, times: np.ndarray) -> Scheme:
-    return PWGF(problem.energy, maps.ResidualMLP(problem.dim), problem.reference)
-
-
-def _sw_jko(problem: Problem, times: np.ndarray) -> Scheme:
-    slow = {"learning_rate": 0.005, "max_iterations": 1500}  # at the default rate Adam folds the map now and then
-    return SWJKO(problem.energy, maps.ResidualMLP(problem.dim), problem.reference, tau=even_step(times), **slow)  # type: ignore[arg-type]
-
-
-def _sw_jko_particles(problem: Problem, times: np.ndarray) -> Scheme:
-    return SWJKO(problem.energy, None, problem.reference, tau=even_step(times), num_samples=1000)
-
-
-def _jko_icnn(problem: Problem, times: np.ndarray) -> Scheme:
-    return JKOICNN(problem.energy, problem.reference, h=even_step(times), dtype=torch.float32)
-
-
-def _particles(problem: Problem, times: np.ndarray) -> Scheme:
-    return EulerMaruyama(problem.energy, problem.reference, dt=float(times[-1] - times[0]) / 1000)
+def _suited(kind: Any, problem: Problem, times: np.ndarray, **settings: Any) -> Scheme:
+    return kind.suited(problem.energy, problem.reference, times, **settings)
 
 
 METHODS: dict[str, Make] = {
-    "pwgf": _pwgf,
-    "jko-icnn": _jko_icnn,
-    "sw-jko": _sw_jko,
-    "particles": _particles,
-    "sw-jko-particles": _sw_jko_particles,
+    **{name: functools.partial(_suited, kind) for name, kind in SCHEMES.items()},
+    "sw-jko-particles": functools.partial(_suited, SCHEMES["sw-jko"], map=None, num_samples=1000),
 }
 """Methods by name, at default settings."""
-
-
-def rows_of(scheme: Scheme, times: np.ndarray) -> np.ndarray:
-    """The times at which a scheme stores rows: those asked for, and every step between where rows are steps."""
-    if not isinstance(scheme, JKOICNN):
-        return times
-    parts = [times[:1]]
-    for before, after in zip(times, times[1:], strict=False):
-        steps = math.ceil((after - before) / scheme.h * (1 - 1e-9))
-        parts.append(np.linspace(before, after, steps + 1)[1:])
-    return np.concatenate(parts)
 
 
 def named(methods: Iterable[str]) -> dict[str, Make]:
@@ -207,6 +166,7 @@ def _count(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.0f}"
 
 
+@plain_numbers
 def compare(
     members: Sequence[Problem],
     methods: Mapping[str, Make] | Sequence[str] = ("pwgf", "sw-jko", "particles"),
@@ -325,7 +285,7 @@ class _Member:
             out = os.path.join(folder, name)
         try:
             scheme = self.make(self.problem, self.times)
-            times, problem, resume = rows_of(scheme, self.times), self.problem, out is not None
+            times, problem, resume = ask(scheme, "rows_for")(self.times), self.problem, out is not None
             return solve(scheme, times, out=out, seed=self.seed, problem=problem, resume=resume), ""
         except ParallelError:
             raise
@@ -391,6 +351,6 @@ class _Judge:
 def _by_moments(x: torch.Tensor, law: Law) -> float:
     """KL + KL of the Gaussians with the moments of the samples and of the law; NaN where a covariance is singular."""
     try:
-        return float(distances.gaussian_sym_kl(x.mean(0), x.T.cov().reshape(law.cov.shape), law.mean, law.cov))
+        return float(distances.gaussian_sym_kl(x.mean(0), sample_cov(x), law.mean(), law.cov()))
     except ConfigError:
         return math.nan

@@ -227,20 +227,9 @@ def test_doctor_finds_damage_and_salvages(tmp_path, capsys):
     assert "a run is there already" in refused(capsys, "doctor", str(path), "--salvage", str(out))
 
 
-def test_migrate_leaves_the_present_schema(ou, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "b.h5"
-    assert cli.main(["migrate", str(ou), str(out)]) == 0
-    assert "present schema, nothing to do" in capsys.readouterr().out and not out.exists()
-    monkeypatch.setattr(pwgf.storage.schema, "SCHEMA", "1.1")
-    assert cli.main(["migrate", str(ou), str(out)]) == 0
-    assert f"Migrated: {out}" in capsys.readouterr().out
-    assert (pwgf.load(out)["energy"] == pwgf.load(ou)["energy"]).all()
-
-
 def test_a_missing_file_is_told(capsys):
     for command in ("pack", "doctor"):
         assert "no such file" in refused(capsys, command, "no/such/run.h5")
-    assert "no such file" in refused(capsys, "migrate", "no/such/run.h5", "b.h5")
     for command in ("info", "plot"):
         assert "no such file" in refused(capsys, command, "no/such/run.h5")
 
@@ -281,7 +270,7 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     said = capsys.readouterr().out
-    assert all(word in said for word in ("run", "info", "plot", "pack", "doctor", "migrate", "--version"))
+    assert all(word in said for word in ("run", "info", "plot", "pack", "doctor", "--version"))
 
 
 def test_misspelt_option_exits_2(capsys):

@@ -8,8 +8,7 @@ import torch
 import pwgf
 from pwgf import filtering, maps
 from pwgf.errors import ConfigError, ShapeError
-from pwgf.filtering import StateSpace, update
-from pwgf.filtering.by_flow import Law
+from pwgf.filtering import Law, StateSpace, update
 
 TIMES, SEEN = [0.4, 1.0], [1.2, -0.3]
 

@@ -10,6 +10,7 @@ from pwgf.errors import NonFiniteError, SolverError
 from pwgf.integrate import Explicit, FixedStep
 from pwgf.integrate.base import NO_MEMORY
 from pwgf.integrate.explicit import ADAPTIVE, FIXED
+from pwgf.measures import Reference
 from pwgf.schemes import PWGF
 
 TOLERANCES = {"adaptive_heun": (1e-3, 1e-5), "bosh3": (1e-4, 1e-7), "dopri5": (1e-5, 1e-9), "dopri8": (1e-6, 1e-10)}
@@ -200,7 +201,7 @@ def test_a_substep_below_rounding_is_a_solver_error():
         move(Hopeless(logistic), 0.1, 1.0, max_rejections=10_000)
 
 
-class Matched:
+class Matched(Reference):
     """N(0, I) whose samples have mean 0 and covariance I exactly."""
 
     def __init__(self, dim):
@@ -224,8 +225,8 @@ def ou_error(**settings):
     while state.t < 0.4:
         state, _ = scheme.step(state, 0.4)
     law = problem.exact(0.4)
-    values, vectors = torch.linalg.eigh(law.cov)
-    exact = torch.cat([(vectors * values.sqrt()) @ vectors.T, law.mean[:, None]], dim=1).reshape(-1)
+    values, vectors = torch.linalg.eigh(law.cov())
+    exact = torch.cat([(vectors * values.sqrt()) @ vectors.T, law.mean()[:, None]], dim=1).reshape(-1)
     assert state.t == 0.4
     return float((state.theta - exact).norm())
 

@@ -42,24 +42,16 @@ MEMBERS = {
     "ResidualMLP2-scale": lambda: maps.ResidualMLP(2, width=9, axis_share=0.5, scale=4.0),
     "ResidualMLP2-depth2": lambda: maps.ResidualMLP(2, width=6, depth=2),
     "ResidualMLP3-depth3": lambda: maps.ResidualMLP(3, width=4, depth=3, axis_share=0.25),
-    "GradientICNN1": lambda: maps.GradientICNN(1, width=12),
-    "GradientICNN2-depth1": lambda: maps.GradientICNN(2, width=7, depth=1),
-    "GradientICNN3-depth3": lambda: maps.GradientICNN(3, width=6, depth=3, gain=0.5, floor=0.01),
-    "CouplingFlow2": lambda: maps.CouplingFlow(2, width=6),
-    "CouplingFlow5": lambda: maps.CouplingFlow(5, num_couplings=3, width=6, scale=2.0, gain=0.4),
-    "CouplingFlow1-spline": lambda: maps.CouplingFlow(1, kind="spline", num_couplings=2),
-    "CouplingFlow3-spline": lambda: maps.CouplingFlow(3, kind="spline", num_couplings=2, width=3, bins=3, scale=1.5),
     "NeuralODE1": lambda: maps.NeuralODE(1, width=6),
     "NeuralODE2": lambda: maps.NeuralODE(2, width=5),
     "NeuralODE2-euler": lambda: maps.NeuralODE(2, width=5, num_steps=3, method="euler", scale=2.0),
     "NeuralODE3-rk4": lambda: maps.NeuralODE(3, width=5, num_steps=2, method="rk4", gain=0.3),
     "NeuralODE3-series": lambda: maps.NeuralODE(3, width=4, log_det="series", num_probes=3, num_terms=20),
-    "Composed2-flows": lambda: maps.Composed([maps.NeuralODE(2, width=4), maps.CouplingFlow(2, width=4)]),
+    "Composed2-flows": lambda: maps.Composed([maps.NeuralODE(2, width=4), maps.NeuralODE(2, width=3, num_steps=1)]),
     "QuadraticICNN1": lambda: QuadraticICNN(1, width=5, rank=1),
     "QuadraticICNN3": lambda: QuadraticICNN(3, width=6, rank=2, gain=2.0, floor=0.01),
     "Composed2": lambda: maps.Composed([maps.Affine(2), maps.ResidualMLP(2, width=6), maps.ConvexRidge(2, width=5)]),
     "Composed3-one-moves": lambda: maps.Composed([maps.Affine(3), maps.ConvexRidge(3, width=5)] * 2, moving=[1]),
-    "Composed2-icnn": lambda: maps.Composed([maps.GradientICNN(2, width=5), maps.Affine(2)]),
     "FromModule2": lambda: maps.FromModule(module(2), dim=2),
     "FromModule2-layers": lambda: maps.FromModule(module(2, scaled=False), dim=2, residual=True),
     "FromModule3-residual": lambda: maps.FromModule(module(3), dim=3, residual=True),
@@ -76,8 +68,7 @@ def starts_as_identity(map: maps.PushForward) -> bool:
 def starts_to_rounding(map: maps.PushForward) -> bool:
     """Whether the identity at the start is a sum that rounds."""
     parts = map.maps if isinstance(map, maps.Composed) else [map]
-    splines = any(isinstance(part, maps.CouplingFlow) and part.kind == "spline" for part in parts)
-    return splines or any(isinstance(part, ConvexGradient) for part in parts)
+    return any(isinstance(part, ConvexGradient) for part in parts)
 
 
 def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Tensor:

@@ -79,7 +79,7 @@ def test_a_file_holds_all_parts(tmp_path):
         ),
         (lambda: maps.Composed(parts(), moving=[3]), ConfigError, r"each once; got \[3\]"),
         (lambda: maps.Composed(parts(), moving=[0, 0]), ConfigError, r"each once; got \[0, 0\]"),
-        (lambda: maps.Composed(parts(), thetas=[None]), ShapeError, r"thetas=…\) needs one entry a map, 3; got 1"),
+        (lambda: maps.Composed(parts(), thetas=[None]), ShapeError, r"thetas=…\) needs one entry per map, 3; got 1"),
         (
             lambda: maps.Composed(parts(), thetas=[torch.zeros(5), None, None]),
             ShapeError,

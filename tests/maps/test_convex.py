@@ -8,8 +8,7 @@ import torch
 import pwgf
 from pwgf import maps, problems
 from pwgf.errors import ConfigError, NonFiniteError, SolverError
-from pwgf.maps.convex import cholesky, softplus
-from pwgf.maps.icnn import _curvature, _sums
+from pwgf.maps.convex import cholesky
 from pwgf.schemes.jko import QuadraticICNN
 from tests.maps.members import points, random_theta
 
@@ -18,9 +17,7 @@ CONVEX = {
     "ridge-scale": lambda: maps.ConvexRidge(2, width=6, scale=3.0, gain=0.2, floor=0.1),
     "max": lambda: maps.ConvexMax(3, groups=3, size=4),
     "max-scale": lambda: maps.ConvexMax(2, groups=2, size=3, scale=3.0, gain=0.2, floor=0.1),
-    "icnn-one": lambda: maps.GradientICNN(3, width=8, depth=1),
     "quadratic": lambda: QuadraticICNN(3, width=6, rank=2),
-    "icnn": lambda: maps.GradientICNN(2, width=6, depth=3, floor=0.1),
 }
 
 
@@ -39,31 +36,11 @@ def test_the_jacobian_is_symmetric_and_above_the_floor_for_every_theta(name, siz
         assert bool((smallest[:, 0] >= map.floor - 1e-12 * smallest[:, -1]).all())
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_the_curvature_bound_of_the_network_holds(depth):
-    map = maps.GradientICNN(2, width=5, depth=depth)
-    for seed in range(2):
-        _, _, inputs, inner, _, _ = map._parts(random_theta(map, 0.7, seed))
-        bound, largest = _curvature(inputs, inner), torch.zeros(5, dtype=torch.float64)
-        for z in 2 * points(10, 2, seed):
-            for u in range(5):
-
-                def unit(at, u=u, inputs=inputs, inner=inner):
-                    return softplus(_sums(inputs, inner, at[None])[-1])[0, u]
-
-                hessian = torch.autograd.functional.hessian(unit, z)
-                spectrum = torch.linalg.eigvalsh(hessian)
-                assert float(spectrum[0]) >= -1e-12  # convex
-                largest[u] = torch.maximum(largest[u], spectrum[-1])
-        assert bool((largest <= bound).all())
-
-
 @pytest.mark.parametrize(
     ("make", "misfit"),
     [
         (lambda: maps.ConvexRidge(1), 2e-2),
         (lambda: maps.ConvexMax(1), 4e-2),
-        (lambda: maps.GradientICNN(1, width=16), 2e-2),
     ],
 )
 def test_at_the_start_the_tangent_already_bends_both_ways(make, misfit):
@@ -80,7 +57,6 @@ def test_at_the_start_the_tangent_already_bends_both_ways(make, misfit):
     [
         lambda: maps.ConvexRidge(2, width=40),
         lambda: maps.ConvexMax(2, groups=12, size=3),
-        lambda: maps.GradientICNN(2, width=12),
         lambda: maps.Composed([maps.ConvexRidge(2, width=20), maps.Affine(2)]),
     ],
 )
@@ -130,7 +106,7 @@ def test_a_jacobian_that_rounding_made_indefinite_names_its_sample_and_spectrum(
         ({"floor": 0.7}, r"\(floor=…\) must lie in \(0, 0\.5\]; got 0\.7"),
     ],
 )
-@pytest.mark.parametrize("make", [maps.ConvexRidge, maps.GradientICNN])
+@pytest.mark.parametrize("make", [maps.ConvexRidge])
 def test_settings(make, settings, message):
     with pytest.raises(ConfigError, match=make.__name__ + message):
         make(2, **settings)
@@ -151,8 +127,6 @@ def test_settings_of_one_family():
         maps.ConvexMax(2, gain=0)
     with pytest.raises(ConfigError, match=r"ConvexMax\(floor=…\) must lie in \(0, 0\.5\]; got 0\.6"):
         maps.ConvexMax(2, floor=0.6)
-    with pytest.raises(ConfigError, match=r"GradientICNN\(depth=…\) must be an integer ≥ 1; got 0"):
-        maps.GradientICNN(2, depth=0)
     with pytest.raises(ConfigError, match=r"QuadraticICNN\(rank=…\) must be an integer ≥ 1; got 2\.5"):
         QuadraticICNN(2, rank=2.5)
     with pytest.raises(ConfigError, match=r"QuadraticICNN\(gain=…\) must be positive and finite; got 0"):

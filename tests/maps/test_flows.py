@@ -1,4 +1,4 @@
-"""Coupling flows, neural ODEs and zuko flows: what the contract test does not see."""
+"""Neural ODEs and zuko flows: what the contract test does not see."""
 
 from __future__ import annotations
 
@@ -17,52 +17,9 @@ from pwgf.errors import ConfigError, ShapeError, SolverError
 from pwgf.measures import PushedMeasure
 from tests.maps.members import flow, points, random_theta
 
-# ---- coupling flows -------------------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize("dim", [2, 3, 5, 8, 12])
-def test_couplings_tell_all_coordinates_apart(dim):
-    """Every coordinate is kept and moved, halves are swapped, and enough couplings let any two act on each other."""
-    map = maps.CouplingFlow(dim, num_couplings=2 * (dim - 1).bit_length())
-    splits = [map.split(k) for k in range(map.num_couplings)]
-    assert all(sorted(kept + moved) == list(range(dim)) and kept and moved for kept, moved in splits)
-    assert all(splits[k] == splits[k + 1][::-1] for k in range(0, map.num_couplings, 2))
-    acting = {(i, j) for kept, moved in splits for i in kept for j in moved}
-    assert acting == {(i, j) for i in range(dim) for j in range(dim) if i != j}
-
-
-def test_an_affine_coupling_by_hand():
-    """One coupling in d = 2 keeps the odd coordinate: y₀ exp(s(z₁)) + scale·t(z₁), then A y + b."""
-    map = maps.CouplingFlow(2, num_couplings=1, width=3, scale=2.0, gain=0.5)
-    theta, z = random_theta(map), points(4, 2)
-    affine, hidden, out = map.unpack(theta)
-    kept, moved = map.split(0)
-    h = torch.tanh(z[:, kept] @ hidden[:, :1].T + hidden[:, 1])
-    s, t = (0.5 * (h @ out[:, :-1].T + out[:, -1])).T
-    y = z.clone()
-    y[:, moved[0]] = z[:, moved[0]] * s.exp() + 2 * t
-    torch.testing.assert_close(map(theta, z), y @ affine[:, :2].T + affine[:, 2])
-    sign, log_abs_det = map.volume(theta, z)
-    torch.testing.assert_close(log_abs_det, s + torch.linalg.slogdet(affine[:, :2]).logabsdet)
-    assert bool((sign == torch.linalg.slogdet(affine[:, :2]).sign).all())
-
-
-def test_splines_bend_within_five_scales_and_keep_the_order():
-    map = maps.CouplingFlow(1, kind="spline", num_couplings=2, scale=2.0)
-    theta = random_theta(map, 3.0)
-    map.unpack(theta)[0].copy_(torch.tensor([[1.0, 0.0]]))
-    z = torch.linspace(-15, 15, 400, dtype=torch.float64).unsqueeze(1)
-    x = map(theta, z)
-    far = z.abs() >= 10
-    torch.testing.assert_close(x[far], z[far], rtol=1e-12, atol=1e-12)
-    assert float((x - z).abs().max()) > 0.1
-    assert bool((x.diff(dim=0) > 0).all())
-    torch.testing.assert_close(map.inverse(theta, x), z, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("make", [lambda: maps.CouplingFlow(40, width=8), lambda: maps.NeuralODE(2, width=8)])
-def test_far_from_the_start_the_density_is_that_of_the_dense_determinant(make):
-    map = make()
+def test_far_from_the_start_the_density_is_that_of_the_dense_determinant():
+    map = maps.NeuralODE(2, width=8)
     theta, z = random_theta(map, 0.5), points(20, map.dim)
     x, lam = map(theta, z), MultivariateNormal(torch.zeros(map.dim).double(), torch.eye(map.dim).double())
     rho = PushedMeasure(map, pwgf.Gaussian(map.dim), theta, z)
@@ -71,43 +28,26 @@ def test_far_from_the_start_the_density_is_that_of_the_dense_determinant(make):
     torch.testing.assert_close(map.inverse(theta, x), z, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dim": 0}, r"CouplingFlow\(dim, kind\): dim must be an integer ≥ 1; got 0"),
-        ({"dim": 1}, r"CouplingFlow\(dim=1\) with affine couplings .*no other coordinate.*kind='spline'.*ResidualMLP"),
-        ({"kind": "splin"}, r"kind=…\) must be one of \['affine', 'spline'\]; got 'splin'\. Did you mean 'spline'\?"),
-        ({"kind": 2}, r"kind=…\) must be one of .*; got 2"),
-        ({"num_couplings": 0}, r"CouplingFlow\(num_couplings=…\) must be an integer ≥ 1; got 0"),
-        ({"width": 1.5}, r"CouplingFlow\(width=…\) must be an integer ≥ 1; got 1\.5"),
-        ({"kind": "spline", "bins": 1}, r"CouplingFlow\(bins=…\) must be an integer ≥ 2; got 1"),
-        ({"axis_share": -0.1}, r"CouplingFlow\(axis_share=…\) must lie in \[0, 1\]; got -0\.1"),
-        ({"scale": 0.0}, r"CouplingFlow\(scale=…\) must be positive and finite; got 0\.0"),
-        ({"gain": float("inf")}, r"CouplingFlow\(gain=…\) must be positive and finite; got inf"),
-    ],
-)
-def test_settings_of_the_coupling_flow(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        maps.CouplingFlow(**{"dim": 2, **settings})
-
-
-@pytest.mark.parametrize("make", [lambda: maps.CouplingFlow(2, kind="spline"), lambda: maps.FromFlow(None, 2)])
-def test_without_zuko_the_extra_is_named(make, monkeypatch):
+def test_without_zuko_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "zuko", None)
     with pytest.raises(ConfigError, match=r'needs the package zuko, which is not installed.*install "pwgf\[flows\]"'):
-        make()
-    maps.CouplingFlow(2)  # affine couplings need nothing
+        maps.FromFlow(None, 2)
 
 
-@pytest.mark.parametrize("map", [maps.CouplingFlow(2), maps.NeuralODE(2)])
-def test_a_singular_affine_part_is_a_solver_error(map):
+def test_a_singular_affine_part_is_a_solver_error():
+    map = maps.NeuralODE(2)
     theta = map.initial()
     map.unpack(theta)[0].zero_()
-    name = type(map).__name__
-    with pytest.raises(SolverError, match=rf"{name}\.inverse: the matrix A in θ is singular.*smaller tolerance"):
+    with pytest.raises(SolverError, match=r"NeuralODE\.inverse: the matrix A in θ is singular.*smaller tolerance"):
         map.inverse(theta, points(3, 2))
-    with pytest.raises(ShapeError, match=rf"{name}\.inverse\(theta, x\): x must have shape \(n, 2\), .*got \(4, 3\)"):
+    with pytest.raises(ShapeError, match=r"NeuralODE\.inverse\(theta, x\): x must have shape \(n, 2\), .*got \(4, 3\)"):
         map.inverse(theta, torch.zeros(4, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["CouplingFlow", "GradientICNN"])
+def test_families_of_version_0_1_are_named(name):
+    with pytest.raises(ConfigError, match=rf"stored map '{name}' was a family of pwgf 0\.1.*'pwgf<0\.2'.*FromFlow"):
+        maps.from_config({"name": name, "dim": 2})
 
 
 # ---- neural ODEs ----------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def folding(**settings):
 
 
 @pytest.mark.parametrize(
-    "map", [maps.ResidualMLP(2, width=5), maps.ConvexRidge(3, width=4), maps.CouplingFlow(2, width=4)], ids=str
+    "map", [maps.ResidualMLP(2, width=5), maps.ConvexRidge(3, width=4), maps.NeuralODE(2, width=4)], ids=str
 )
 def test_a_sound_map_is_left_as_it_is(map):
     theta, z = map.initial() + 0.1 * random(map.num_params, seed=2), random(30, map.dim, seed=3)

@@ -380,7 +380,7 @@ def test_affine_push_of_a_gaussian_is_the_known_gaussian():
     rho = PushedMeasure(
         maps.Affine(2), reference, torch.cat([A, b[:, None]], 1).reshape(-1), reference.sample(30, seeded())
     )
-    mean, cov = A @ reference.mean + b, A @ reference.cov @ A.T
+    mean, cov = A @ reference.mean() + b, A @ reference.cov() @ A.T
     np.testing.assert_allclose(rho.log_density, scipy.stats.multivariate_normal(mean, cov).logpdf(rho.x), rtol=1e-12)
     torch.testing.assert_close(rho.score, -(rho.x - mean) @ torch.linalg.inv(cov))
     assert bool((rho.det_sign == 1).all())

@@ -178,7 +178,7 @@ OUGHT = r"\{0, 1\} or all in \{−1, 1\}"
         (lambda X, y: LogisticRegression(X, y, prior_rate=0), ConfigError, "prior_rate"),
         (lambda X, y: LogisticRegression(X, y, batch_size=0), ConfigError, "batch_size"),
         (lambda X, y: LogisticRegression(X, y).log_target(torch.zeros(5, 3)), ShapeError, r"\(n, 4\).*got \(5, 3\)"),
-        (lambda X, y: LogisticRegression(X, y).predict(torch.zeros(5, 4), X[:, :2]), ShapeError, "3 features a row"),
+        (lambda X, y: LogisticRegression(X, y).predict(torch.zeros(5, 4), X[:, :2]), ShapeError, "3 features per row"),
         (lambda X, y: datasets.load("twonrom"), ConfigError, "Did you mean 'twonorm'"),
         (lambda X, y: datasets.load("twonorm", train=1.0), ConfigError, "between 0 and 1"),
         (lambda X, y: datasets.twonorm(0), ConfigError, "n=…"),

@@ -191,7 +191,7 @@ def test_a_run_without_a_stored_state_is_not_resumed(tmp_path):
         file["restart/dt"][()] = 1.0
     assert pwgf.storage.salvage(tmp_path / "run.h5", tmp_path / "saved.h5").rows == 3
     assert len(pwgf.load(tmp_path / "saved.h5")) == 3
-    with pytest.raises(pwgf.errors.StorageError, match="salvaged without one.*pwgf.load; begin anew"):
+    with pytest.raises(pwgf.errors.StorageError, match="salvaged without one.*pwgf.load; start again"):
         solve(out=tmp_path / "saved.h5", resume=True)
 
 

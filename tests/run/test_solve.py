@@ -10,8 +10,8 @@ import torch
 
 import pwgf
 from pwgf import energies, maps
-from pwgf.errors import NonFiniteError
-from pwgf.run._warnings import Warnings
+from pwgf.errors import ConfigError, NonFiniteError
+from pwgf.schemes.pwgf.watch import PWGFWatch
 from pwgf.state import Info
 from tests.run.helpers import TIMES, assert_same_rows, scheme, solve
 
@@ -114,8 +114,29 @@ def test_callbacks_see_every_step_and_true_stops_after_storing():
     assert after == [t for _, t in seen]  # the second callback also sees the last step
 
 
-def test_only_true_itself_stops():
-    assert len(solve(callbacks=[lambda state, info: "yes"])) == len(TIMES)
+@pytest.mark.parametrize("make", [bool, np.bool_, torch.tensor])
+def test_any_true_truth_value_stops(make):
+    late = solve(callbacks=[lambda state, info: make(state.t > 0.13)])
+    assert 0.13 < late.t[-1] < 0.2
+
+
+@pytest.mark.parametrize("answer", ["yes", 1, np.float64(1.0), torch.tensor([True]), torch.tensor(1.0), [True]])
+def test_any_other_answer_of_a_callback_is_refused(answer):
+    with pytest.raises(ConfigError, match=r"callback must return True.*or False or None.*; got .*Return a comparison"):
+        solve(callbacks=[lambda state, info: answer])
+
+
+def test_callbacks_and_users_loops_hold_states_of_their_own():
+    def spoil(state, info):
+        for tensor in (state.theta, state.theta_dot, state.rng, *state.extra.values()):
+            tensor.zero_()
+
+    assert_same_rows(solve(callbacks=[spoil]), solve())
+    flow, states = scheme(), []
+    for state, info in pwgf.evolve(flow, flow.start(3), TIMES[:2]):
+        states.append(state.theta.clone())
+        spoil(state, info)
+    assert torch.equal(states[-1], torch.from_numpy(solve()["theta"][1]))
 
 
 def test_a_stopped_run_is_finished(tmp_path):
@@ -171,13 +192,12 @@ def test_the_loop_warns_when_the_energy_rises(caplog):
         ([(0.0005, 0.0005)], True),  # it has not fallen yet
     ],
 )
-def test_a_rise_of_the_energy_is_judged_beside_how_far_it_has_fallen(rises, warns, caplog):
-    warnings = Warnings((0.0, 1.0))
-    with caplog.at_level(logging.WARNING, "pwgf"):
-        for change, energy in rises:
-            values = {"energy_change": change, "predicted_change": 0.0, "energy": energy}
-            warnings.of_step(Info(0.0, 0.1, 0.1, 1, 0, values))
-    assert any("the energy rose by" in m for m in caplog.messages) == warns
+def test_a_rise_of_the_energy_is_judged_beside_how_far_it_has_fallen(rises, warns):
+    watch, kinds = PWGFWatch((0.0, 1.0)), []
+    for change, energy in rises:
+        values = {"energy_change": change, "predicted_change": 0.0, "energy": energy}
+        kinds += [kind for kind, _ in watch.of_step(Info(0.0, 0.1, 0.1, 1, 0, values))]
+    assert ("increase" in kinds) == warns
 
 
 def test_the_loop_warns_of_a_stall(caplog):

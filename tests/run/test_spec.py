@@ -20,6 +20,7 @@ def test_it_holds_what_the_file_records(tmp_path):
     spec = RunSpec.of(moving, TIMES, 3, problem, state, {"note": "first try"})
     assert spec.to_config() == {
         "scheme": moving.to_config(),
+        "description": moving.describe().to_config(),
         "times": TIMES,
         "seed": 3,
         "problem": problem.to_config(),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import pwgf
-from pwgf.errors import PathError, SchemaError, StorageError
-from pwgf.storage import Writer, examine, migrate, open_record, pack, rows, salvage, schema
+from pwgf.errors import PathError, SchemaError
+from pwgf.storage import Writer, examine, open_record, pack, rows, salvage
 from pwgf.storage.schema import put_attr
 from tests.storage.helpers import HEADER, abandon, check_rows, row, same, state, write_run
 
@@ -191,38 +191,6 @@ def test_salvage_replaces_nothing(tmp_path):
     salvage(path, tmp_path / "saved.h5")
     assert open_record(tmp_path / "saved.h5").complete  # nothing was wrong
     assert open_record(tmp_path / "saved.h5").content_sha256 == open_record(path).content_sha256
-
-
-def test_migrate_copies_an_older_schema_and_leaves_the_present_one(tmp_path, monkeypatch):
-    path, out = write_run(str(tmp_path / "run.h5"), 5).path, tmp_path / "new.h5"
-    assert migrate(path, out) is False and not out.exists()
-    before = pathlib.Path(path).read_bytes()
-    monkeypatch.setattr(schema, "SCHEMA", "1.1")
-    assert migrate(path, out) is True
-    record = open_record(out)
-    assert record.schema == "1.1" and record.content_sha256 == open_record(path).content_sha256
-    check_rows(record, 5, 5)
-    assert pathlib.Path(path).read_bytes() == before
-    monkeypatch.undo()
-    with pytest.raises(SchemaError, match=r"it has schema 1\.1, and pwgf .* writes 1\.0; .*Install"):
-        migrate(out, tmp_path / "older.h5")
-    with pytest.raises(PathError, match="a run is there already"):
-        migrate(path, out)
-
-
-def test_migrate_refuses_a_damaged_and_a_running_run(tmp_path, monkeypatch):
-    def change(file):
-        file["energy"][3] = 0.5
-
-    path = packed(str(tmp_path / "run.h5"), change)
-    writer = Writer.create(tmp_path / "b.h5", HEADER)
-    writer.append(row(0), state(0))
-    monkeypatch.setattr(schema, "SCHEMA", "1.1")
-    with pytest.raises(SchemaError, match="'energy' is damaged.*salvage"):
-        migrate(path, tmp_path / "new.h5")
-    with pytest.raises(StorageError, match="it is being written"):
-        migrate(tmp_path / "b.h5", tmp_path / "new.h5")
-    writer.close()
 
 
 def test_files_of_schema_1_0_open_for_ever(tmp_path):

@@ -105,9 +105,9 @@ HOSTILE = {
     "text array": (replaced("energy", data=np.array([b"x"] * 70)), "text other than one UTF-8 string"),
     "ascii": (replaced("config", data=b"{}", dtype=h5py.string_dtype("ascii", 2)), "text other than one UTF-8"),
     "empty": (lambda f: f.create_dataset("arrays/x", data=h5py.Empty("f8")), "is empty"),
-    "huge": (huge, "asks for 8796093022208 bytes, more than the limit"),
-    "wide": (wide, "asks for 1073741824 bytes where the file holds 0"),
-    "bomb": (bomb, "'arrays/bomb' asks for 134217728 bytes where the file holds"),
+    "huge": (huge, "claims 8796093022208 bytes, more than the limit"),
+    "wide": (wide, "claims 1073741824 bytes, of which the file holds 0"),
+    "bomb": (bomb, "'arrays/bomb' claims 134217728 bytes, of which the file holds"),
     "huge chunk": (chunky, "chunks of 134217728 bytes"),
     "filter": (replaced("energy", data=np.zeros(70), compression="lzf"), "filters other than"),
     "many": (many, "more than 10000 objects"),
@@ -333,7 +333,7 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path):
             body["sha256"] = manifests._digest({k: v for k, v in body.items() if k != "sha256"})
         with open(name, "w") as file:
             json.dump(body, file)
-        with pytest.raises(SchemaError, match="no name of a part" if fit else "does not match its own sha256"):
+        with pytest.raises(SchemaError, match="not the name of a part" if fit else "does not match its own sha256"):
             open_record(path)
     body["schema"] = "2.1"
     with open(name, "w") as file:

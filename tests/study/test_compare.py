@@ -12,7 +12,8 @@ import pwgf
 from pwgf import cli, distances, energies, maps, problems
 from pwgf.errors import ConfigError, PathError, SchemaError, SolverError, StorageError
 from pwgf.plots import compare as compare_plots
-from pwgf.study.compare import METHODS, NUMBERS, Comparison, compare, even_step, rows_of
+from pwgf.schemes.base import even_step
+from pwgf.study.compare import METHODS, NUMBERS, Comparison, compare
 
 TIMES = [0.0, 0.05, 0.1]
 OU = problems.OrnsteinUhlenbeck(2)
@@ -84,9 +85,9 @@ def test_figures_are_those_of_the_run_against_the_exact_law(stored):
     mine = {name: of(table, "affine", name)[3:6] for name in NUMBERS}
     w = run["theta"][2].reshape(2, 3)
     law = OU.exact(0.1)
-    exact = float(distances.bures_w2(w[:, 2], w[:, :2] @ w[:, :2].T, law.mean, law.cov))
+    exact = float(distances.bures_w2(w[:, 2], w[:, :2] @ w[:, :2].T, law.mean(), law.cov()))
     assert mine["bures_w2"][2] == pytest.approx(exact, rel=1e-6)
-    kl = float(distances.gaussian_sym_kl(w[:, 2], w[:, :2] @ w[:, :2].T, law.mean, law.cov))
+    kl = float(distances.gaussian_sym_kl(w[:, 2], w[:, :2] @ w[:, :2].T, law.mean(), law.cov()))
     assert mine["sym_kl"][2] == pytest.approx(kl, rel=0.3)  # sampled
     assert set(of(table, "affine", "kind")) == {"density"}
     assert mine["work"].tolist() == run["num_stages"].tolist()
@@ -100,7 +101,7 @@ def test_particles_are_scored_by_moments_with_their_floor(stored):
     assert of(table, "particles", "sym_kl_floor")[-1] == pytest.approx((2**2 + 3 * 2) / (2 * 300))
     run = pwgf.solve(particles(OU, TIMES), TIMES, progress=False)
     x, law = run["theta"][2].reshape(300, 2), OU.exact(0.1)
-    kl = distances.gaussian_sym_kl(torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x.T)), law.mean, law.cov)
+    kl = distances.gaussian_sym_kl(torch.from_numpy(x.mean(0)), torch.from_numpy(np.cov(x.T)), law.mean(), law.cov())
     assert of(table, "particles", "sym_kl")[5] == pytest.approx(float(kl))
 
 
@@ -111,12 +112,13 @@ def test_a_scheme_whose_rows_are_its_steps_is_scored_at_the_times_asked_for():
             max_iterations=20,
         )  # fmt: skip
 
-    assert rows_of(jko(OU, TIMES), np.array(TIMES)) == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
+    rows = jko(OU, TIMES).rows_for(np.array(TIMES))
+    assert rows == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
     table = compare([OU], {"jko": jko}, times=TIMES, num_samples=300)
     assert of(table, "jko", "t").tolist() == TIMES
     assert set(of(table, "jko", "kind")) == {"density"}
     assert (np.diff(of(table, "jko", "work")) > 0).all()
-    run = pwgf.solve(jko(OU, TIMES), rows_of(jko(OU, TIMES), np.array(TIMES)), progress=False)
+    run = pwgf.solve(jko(OU, TIMES), rows, progress=False)
     assert of(table, "jko", "work").tolist() == run["num_stages"][[0, 2, 4]].tolist()
 
 
@@ -127,7 +129,7 @@ def test_the_moment_floor_is_what_exact_samples_score():
     found = []
     for _ in range(200):
         x = law.sample(n, generator)
-        found.append(float(distances.gaussian_sym_kl(x.mean(0), x.T.cov(), law.mean, law.cov)))
+        found.append(float(distances.gaussian_sym_kl(x.mean(0), x.T.cov(), law.mean(), law.cov())))
     assert np.mean(found) == pytest.approx((d * d + 3 * d) / (2 * n), rel=0.1)
 
 

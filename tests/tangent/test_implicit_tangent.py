@@ -34,7 +34,6 @@ MAPS = {
     "residual-3": lambda: maps.ResidualMLP(3, width=4, axis_units=2),
     "ridge": lambda: maps.ConvexRidge(2, width=4),
     "max": lambda: maps.ConvexMax(2, groups=2, size=3),
-    "coupling": lambda: maps.CouplingFlow(2, num_couplings=2, width=4),
     "module": lambda: maps.FromModule(module(2), dim=2, residual=True),
 }
 ENERGIES = {
@@ -219,7 +218,6 @@ SOLVERS = [
     linalg.SubsamplePCG(rtol=1e-10, num_subsample=5),
     linalg.CG(rtol=1e-10),
     linalg.LSMR(rtol=1e-10),
-    linalg.MINRES(rtol=1e-10),
 ]
 
 

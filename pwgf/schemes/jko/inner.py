@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...energies import Energy
-from ...errors import NonFiniteError, SolverError
+from ...errors import ConfigError, NonFiniteError, SolverError
 from ...maps.convex import ConvexGradient
 from ...parallel import Shared
 
@@ -21,6 +21,7 @@ _TINY = 1e-12  # of Adam's denominator; scaled by nothing, gradients are far abo
 _LOWER = 0.25  # factor of the rate at a plateau
 _GAIN = 1e-3  # share of the step's descent that counts as progress between two looks
 _LANCZOS = 10
+_NO_SCORE = "JKOICNN minimises values of an energy, which must not read rho.score; use scheme PWGF for such an energy."
 
 
 class Cloud(NamedTuple):
@@ -46,6 +47,11 @@ class Seen(Shared):
         """log ρ(x), (n,)."""
         self.read = True
         return self._log_density
+
+    @property
+    def score(self) -> Tensor:
+        """ConfigError: the steps carry the density along, not its gradient."""
+        raise ConfigError(_NO_SCORE)
 
 
 class _Moved(Shared):
@@ -73,6 +79,11 @@ class _Moved(Shared):
         if volume is None:
             volume = exact_log_det(self._map, self._theta, self._cloud.x)[1]
         return self._cloud.log_density - volume
+
+    @property
+    def score(self) -> Tensor:
+        """ConfigError, as in `Seen`."""
+        raise ConfigError(_NO_SCORE)
 
 
 LogDet = Callable[[ConvexGradient, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -163,7 +174,7 @@ class Objective:
         """A scalar, differentiable in θ."""
         moved = _Moved(self.map, theta, cloud, log_det if self.dense else None)
         transport = 0.5 * (moved.x - cloud.x).square().sum(1).mean()
-        return transport + self.h * self.energy(moved)  # type: ignore[arg-type]
+        return transport + self.h * self.energy(moved)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...checks import check_dim, check_integer, check_positive, is_real
+from ...checks import check_dim, check_integer, check_positive, is_real, plain_fields
 from ...errors import ConfigError
 from ...maps._networks import first_layer
 from ...maps.base import Block, blocks
@@ -25,7 +25,7 @@ class QuadraticICNN(ConvexGradient):
     P ≥ 0: ψ is strictly convex for every θ, so T cannot fold. This is the network of Mokrov et al. (2021), with a full
     quadratic, which Gaussian steps need, beside those of low rank. p = gain/width · max(θ, 0) starts at 0, where T is
     the identity up to rounding and no pretraining is due; an optimiser keeps these entries at or above 0 by `project`,
-    as below 0 they have no gradient. (Not for `PWGF`, which would leave them there: use `GradientICNN`.)
+    as below 0 they have no gradient. (Not for `PWGF`, which would leave them there: use `maps.ConvexRidge`.)
 
     All of ∂_zT is written out: batched matrix products, with no automatic differentiation in z.
 
@@ -61,6 +61,7 @@ class QuadraticICNN(ConvexGradient):
     floor: float = 1e-3
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         check_dim(self.dim, "QuadraticICNN(dim, width, rank)")
         for name in ("width", "rank"):
             check_integer(getattr(self, name), name, "QuadraticICNN")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ...maps.base import Block, PushForward
 from ...maps.convex import ConvexGradient
 from ...measures import Reference
 from ...state import Rows
-from ..base import nearest_row
+from ..base import Answers, nearest_row
 from .quadratic_icnn import QuadraticICNN
 
 _BLOCK = 4096  # samples at once
@@ -52,7 +52,7 @@ class Displaced(ConvexGradient):
         return torch.lerp(eye, self.map.jacobian(theta, z), self.share)
 
 
-class JKOReplay:
+class JKOReplay(Answers):
     """ρ_t = (T_k ∘ … ∘ T_1)#λ at row k, T_k the map of that row's step; between rows the displacement interpolant.
 
     Between rows k and k + 1 the last map is (1 − s) id + s T_{k+1} with s = (t − t_k)/(t_{k+1} − t_k): the geodesic in
@@ -63,6 +63,8 @@ class JKOReplay:
         reference: λ.
         dtype, device: of θ in memory.
     """
+
+    ROWS: ClassVar[str] = "chain"
 
     def __init__(
         self, map: ConvexGradient, reference: Reference, dtype: torch.dtype = torch.float64, device: str = "cpu"
@@ -81,7 +83,7 @@ class JKOReplay:
 
     def push(self, rows: Rows, t: float, z: Tensor) -> Tensor:
         """T_k(… T_1(z)), (n,d)."""
-        check_points(z, self.reference.dim, "push(t, z): z")
+        check_points(z, self.reference.dim, "push(t, z): z", finite=True)
         chain = list(self._chain(rows, t))
         parts = []
         with torch.no_grad():
@@ -93,7 +95,7 @@ class JKOReplay:
 
     def _inverted(self, rows: Rows, t: float, x: Tensor) -> list[tuple[ConvexGradient, Tensor, Tensor]]:
         """Every map with its θ and the samples before it; the first map first."""
-        check_points(x, self.reference.dim, "x")
+        check_points(x, self.reference.dim, "x", finite=True)
         z, found = x.detach().to(self.dtype).to(self.device), []
         for map, theta in reversed(list(self._chain(rows, t))):
             z = torch.cat([map.inverse(theta, part) for part in z.split(_BLOCK)])

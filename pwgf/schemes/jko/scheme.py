@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number
-from ...energies import Energy
+from ...checks import check_device, check_dtype, check_integer, check_number, plain_numbers, private
+from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, nearest
 from ...maps.base import Block
 from ...maps.convex import ConvexGradient
 from ...measures import PushedMeasure, Reference
 from ...state import Info, State
-from .._arguments import check_law, check_map
-from ..base import Row, fork, member_config, merge_counters
+from .._arguments import check_law, check_map, refuse_jump, try_functions
+from ..base import Description, Row, even_step, fork, member_config, merge_counters
 from .inner import Adam, Cloud, Objective, Seen, exact_log_det, minimise, stochastic_log_det
 from .quadratic_icnn import QuadraticICNN
 from .replay import JKOReplay
@@ -49,7 +49,7 @@ class JKOICNN(JKOReplay):
         reference: λ = ρ at the first time.
         h: length of a step, in units of t.
         width, rank: of the default network, `schemes.jko.QuadraticICNN(dim, width, rank)`.
-        map: another `ConvexGradient` family for ∇ψ, e.g. `maps.ConvexRidge(dim)` or `maps.GradientICNN(dim)`.
+        map: another `ConvexGradient` family for ∇ψ, e.g. `maps.ConvexRidge(dim)` or `maps.ConvexMax(dim)`.
         num_samples: of an inner iteration.
         samples: `cached`, `redrawn` or `fresh`.
         num_batches: batches of a step among which the iterations rotate; None means 5·d, at least 16 and at most 64.
@@ -80,6 +80,7 @@ class JKOICNN(JKOReplay):
         Jordan, Kinderlehrer, Otto, The variational formulation of the Fokker–Planck equation, 1998.
     """
 
+    @plain_numbers
     def __init__(
         self,
         energy: Energy,
@@ -102,12 +103,13 @@ class JKOICNN(JKOReplay):
         device: str = "cpu",
     ) -> None:
         check_law(energy, reference, "JKOICNN")
+        refuse_ill_posed(energy)
         if map is not None:
             check_map(map, reference, "JKOICNN")
             if not isinstance(map, ConvexGradient):
                 raise ConfigError(
                     f"JKOICNN(map=…) must be the gradient of a convex function: schemes.jko.QuadraticICNN, "
-                    f"maps.GradientICNN or maps.ConvexRidge; got {type(map).__name__}."
+                    f"maps.ConvexRidge or maps.ConvexMax; got {type(map).__name__}."
                 )
         _check_choice("samples", samples, ["cached", "redrawn", "fresh"])
         _check_choice("log_det", log_det, ["exact", "stochastic"])
@@ -125,6 +127,30 @@ class JKOICNN(JKOReplay):
         self.energy, self.h, self.samples, self.log_det = energy, float(h), samples, log_det
         self.num_samples, self.num_batches, self.num_eval = num_samples, num_batches, max(num_eval, num_samples)
         self.adam = Adam(float(learning_rate), max_iterations, num_decays, patience)
+
+    @classmethod
+    def suited(
+        cls, energy: Energy, reference: Reference, times: np.ndarray, *, dt: float | None = None,
+        dtype: torch.dtype = torch.float32, **settings: Any,
+    ) -> JKOICNN:  # fmt: skip
+        """One in float32 with even steps of at most a twentieth of the span of `times`, unless told otherwise."""
+        return cls(energy, reference, h=even_step(times) if dt is None else dt, dtype=dtype, **settings)
+
+    def rows_for(self, times: np.ndarray) -> np.ndarray:
+        """`times` and every step between them, since each is a row; (T,)."""
+        parts = [times[:1]]
+        for before, after in zip(times, times[1:], strict=False):
+            steps = math.ceil((after - before) / self.h * (1 - 1e-9))
+            parts.append(np.linspace(before, after, steps + 1)[1:])
+        return np.concatenate(parts)
+
+    @classmethod
+    def described(cls, config: Mapping[str, Any]) -> Description:
+        """What figures and summaries say of a run, from `to_config()`."""
+        found = super().described(config)
+        settings = (*found.settings, f"{config['num_samples']} samples an iteration")
+        unit, why = "inner iterations", "each step minimises"
+        return dataclasses.replace(found, settings=settings, work_unit=unit, no_projection=why)
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError unless each row is at most a step after the one before; a start must be the scheme's own."""
@@ -147,9 +173,13 @@ class JKOICNN(JKOReplay):
         theta = self.family.initial(seed).to(self.dtype).to(self.device)
         generator = torch.Generator().manual_seed(seed)
         few = self._reference_cloud(64, fork(generator.get_state(), "start"))
-        value = self.energy(Seen(few))  # type: ignore[arg-type]
+        seen = Seen(few)
+        try_functions(self.energy, seen)
+        value = self.energy(seen)
+        if seen.read:
+            refuse_jump(self.reference, "JKOICNN")
         if not bool(torch.isfinite(value)):
-            bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(Seen(few))))]  # type: ignore[arg-type]
+            bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(Seen(few))))]
             raise NonFiniteError(
                 f"the energy is {float(value)} at the start (term '{bad[0] if bad else 'sum'}'), t = {t:.6g}: its "
                 "function is NaN or infinite at some samples of the reference. Check it there, or take another "
@@ -179,7 +209,7 @@ class JKOICNN(JKOReplay):
         generator = state.generator()
         held_out, before = self._held_out(state), state.extra
         seen = Seen(held_out.rows(slice(self.num_samples)))
-        identity = h * float(self.energy(seen))  # type: ignore[arg-type]
+        identity = h * float(self.energy(seen))
         objective = Objective(self.family, self.energy, h, seen.read)
         found = minimise(
             objective, state.theta, self._batches(state, generator), held_out.rows(slice(self.num_samples)), self.adam,
@@ -200,12 +230,12 @@ class JKOICNN(JKOReplay):
         counters = merge_counters(state.counters, num_steps=1, num_stages=found.iterations)
         after = State(t1, found.theta, torch.zeros_like(found.theta), self.h, generator.get_state(), counters, extra)
         few = Seen(moved.rows(slice(self.num_samples)))
-        values = {"energy": float(self.energy(few)), "velocity_rms": speed, "descent": identity - found.value}  # type: ignore[arg-type]
+        values = {"energy": float(self.energy(few)), "velocity_rms": speed, "descent": identity - found.value}
         return after, Info(state.t, t1, h, found.iterations, 0, values)
 
     def _reference_cloud(self, n: int, generator: torch.Generator) -> Cloud:
         """Samples of λ, matched ones where there are such."""
-        z = getattr(self.reference, "matched_sample", self.reference.sample)(n, generator)
+        z = self.reference.matched_sample(n, generator)
         if not isinstance(z, Tensor) or z.shape != (n, self.reference.dim):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(
@@ -213,7 +243,7 @@ class JKOICNN(JKOReplay):
                 f"{got}. Return a row per sample."
             )
         z = z.to(self.dtype).to(self.device)
-        return Cloud(z, self.reference.log_density(z))
+        return Cloud(z, self.reference.log_density(private(z)))
 
     def _moved(self, theta: Tensor, cloud: Cloud, dense: bool = True) -> Cloud:
         """∇ψ#ρ on the samples, with its density if the energy reads it."""
@@ -273,7 +303,7 @@ class JKOICNN(JKOReplay):
         row: Row = {"theta": state.theta, "theta_dot": state.theta_dot}
         with torch.no_grad():
             for name, coefficient, part in self.energy.terms():
-                row[f"energy_{name}"] = coefficient * float(part(Seen(cloud)))  # type: ignore[arg-type]
+                row[f"energy_{name}"] = coefficient * float(part(Seen(cloud)))
         row["energy"] = sum(float(value) for name, value in row.items() if name.startswith("energy_"))
         row["second_moment"] = float(cloud.x.square().sum(1).mean())
         speed, iterations, rate = state.extra["last"].tolist()

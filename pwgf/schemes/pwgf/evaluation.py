@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..base import standard_error
-from .right_side import Problem
+from .right_side import Setup
 
 
-def evaluate_row(problem: Problem, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor]) -> dict[str, float]:
+def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor]) -> dict[str, float]:
     """Averages over blocks of fresh samples z at (θ, θ̇); all from the velocity as it is, also near folds.
 
     Returns:
@@ -19,12 +19,12 @@ def evaluate_row(problem: Problem, theta: Tensor, theta_dot: Tensor, blocks: lis
         projection_residual = E|Jθ̇ − v|²/E|v|² (0 where v vanishes); dissipation = E[v·Jθ̇] ≈ −dF/dt;
         velocity_rms = √E|v|²; fold_fraction, the share of samples with det ∂_zT ≤ 0.
     """
-    terms = problem.energy.terms()
+    terms = setup.energy.terms()
     sums: dict[str, float] = {}
     total = sum(len(z) for z in blocks)
     energies = []
     for z in blocks:
-        values = _block(problem, theta, theta_dot, z)
+        values = _block(setup, theta, theta_dot, z)
         energies.append(sum(c * values[f"energy_{name}"] for name, c, _ in terms))
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(z) / total
@@ -38,12 +38,12 @@ def evaluate_row(problem: Problem, theta: Tensor, theta_dot: Tensor, blocks: lis
     return row
 
 
-def _block(problem: Problem, theta: Tensor, theta_dot: Tensor, z: Tensor) -> dict[str, float]:
-    rho = problem.pushed(theta, z)
-    v = problem.energy.velocity(rho)
-    w = problem.tangent(theta, z).jv(theta_dot)
+def _block(setup: Setup, theta: Tensor, theta_dot: Tensor, z: Tensor) -> dict[str, float]:
+    rho = setup.pushed(theta, z)
+    v = setup.energy.velocity(rho)
+    w = setup.tangent(theta, z).jv(theta_dot)
     with torch.no_grad():
-        values = {f"energy_{name}": part(rho) for name, _, part in problem.energy.terms()}
+        values = {f"energy_{name}": part(rho) for name, _, part in setup.energy.terms()}
         values["v2"] = rho.mean(v.square().sum(1))
         values["miss2"] = rho.mean((w - v).square().sum(1))
         values["dissipation"] = rho.mean((v * w).sum(1))

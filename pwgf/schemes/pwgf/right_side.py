@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError
-from ...linalg import LinearSolver, Solution, for_interval
+from ...linalg import LinearSolver, Solution
 from ...maps.base import PushForward
 from ...measures import FlooredMeasure, PushedMeasure, Reference
 from ...parallel import ALONE, Group
@@ -31,8 +32,11 @@ _ROUNDING = 1e-6  # relative to 1 + |F|: a rise of the energy below it is none
 
 
 @dataclass(frozen=True)
-class Problem:
-    """The fixed part of a right side: what is solved, and how; `group` shares the samples out."""
+class Setup:
+    """The fixed part of a right side: energy, map, reference, solver, and the processes (`group`) that share samples.
+
+    Not a *problem*, which is a flow with a known law (`pwgf.problems`).
+    """
 
     energy: Energy
     map: PushForward
@@ -60,7 +64,7 @@ class RightSide:
     """θ̇(θ) on frozen samples z (n,d), damped towards a multiple of `last`; counts its calls and keeps the latest stage.
 
     Args:
-        problem: what is solved.
+        setup: the fixed part.
         z: (n,d) samples of λ, the same in every process.
         last: last accepted θ̇ (p,), from other samples; zeros when there is none.
         momentum, damping: of an explicit solve.
@@ -71,7 +75,7 @@ class RightSide:
 
     def __init__(
         self,
-        problem: Problem,
+        setup: Setup,
         z: Tensor,
         last: Tensor,
         t: float,
@@ -82,9 +86,9 @@ class RightSide:
         implicit_momentum: float = 0.0,
         probes: Tensor | None = None,
     ) -> None:
-        self.problem, self.z, self.t, self.damping, self.probes = problem, z, t, damping, probes
+        self.setup, self.z, self.t, self.damping, self.probes = setup, z, t, damping, probes
         self.implicit_damping, self.implicit_momentum = implicit_damping, implicit_momentum
-        self.solver = for_interval(problem.solver)
+        self.prepared: Any = None  # what the solver has of the latest J, and may use again at the next
         self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
         self.num_stages, self.num_products, self.extra_damping = 0, 0, 1.0
@@ -93,9 +97,9 @@ class RightSide:
 
     def __call__(self, theta: Tensor) -> Tensor:
         """One least-squares solve."""
-        if self.problem.form == "gradient":
+        if self.setup.form == "gradient":
             self.num_stages += 1
-            self.tangent, self.rho = self.problem.tangent(theta, self.z), self.problem.floored(theta, self.z, None)
+            self.tangent, self.rho = self.setup.tangent(theta, self.z), self.setup.floored(theta, self.z, None)
             return self._accepted(self._gradient_form())
         v = self._look(theta)
         return self.solved(self.tangent, v, self.damping, self.momentum)
@@ -110,24 +114,31 @@ class RightSide:
             moved = system.jv(self.last)
             fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()])).tolist()
             prior = min(momentum, max(0.0, fit / size if size > 0 else 0.0)) * self.last
-        return self._accepted(self.solver(system, rhs, damping=damping, prior=prior))
+        return self._accepted(self._solution(system, damping, rhs, prior))
+
+    def _solution(
+        self, system: Tangent | ImplicitTangent, damping: float, v: Tensor, prior: Tensor, rhs: Tensor | None = None
+    ) -> Solution:
+        solver = self.setup.solver
+        self.prepared = solver.prepare(system, damping, self.prepared, has_rhs=rhs is not None)
+        return solver.solve(self.prepared, v, prior, rhs)
 
     def _look(self, theta: Tensor) -> Tensor:
         """v (n,d) at θ; keeps ρ and J there."""
         self.num_stages += 1
-        self.tangent = self.problem.tangent(theta, self.z)
-        self.rho = self.problem.floored(theta, self.z, self.floor)
-        v = finite_velocity(self.problem.energy, self.rho, self.t)
+        self.tangent = self.setup.tangent(theta, self.z)
+        self.rho = self.setup.floored(theta, self.z, self.floor)
+        v = finite_velocity(self.setup.energy, self.rho, self.t)
         if self.floor is None and self.rho.asked_for_density:
             self.floor = self.rho.floor
         if self.start is None:
-            energy = float(self.problem.energy(self.rho).detach())
+            energy = float(self.setup.energy(self.rho).detach())
             self.start = (energy, float(self.rho.mean(v.square().sum(1))))
         return v
 
     def _accepted(self, solution: Solution) -> Tensor:
         """θ̇ of a solve that has converged to finite numbers."""
-        solution = agreed(solution, self.problem.group)
+        solution = agreed(solution, self.setup.group)
         self.num_products += solution.num_products
         self.residual, self.fit = solution.residual, solution.fit
         if not bool(torch.isfinite(solution.x).all()):
@@ -143,14 +154,14 @@ class RightSide:
         """The paper's right side: −∇_θF of the sampled energy instead of Jᵀv/n."""
         with torch.enable_grad():
             theta = self.rho.theta.detach().requires_grad_(True)
-            energy = self.problem.energy(self.problem.pushed(theta, self.z))
+            energy = self.setup.energy(self.setup.pushed(theta, self.z))
             gradient = self.rho.group.sum(torch.autograd.grad(energy, theta)[0])
         if not bool(torch.isfinite(gradient).all()):
             raise NonFiniteError(f"the energy's gradient in θ is NaN or infinite at t = {self.t:.6g}")
         if self.start is None:
             self.start = (float(energy.detach()), float("nan"))
         unused = torch.zeros_like(self.rho.x)
-        return self.solver(self.tangent, unused, damping=self.damping, prior=self.momentum * self.last, rhs=-gradient)
+        return self._solution(self.tangent, self.damping, unused, self.momentum * self.last, -gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
         """rms_i |J_i e| at the latest stage."""
@@ -160,7 +171,7 @@ class RightSide:
         """v, J and H at θ, for implicit steps."""
         v = self._look(theta)
         with torch.no_grad():
-            form = self.problem.energy.hessian(self.rho).majorant()
+            form = self.setup.energy.hessian(self.rho).majorant()
         bends = form.slope is not None or form.divergence is not None
         inverse = self.rho.inverse_jacobian if bends else None
         exact = self.z.shape[1] <= EXACT_SLOPES
@@ -168,8 +179,8 @@ class RightSide:
 
     def fault(self, start: Linearised, theta: Tensor, h: float) -> str | None:
         """Why a step of length h from `start` must not end at θ; None if it may."""
-        rho = self.problem.floored(theta, self.z, self.floor)
-        energy = float(self.problem.energy(rho))
+        rho = self.setup.floored(theta, self.z, self.floor)
+        energy = float(self.setup.energy(rho))
         if not math.isfinite(energy):
             return "the energy is not finite at its end"
         if start.rho.asked_for_density and _share_folded(rho, start.rho) > TAIL:
@@ -178,8 +189,8 @@ class RightSide:
         if rise <= _ROUNDING * (1 + abs(energy)):
             return None
         # v is the gradient of F, not of its mean over these samples: along the step that mean may rise at first order
-        near = self.problem.floored(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), self.z, self.floor)
-        slope = (float(self.problem.energy(near)) - start.energy) / _FIRST_ORDER
+        near = self.setup.floored(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), self.z, self.floor)
+        slope = (float(self.setup.energy(near)) - start.energy) / _FIRST_ORDER
         if rise > 2 * max(slope, 0.0) + 0.5 * start.fallen(h):
             return f"the energy would rise by {rise:.2g} on the same samples"
         return None
@@ -195,7 +206,7 @@ class RightSide:
 
     def diagnosis(self) -> str:
         """What was measured at the latest stage, for the message of a run that cannot go on."""
-        v2 = self.rho.gather(self.problem.energy.velocity(self.rho).square().sum(1))
+        v2 = self.rho.gather(self.setup.energy.velocity(self.rho).square().sum(1))
         few = max(1, len(v2) // 100)
         fastest = int(v2.argmax())
         carried = float(v2.topk(few).values.sum() / v2.sum().clamp_min(1e-300))
@@ -211,7 +222,7 @@ class RightSide:
     def energy_at(self, theta: Tensor) -> float:
         """F on the same samples."""
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
-        return float(self.problem.energy(self.rho if same else self.problem.floored(theta, self.z, self.floor)))
+        return float(self.setup.energy(self.rho if same else self.setup.floored(theta, self.z, self.floor)))
 
 
 class Linearised:
@@ -224,7 +235,7 @@ class Linearised:
     @cached_property
     def energy(self) -> float:
         """F on the samples."""
-        return float(self.side.problem.energy(self.rho))
+        return float(self.side.setup.energy(self.rho))
 
     def velocity(self, h: float, moved: Tensor | None = None) -> Tensor:
         """η = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping, (p,)."""
@@ -351,26 +362,26 @@ def _first(points: Tensor, chosen: Tensor) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in values[:4]) + (", …)" if len(values) > 4 else ")")
 
 
-def check_shared(problem: Problem, theta: Tensor, z: Tensor) -> None:
+def check_shared(setup: Setup, theta: Tensor, z: Tensor) -> None:
     """Whether several processes would compute one flow: the same energy in all, and terms that go over all samples.
 
     Raises:
         ConfigError: in all processes, where the energy differs between them, or a term is a mean over own samples only.
     """
-    group = problem.group
+    group = setup.group
     if group.size == 1:
         return
-    whole = PushedMeasure(problem.map, problem.reference, theta, z, problem.chunk_size)
+    whole = PushedMeasure(setup.map, setup.reference, theta, z, setup.chunk_size)
     rtol = 1e-3 if theta.dtype == torch.float32 else 1e-9
-    v = problem.energy.velocity(whole)
+    v = setup.energy.velocity(whole)
     if group.any(not torch.allclose(v, group.from_first(v), rtol=rtol, atol=rtol)):
         raise ConfigError(
             f"PWGF(energy=…) must be the same in all {group.size} processes; at the same samples its velocity differs "
             "between them. Give its random numbers a fixed seed (torch.Generator().manual_seed(0)), and load the same "
             "data in all."
         )
-    shared = problem.pushed(theta, z)
-    for name, _, part in problem.energy.terms():
+    shared = setup.pushed(theta, z)
+    for name, _, part in setup.energy.terms():
         value, same = float(part(whole)), float(part(shared))
         moved = shared.gather(part.velocity(shared)) - part.velocity(whole)
         apart = abs(value - same) > rtol * (1 + abs(value)) or float(moved.abs().max()) > rtol * (

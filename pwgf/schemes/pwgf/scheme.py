@@ -5,26 +5,31 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_number, check_theta0
+from ...checks import check_device, check_number, check_theta0, later, plain_numbers
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
 from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
+from ...maps import ResidualMLP
 from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
-from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
+from .._arguments import refuse_jump, try_functions
+from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
+from .description import described
 from .evaluation import evaluate_row
-from .right_side import EXACT_SLOPES, Problem, RightSide, check_shared, finite_velocity, refuse_folded
-from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, solve_settings
+from .right_side import EXACT_SLOPES, RightSide, Setup, check_shared, finite_velocity, refuse_folded
+from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, far_from_standard, solve_settings
+from .watch import PWGFWatch
 
 _log = logging.getLogger("pwgf")
 _TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
@@ -53,7 +58,7 @@ class PWGF(MapReplay):
             for implicit steps of a map with few parameters.
         num_samples: n, samples of a right side.
         num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
-        solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `minres`, `lsmr`, or a `linalg` solver with
+        solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `lsmr`, or a `linalg` solver with
             its settings.
         theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
         form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
@@ -78,6 +83,7 @@ class PWGF(MapReplay):
         Jin, Liu, Wu, Ye, Zhou, Parameterized Wasserstein gradient flow, 2024, arXiv 2404.19133.
     """
 
+    @plain_numbers
     def __init__(
         self,
         energy: Energy,
@@ -114,8 +120,13 @@ class PWGF(MapReplay):
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
         self.damping = damping
         self.chunk_size, self.max_memory = chunk_size, max_memory
-        self._problem = Problem(energy, map, reference, solver_, form, chunk, world())
-        self._alone = dataclasses.replace(self._problem, group=ALONE)  # for a few samples, in every process
+        self._setup = Setup(energy, map, reference, solver_, form, chunk, world())
+        self._alone = dataclasses.replace(self._setup, group=ALONE)  # for a few samples, in every process
+
+    @classmethod
+    def suited(cls, energy: Energy, reference: Reference, times: np.ndarray, **settings: Any) -> PWGF:
+        """One with `maps.ResidualMLP(dim)` unless settings, arguments of the class, say otherwise; for any times."""
+        return cls(energy, reference=reference, **{"map": ResidualMLP(reference.dim), **settings})
 
     @staticmethod
     def _chosen(integrator: str | Integrator, form: str) -> Integrator:
@@ -142,7 +153,10 @@ class PWGF(MapReplay):
         rng = generator.get_state()
         z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
         rho = self._alone.pushed(theta, z)
+        try_functions(self.energy, rho)
         value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
+        if rho.asked_for_density:
+            refuse_jump(self.reference, "PWGF")
         if self.theta0 is None:  # the θ of a run that goes on may have folded a little
             refuse_folded(rho)
         if not bool(torch.isfinite(value)):
@@ -152,7 +166,11 @@ class PWGF(MapReplay):
                 "(a) its function is NaN or infinite at some samples T(z): check it there, or take another reference; "
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
-        check_shared(self._problem, theta, z)
+        check_shared(self._setup, theta, z)
+        chosen = solve_settings(self.damping, self.momentum, self.map.num_params, self.num_samples, self.map.dim)
+        coordinates = far_from_standard(z, chosen.implicit_damping) if len(z) > 1 else ""
+        if coordinates and self._setup.group.rank == 0:
+            _log.warning(coordinates)
         if self.integrator_sees_slopes:
             with torch.no_grad():
                 explicit = self.energy.hessian(rho).explicit
@@ -195,7 +213,7 @@ class PWGF(MapReplay):
                 if redraw == _REDRAWS or not self.integrator.adaptive:
                     raise self._gave_up(error, state, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
-        t_end = t1 if moved.length == t1 - state.t else state.t + moved.length
+        t_end = t1 if moved.length == t1 - state.t else later(state.t, moved.length)
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
@@ -220,7 +238,7 @@ class PWGF(MapReplay):
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
         chosen = solve_settings(self.damping, momentum, self.map.num_params, *z.shape)
-        return RightSide(self._problem, z, state.theta_dot, state.t, probes=probes, **chosen._asdict())
+        return RightSide(self._setup, z, state.theta_dot, state.t, probes=probes, **chosen._asdict())
 
     @property
     def integrator_sees_slopes(self) -> bool:
@@ -229,7 +247,7 @@ class PWGF(MapReplay):
 
     def _agreed(self, state: State) -> State:
         """Rank 0's state in all processes: what rounding makes of it may differ between machines."""
-        group = self._problem.group
+        group = self._setup.group
         if group.size == 1:
             return state
         theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
@@ -278,7 +296,7 @@ class PWGF(MapReplay):
         side = self._side(self._draw(self.num_samples, generator, even=True), state, generator, self.momentum)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
-        row.update(evaluate_row(self._problem, state.theta, theta_dot, self._blocks(generator)))
+        row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator)))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,
@@ -295,8 +313,8 @@ class PWGF(MapReplay):
 
     def _draw(self, n: int, generator: torch.Generator, *, even: bool = False) -> Tensor:
         """n samples of λ (n,d); evenly spread ones for right sides, and where the energy couples the samples."""
-        matched = getattr(self.reference, "matched_sample", None) if even or self.energy.pairwise else None
-        z = (matched or self.reference.sample)(n, generator)
+        draw = self.reference.matched_sample if even or self.energy.pairwise else self.reference.sample
+        z = draw(n, generator)
         if not isinstance(z, Tensor) or z.shape != (n, self.map.dim):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(
@@ -311,20 +329,24 @@ class PWGF(MapReplay):
         values = torch.cat([self.energy(rho).detach().reshape(1), self.energy.velocity(rho).reshape(-1)])
         return values.double().cpu().numpy()
 
+    def watch(self, span: tuple[float, float]) -> PWGFWatch:
+        """Warns of folds, missed velocities, vanishing steps and a rising energy."""
+        return PWGFWatch(span)
+
+    @classmethod
+    def described(cls, config: Mapping[str, Any]) -> Description:
+        """What figures and summaries say of a run, from `to_config()`."""
+        return described(config)
+
     def to_config(self) -> dict[str, Any]:
         """The resolved settings as JSON."""
-        problem = self._problem
-        solver = {"name": problem.solver.name}
-        if dataclasses.is_dataclass(problem.solver):
-            solver.update(
-                {f.name: getattr(problem.solver, f.name) for f in dataclasses.fields(problem.solver) if f.init}
-            )
+        setup = self._setup
         return {
             "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
             "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
             "num_samples": self.num_samples, "num_eval": self.num_eval, "tolerance": self.tolerance,
             "integrator": self.integrator.to_config(), "damping": self.damping, "momentum": self.momentum,
-            "solver": solver, "form": problem.form, "chunk_size": self.chunk_size,
+            "solver": setup.solver.to_config(), "form": setup.form, "chunk_size": self.chunk_size,
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }  # fmt: skip

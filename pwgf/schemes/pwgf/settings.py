@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...checks import check_dtype, check_integer, check_number
 from ...energies import Energy
@@ -16,6 +17,7 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from .._arguments import check_law, check_map
 
+_MARGIN = 100  # by how much what coordinates tell apart has to exceed the damping
 _ROWS_PER_PARAMETER = 4  # numbers of a velocity for each parameter that make noise harmless
 
 
@@ -45,6 +47,26 @@ def solve_settings(
     if momentum is not None:
         defaults = defaults._replace(momentum=momentum, implicit_momentum=momentum)
     return defaults
+
+
+def far_from_standard(z: Tensor, damping: float) -> str:
+    """Says which coordinate of the samples z (n,d) of λ the damping of the solve holds back; "" where none.
+
+    The map's response to z_k and to a constant are told apart by the smaller eigenvalue of E[(z_k, 1)(z_k, 1)ᵀ], about
+    s²/(1 + m²) for small spread s or large mean m; relative to the trace it has to stay well above the damping.
+    """
+    mean, variance = z.double().mean(0), z.double().var(0, unbiased=False)
+    trace = 1 + mean.square() + variance
+    told_apart = variance / trace.square()
+    k = int(told_apart.argmin())
+    if float(told_apart[k]) > _MARGIN * min(damping, 1e-6):
+        return ""
+    m, s = float(mean[k]), float(variance[k].sqrt())
+    return (
+        f"coordinate {k} of the reference has mean {m:.3g} and spread {s:.3g}, so far from 0 and 1 that the damping "
+        f"({damping:.0e}) holds parts of the map back: means or variances may come out wrong. Cure: solve in "
+        "coordinates y = (x - m)/s, with V(m + s*y)/s**2, temperature/s**2 and the same times; or a smaller damping"
+    )
 
 
 def check_numbers(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from ...energies import Energy
-from ...measures import PushedMeasure
+from ...measures import PushedMeasure, Sampled
 from ..base import standard_error
 
 
-def evaluate_law(energy: Energy, laws: Sequence[Any]) -> dict[str, float]:
+def evaluate_law(energy: Energy, laws: Sequence[Sampled]) -> dict[str, float]:
     """Averages over laws on blocks of fresh samples (or one of particles), for schemes that do not solve for θ̇.
 
     Returns:

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number, check_theta0
+from ...checks import check_device, check_dtype, check_integer, check_number, later, plain_numbers
 from ...distances import sliced_w2
-from ...energies import Energy
+from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
+from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
-from ...measures import PushedMeasure, Reference
+from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
-from .._arguments import check_law, check_map
-from ..base import MapReplay, Row, fork, member_config, merge_counters, tensor_config
-from ..particles import Cloud, ParticleReplay
+from .._arguments import check_law, refuse_jump, try_functions
+from ..base import Answers, Description, Row, even_step, fork, member_config, merge_counters
+from .carriers import MapCarrier, ParticleCarrier
 from .descent import descend
 from .evaluation import evaluate_law
 
 _FOLDED = 0.01  # share of samples with det ∂_zT ≤ 0 above which an iterate is refused, where the energy needs a density
 
 
-class SWJKO:
+class SWJKO(Answers):
     r"""Sliced-Wasserstein minimising movements of an energy, by a push-forward map or by particles.
 
     ρ_{k+1} = argmin_ρ d·SW₂²(ρ, ρ_k)/(2τ) + F(ρ), where SW₂² is the mean of W₂² over directions. The factor d makes τ
@@ -74,13 +77,16 @@ class SWJKO:
         0.4
 
     Attributes:
-        replay: reads its rows: a `MapReplay`, or a `ParticleReplay` for particles.
+        carrier: what θ is, a `MapCarrier` or a `ParticleCarrier`, which also reads the rows.
 
     References:
         C. Bonet, N. Courty, F. Septier, L. Drumetz, Efficient Gradient Flows in Sliced-Wasserstein Space, 2022, arXiv
         2110.10972.
     """
 
+    ROWS: ClassVar[str] = "map"  # or particles, as `described` finds
+
+    @plain_numbers
     def __init__(
         self, energy: Energy, map: PushForward | None, reference: Reference, *, tau: float, num_directions: int = 50,
         num_samples: int = 500, num_eval: int = 10_000, prox: str | None = "sliced", learning_rate: float = 0.02,
@@ -88,6 +94,7 @@ class SWJKO:
         device: str = "cpu",
     ) -> None:  # fmt: skip
         check_law(energy, reference, "SWJKO")
+        refuse_ill_posed(energy)
         counts = {"num_directions": num_directions, "num_samples": num_samples, "num_eval": num_eval}
         for name, count in {**counts, "max_iterations": max_iterations}.items():
             check_integer(count, name, "SWJKO")
@@ -96,23 +103,29 @@ class SWJKO:
         if prox not in ("sliced", None):
             raise ConfigError(f"SWJKO(prox={prox!r}) must be 'sliced' or None.{nearest(str(prox), ['sliced'])}")
         check_dtype(dtype, "SWJKO")
-        self.energy, self.map, self.reference, self.dtype = energy, map, reference, dtype
-        self.device, self.tau, self.prox, self.learning_rate = (
-            check_device(device, "SWJKO"),
-            float(tau),
-            prox,
-            learning_rate,
-        )
+        self.energy, self.reference, self.dtype = energy, reference, dtype
+        self.device = check_device(device, "SWJKO")
+        self.tau, self.prox, self.learning_rate, self.max_iterations = float(tau), prox, learning_rate, max_iterations
         self.num_directions, self.num_samples, self.num_eval = num_directions, num_samples, num_eval
-        self.max_iterations, self.theta0, self._reads_density = max_iterations, None, _reads_density(energy)
-        self.replay: MapReplay | ParticleReplay
+        self._reads_density = _reads_density(energy)
+        self.carrier: MapCarrier | ParticleCarrier
         if map is None:
-            _refuse_density(energy, theta0)
-            self.replay = ParticleReplay(reference, dtype)
+            self.carrier = ParticleCarrier(energy, reference, num_samples, theta0, dtype)
         else:
-            check_map(map, reference, "SWJKO")
-            self.theta0 = check_theta0(theta0, map.num_params, "SWJKO")
-            self.replay = MapReplay(map, reference, dtype, self.device)
+            self.carrier = MapCarrier(map, reference, theta0, dtype, self.device)
+
+    @classmethod
+    def suited(
+        cls, energy: Energy, reference: Reference, times: np.ndarray, *, dt: float | None = None, **settings: Any
+    ) -> SWJKO:
+        """One with a residual map and even steps of at most a twentieth of the span of `times`, unless told otherwise.
+
+        Of a map Adam is slower than by default, at whose rate it folds the map now and then.
+        """
+        tau = even_step(times) if dt is None else dt
+        map = settings.pop("map") if "map" in settings else ResidualMLP(reference.dim)
+        slow = {} if map is None else {"learning_rate": 0.005, "max_iterations": 1500}
+        return cls(energy, map, reference, tau=tau, **{**slow, **settings})
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """θ₀, or independent particles, at time t; evaluates the energy once, so that a wrong function is told at once.
@@ -121,14 +134,13 @@ class SWJKO:
             ConfigError, ShapeError, NonFiniteError: the energy, map and reference do not work together.
         """
         generator = torch.Generator().manual_seed(seed)
-        if self.map is None:
-            theta = self.reference.sample(self.num_samples, generator).reshape(-1)
-        else:
-            theta = self.map.initial(seed) if self.theta0 is None else self.theta0
-        theta = theta.to(self.dtype).to(self.device)
-        value = float(
-            self.energy(self._measure(theta, min(self.num_samples, 64), fork(generator.get_state(), "start")))
-        )
+        theta = self.carrier.start(seed, generator).to(self.dtype).to(self.device)
+        few = self.carrier.draw(min(self.num_samples, 64), fork(generator.get_state(), "start"))
+        rho = self.carrier.law(theta, few)
+        try_functions(self.energy, rho)
+        value = float(self.energy(rho))
+        if isinstance(rho, PushedMeasure) and rho.asked_for_density:
+            refuse_jump(self.reference, "SWJKO")
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the energy is {value} at the start, t = {t:.6g}. Causes: (a) its function is NaN or infinite at some "
@@ -158,7 +170,7 @@ class SWJKO:
         except SolverError as error:
             raise self._diverged(str(error), state) from error
         values = self._judged(found.theta, state, h, generator)
-        t = t1 if last else state.t + h
+        t = t1 if last else later(state.t, h)
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=found.num_iterations, num_unsettled=int(not found.settled)
         )
@@ -168,23 +180,23 @@ class SWJKO:
 
     def _objective(self, theta: Tensor, old: Tensor, h: float, generator: torch.Generator) -> Tensor:
         """d·SW₂²/(2h) + F on fresh samples, the same for both laws, and fresh directions."""
-        z, dim = self._draw(self.num_samples, generator), self.reference.dim
-        rho = self._on(theta, z)
+        z, dim = self.carrier.draw(self.num_samples, generator), self.reference.dim
+        rho = self.carrier.law(theta, z)
         value = self.energy(rho)
-        if self.map is not None and self._reads_density and float((rho.det_sign <= 0).double().mean()) > _FOLDED:
+        if self._reads_density and _folded(rho) > _FOLDED:
             value = value + math.inf  # Adam takes the step back
         if self.prox is None:
             return value
         with torch.no_grad():
-            before = self._on(old, z).x
+            before = self.carrier.law(old, z).x
         directions = frames(self.num_directions, dim, generator)
         return value + dim / (2 * h) * sliced_w2(rho.x, before, directions=directions)
 
     def _judged(self, theta: Tensor, before: State, h: float, generator: torch.Generator) -> dict[str, float]:
         """F at both ends on the same samples; SolverError where a step that must lower F has raised it by much."""
-        z = self._draw(self.num_samples, generator)
+        z = self.carrier.draw(self.num_samples, generator)
         with torch.no_grad():
-            old, new = (float(self.energy(self._on(each, z))) for each in (before.theta, theta))
+            old, new = (float(self.energy(self.carrier.law(each, z))) for each in (before.theta, theta))
         if not new - old <= 0.1 * (1 + abs(old)):
             raise self._diverged(
                 f"the energy rose from {old:.4g} to {new:.4g} within {self.max_iterations} inner iterations or fewer "
@@ -204,62 +216,52 @@ class SWJKO:
     def measure(self, state: State) -> Row:
         """θ, θ̇ and, on `num_eval` fresh samples (or the particles), energy by term, its velocity, folds."""
         row: Row = {"theta": state.theta, "theta_dot": state.theta_dot}
-        row.update(evaluate_law(self.energy, self._laws(state)))
+        generator, size = fork(state.rng, "measure"), max(self.num_samples, 100)
+        laws = self.carrier.laws(state.theta, self.num_eval, size, generator)
+        row.update(evaluate_law(self.energy, laws))
         row.update({name: float(count) for name, count in state.counters.items()}, dt=state.dt)
         return row
 
-    def _laws(self, state: State) -> list[PushedMeasure]:
-        if self.map is None:
-            return [self._on(state.theta, None)]
-        generator, size = fork(state.rng, "measure"), max(self.num_samples, 100)
-        starts = range(0, self.num_eval, size)
-        return [self._measure(state.theta, min(size, self.num_eval - k), generator) for k in starts]
-
-    def _measure(self, theta: Tensor, n: int, generator: torch.Generator) -> PushedMeasure:
-        return self._on(theta, self._draw(n, generator))
-
-    def _on(self, theta: Tensor, z: Tensor | None) -> PushedMeasure:
-        """The law of θ on samples z (n,d) of λ; particles are what they are."""
-        if self.map is None or z is None:
-            return Cloud(theta.view(-1, self.reference.dim))  # type: ignore[return-value]
-        return PushedMeasure(self.map, self.reference, theta, z)
-
-    def _draw(self, n: int, generator: torch.Generator) -> Tensor | None:
-        if self.map is None:
-            return None
-        matched = getattr(self.reference, "matched_sample", None)
-        return (matched or self.reference.sample)(n, generator).to(self.dtype).to(self.device)
-
     def push(self, rows: Rows, t: float, z: Tensor) -> Tensor:
         """Samples of ρ_t from samples z (n,d) of λ, (n,d); particles choose by z, as those of `EulerMaruyama`."""
-        return self.replay.push(rows, t, z)
+        return self.carrier.push(rows, t, z)
 
     def log_density(self, rows: Rows, t: float, x: Tensor) -> Tensor:
         """log ρ_t(x), (n,); ConfigError for particles."""
-        return self.replay.log_density(rows, t, x)
+        return self.carrier.log_density(rows, t, x)
 
     def score(self, rows: Rows, t: float, x: Tensor) -> Tensor:
         """∇ log ρ_t(x), (n,d); ConfigError for particles."""
-        return self.replay.score(rows, t, x)
+        return self.carrier.score(rows, t, x)
+
+    def interpolation_error(self, rows: Rows, k: int) -> float | None:
+        """That of the map between rows k and k + 1; None for particles."""
+        return self.carrier.interpolation_error(rows, k)
 
     def fingerprint(self, state: State) -> np.ndarray:
         """F and v on 16 fixed samples at this θ, or at the first 16 particles, (1 + 16d,) float64."""
-        theta = state.theta[: 16 * self.reference.dim] if self.map is None else state.theta
-        rho = self._measure(theta, 16, torch.Generator().manual_seed(0))
+        rho = self.carrier.few(state.theta)
         values = torch.cat([self.energy(rho).detach().reshape(1), self.energy.velocity(rho).reshape(-1)])
         return values.double().cpu().numpy()
 
     def layout(self) -> list[Block]:
         """The map's parameter blocks, or the particles as one block."""
-        if self.map is None:
-            return [Block("particles", (self.num_samples, self.reference.dim), 0)]
-        return self.map.layout()
+        return self.carrier.layout()
+
+    @classmethod
+    def described(cls, config: Mapping[str, Any]) -> Description:
+        """What figures and summaries say of a run, from `to_config()`."""
+        with_map = "map" in config
+        found = (MapCarrier if with_map else ParticleCarrier).described(config)
+        settings = (*found.settings, *([f"{config['num_samples']} samples an iteration"] if with_map else []))
+        unit, why = "inner iterations", "each step minimises"
+        return dataclasses.replace(found, settings=settings, work_unit=unit, no_projection=why)
 
     def to_config(self) -> dict[str, Any]:
         """The resolved settings as JSON; without "map" for particles."""
-        map = {} if self.map is None else {"map": member_config(self.map), "theta0": tensor_config(self.theta0)}
         return {
-            "name": "SWJKO", "energy": member_config(self.energy), **map, "reference": member_config(self.reference),
+            "name": "SWJKO", "energy": member_config(self.energy), **self.carrier.to_config(),
+            "reference": member_config(self.reference),
             "tau": self.tau, "num_directions": self.num_directions, "num_samples": self.num_samples,
             "num_eval": self.num_eval, "prox": self.prox, "learning_rate": self.learning_rate,
             "max_iterations": self.max_iterations, "dtype": str(self.dtype).removeprefix("torch."),
@@ -267,21 +269,16 @@ class SWJKO:
         }  # fmt: skip
 
 
+def _folded(rho: Sampled) -> float:
+    """Share of the samples with det ∂_zT ≤ 0; 0 for particles."""
+    return float((rho.det_sign <= 0).double().mean()) if isinstance(rho, PushedMeasure) else 0.0
+
+
 def _reads_density(energy: Energy) -> bool:
     try:
         return energy.particle_form()[1] != 0
     except ConfigError:  # no particles follow it, since they have no density
         return True
-
-
-def _refuse_density(energy: Energy, theta0: object) -> None:
-    if energy.particle_form()[1] != 0:
-        raise ConfigError(
-            "SWJKO(map=None) moves particles, which have no density; this energy has an entropy. Give a map, e.g. "
-            "maps.ResidualMLP(dim), or use EulerMaruyama."
-        )
-    if theta0 is not None:
-        raise ConfigError("SWJKO(theta0=…) belongs to a map; particles (map=None) start as samples of the reference.")
 
 
 def frames(count: int, dim: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,57 @@
+"""What a run of PWGF warns of: folds, missed velocities, vanishing steps, a rising energy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ...state import Info
+from ..base import Row, Watch
+
+_ROUNDING = 1e-12  # a velocity, in units of x over t, below which there is nothing to be missed
+
+
+class PWGFWatch(Watch):
+    """Folds, a map too small for the flow, a step that vanishes, and an energy that rises on the same samples."""
+
+    fold_cure = f"integrator='implicit', {Watch.fold_cure}"
+
+    def __init__(self, span: tuple[float, float]) -> None:
+        super().__init__(span)
+        self._fastest = 0.0  # largest rms |v| of a row so far
+        self._highest = -math.inf  # largest F so far
+
+    def of_row(self, row: Row, t: float) -> Iterator[tuple[str, str]]:
+        """Folds and missed velocity in the row at t."""
+        yield from super().of_row(row, t)
+        residual, speed = float(row["projection_residual"]), float(row["velocity_rms"])
+        missed = math.sqrt(max(residual, 0.0)) * speed
+        self._fastest = max(self._fastest, speed)
+        # Near equilibrium a large share of nothing is missed.
+        if residual > 0.25 and missed > max(0.05 * self._fastest, _ROUNDING):
+            message = (
+                f"the map misses a velocity of {missed:.2g} (rms; {100 * residual:.0f} % of E|v|², projection_residual)"
+                f" at t = {t:.4g}. Cure: a wider map, more samples (num_samples), or another family of maps"
+            )
+            yield "residual", message
+
+    def of_step(self, info: Info) -> Iterator[tuple[str, str]]:
+        """A vanishing step, or an energy that rose in it."""
+        if info.dt < 1e-6 * (self.last - self.first) and info.t1 < self.last:
+            message = (
+                f"the step has shrunk to {info.dt:.1e} at t = {info.t1:.4g}: the flow is stiff, or a few samples near "
+                "a fold are fast. Cure: integrator='implicit', a wider map, more samples (num_samples), or larger "
+                "damping"
+            )
+            yield "stall", message
+        change, predicted, energy = (info.values[name] for name in ("energy_change", "predicted_change", "energy"))
+        self._highest = max(self._highest, energy - change)
+        # Near equilibrium F hovers; a rise by more than a thousandth of itself is named however far it has fallen.
+        noise = 1e-6 * (1 + abs(energy)) + min(1e-4 * (self._highest - energy), 1e-3 * (1 + abs(energy)))
+        if math.isfinite(change) and change > 0.5 * abs(predicted) + noise:
+            message = (
+                f"the energy rose by {change:.2g} on the same samples between t = {info.t0:.4g} and {info.t1:.4g}, "
+                f"where it should have fallen by {-predicted:.2g}. Cure: lower tolerance or dt, more samples, larger "
+                "damping"
+            )
+            yield "increase", message

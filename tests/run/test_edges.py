@@ -1,0 +1,92 @@
+"""Points at infinity and laws that jump at an edge."""
+
+import math
+
+import pytest
+import torch
+
+import pwgf
+from pwgf import energies, maps
+from pwgf.errors import ConfigError
+
+INF = math.inf
+
+
+def ornstein_uhlenbeck():
+    return energies.Potential(lambda x: x.square().sum(-1) / 2) + energies.Entropy()
+
+
+def flow(map):
+    return pwgf.PWGF(ornstein_uhlenbeck(), map, pwgf.Gaussian(2), num_samples=60, num_eval=60)
+
+
+def chain():
+    few = {"num_samples": 60, "num_eval": 60, "max_iterations": 3}
+    return pwgf.JKOICNN(ornstein_uhlenbeck(), pwgf.Gaussian(2), h=0.1, width=4, **few)
+
+
+FAMILIES = (maps.ResidualMLP, maps.ConvexRidge, maps.NeuralODE, maps.Affine, maps.CouplingFlow)
+SCHEMES = {family.__name__: flow(family(2)) for family in FAMILIES} | {"JKOICNN": chain()}
+LAWS = [pwgf.Gaussian(2, cov=[[2.0, 1.0], [1.0, 2.0]]), pwgf.Barenblatt(2, 2.0, 1.0), pwgf.UniformBall(2)]
+DIFFUSIONS = [
+    energies.Entropy(),
+    energies.PorousMedium(2),
+    ornstein_uhlenbeck(),
+    energies.KL(lambda x: -x.square().sum(-1)),
+]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_no_law_has_mass_at_infinity_or_a_value_where_there_is_no_number(name):
+    run = pwgf.solve(SCHEMES[name], [0, 0.1], progress=False)
+    x = torch.tensor([[INF, INF], [0.0, 0.0], [1.0, -INF]], dtype=torch.float64)
+    found = run.log_density(0.1, x)
+    assert found[[0, 2]].tolist() == [-INF, -INF]
+    torch.testing.assert_close(found[1:2], run.log_density(0.1, x[1:2]))
+    assert run.log_density(0.1, x[:1]).tolist() == [-INF]
+    with pytest.raises(ConfigError, match=r"x must be finite; got .* in 2 of 3 rows, first in row 0: \[inf, inf\]"):
+        run.score(0.1, x)
+    with pytest.raises(ConfigError, match=r"x must be finite; got .* in 1 of 1 rows.*\[0\.0, nan\]"):
+        run.log_density(0.1, torch.tensor([[0.0, math.nan]]))
+    with pytest.raises(ConfigError, match=r"push\(t, z\): z must be finite"):
+        run.push(0.1, x)
+
+
+@pytest.mark.parametrize("map", [maps.Affine(2), maps.ResidualMLP(2), maps.NeuralODE(2)])
+def test_maps_have_no_inverse_at_infinity(map):
+    with pytest.raises(ConfigError, match=r"inverse\(theta, x\): x must be finite"):
+        map.inverse(map.initial(), torch.tensor([[0.0, INF]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "law", [pwgf.Gaussian(2, cov=[[2.0, 1.0], [1.0, 2.0]]), pwgf.Barenblatt(2, 2.0, 1.0), pwgf.UniformBall(2)]
+)
+def test_densities_of_references_at_infinity_and_at_no_number(law):
+    x = torch.tensor([[INF, 0.0], [-INF, INF], [math.nan, 0.0]], dtype=torch.float64)
+    found = law.log_density(x)
+    assert found[:2].tolist() == [-INF, -INF]
+    assert math.isnan(float(found[2]))
+
+
+def test_references_state_their_edge():
+    assert [law.edge for law in LAWS] == ["none", "continuous", "jump"]
+
+
+@pytest.mark.parametrize("energy", DIFFUSIONS)
+def test_a_jump_under_a_diffusion_is_refused_at_the_door(energy):
+    ball, few = pwgf.UniformBall(2), {"num_samples": 60}
+    message = r"\(energy, reference=UniformBall\): the energy needs .* which jumps at the edge.*Gaussian\(dim"
+    for scheme in (
+        pwgf.PWGF(energy, maps.Affine(2), ball, **few),
+        pwgf.SWJKO(energy, maps.Affine(2), ball, tau=0.1, **few),
+        pwgf.JKOICNN(energy, ball, h=0.1, width=4, **few),
+    ):
+        with pytest.raises(ConfigError, match=type(scheme).__name__ + message):
+            scheme.start(0)
+
+
+def test_particles_and_energies_without_density_start_from_a_jump():
+    ball = pwgf.UniformBall(2)
+    run = pwgf.solve(pwgf.EulerMaruyama(energies.Entropy(), ball, num_samples=20_000, dt=0.05), [0, 1], progress=False)
+    assert float(run["second_moment"][-1]) == pytest.approx(ball.second_moment + 4, rel=0.03)  # E|x|² grows by 2dt
+    pwgf.PWGF(energies.Interaction(energies.RadialPolynomial(0.5)), maps.Affine(2), ball, num_samples=60).start(0)
