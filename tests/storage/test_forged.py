@@ -105,8 +105,8 @@ MANIFESTS = {  # what of it is changed, and what the refusal says
     "no params": (lambda b: b.update(num_params=0), "num_params is '0'"),
     "huge": (lambda b: b.update(serial=10**30), "serial is '10000000"),
     "status": (lambda b: b.update(status="\x1b[31mdone"), r"status '\\x1b\[31mdone'"),
-    "no list": (lambda b: b.update(segments=3), "is no manifest"),
-    "no dictionary": (lambda b: b.update(header=[1]), "is no manifest"),
+    "no list": (lambda b: b.update(segments=3), "is not a manifest"),
+    "no dictionary": (lambda b: b.update(header=[1]), "is not a manifest"),
     "header a segment": (lambda b: b.update(header=b["segments"][0]), "where another kind of part belongs"),
 }
 
@@ -188,7 +188,7 @@ def forged(change):
 
 
 BOMBS = {
-    "arrays": (forged(arrays), "datasets ask for 1258291200 bytes where the file holds"),
+    "arrays": (forged(arrays), "datasets claim 1258291200 bytes, of which the file holds"),
     "sparse array": (forged(sparse_array), "a file of holes"),
     "sparse segment": (hole, "a file of holes"),
     "nested JSON": (forged(nested(3)), "damaged (ValueError: more than"),
