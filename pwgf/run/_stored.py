@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import schemes, storage
+from .. import maps, measures, schemes, storage
 from ..checks import DTYPES, is_integer, is_real
 from ..errors import ConfigError, PWGFError, SchemaError
 from ..maps.base import PushForward
@@ -108,9 +108,10 @@ def check_config(record: storage.Record) -> None:
     elif told.get("rows") not in _READ_AS:  # a user's own scheme says what it likes
         return
     _check_table(record.path, "config.scheme", scheme, _READ)
-    for part in ("map", "reference"):
-        for where, value in _leaves(scheme.get(part), f"config.scheme.{part}"):
-            _check_size(record, where, value)
+    for part, shelf in (("map", maps), ("reference", measures)):
+        if (scheme.get(part) or {}).get("name") in shelf.__all__:  # nothing is built of a user's own
+            for where, value in _leaves(scheme[part], f"config.scheme.{part}"):
+                _check_size(record, where, value)
     _check_table(record.path, "config.problem", config.get("problem") or {}, _PROBLEM)
     for where, value in _leaves(config.get("problem"), "config.problem"):
         if where == "config.problem.dim":
