@@ -78,7 +78,7 @@ def names(alone, *kinds):
 
 def test_a_right_side_is_that_of_one_process(alone, together):
     checked = names(alone, "layered ", "generic ")
-    assert len(checked) == 40 + 36
+    assert len(checked) == 32 + 30
     for found in together["ranks"]:
         for name in checked:
             np.testing.assert_allclose(

@@ -140,7 +140,7 @@ def test_refuses_times_before_the_start_and_wrong_shapes(any_case):
         with pytest.raises(ConfigError, match=rf"{problem.name}\.exact\(t=…\) needs a finite time t ≥"):
             problem.exact(wrong)
     law = problem.exact(t) if problem.exact(t).has_density else problem.equilibrium
-    with pytest.raises(ShapeError, match=rf"log_density\(x\): x must have shape \(n, {problem.dim}\)"):
+    with pytest.raises(ShapeError, match=rf"log_density\((x|z)\): \1 must have shape \(n, {problem.dim}\)"):
         law.log_density(torch.zeros(3, problem.dim + 1))
 
 
@@ -175,7 +175,9 @@ def test_constructors_check_dim_and_entries(name):
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(ConfigError, match=r"problems\.from_config needs a name.*got 'Agregation'.*'Aggregation'"):
+    with pytest.raises(
+        ConfigError, match=r"problems\.from_config needs one of the names .*got 'Agregation'.*'Aggregation'"
+    ):
         problems.from_config({"name": "Agregation", "dim": 2})
 
 

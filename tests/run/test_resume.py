@@ -103,7 +103,7 @@ def three_rows(tmp_path_factory):
         ({"settings": {"damping": 1e-5}}, r"scheme\.damping: stored None, now 1e-05"),
         ({"seed": 4}, "seed: stored 3, now 4"),
         ({"times": [0.0, 0.1, 0.25]}, r"times: stored \[0\.0, 0\.1, 0\.2.*now \[0\.0, 0\.1, 0\.25\]"),
-        ({"times": [0.0, 0.1]}, "times may only grow at the end"),
+        ({"times": [0.0, 0.1]}, "times may only be extended at the end"),
         (
             {"settings": {"theta0": maps.ResidualMLP(2, width=4).initial()}},
             r"scheme\.theta0\.sha256: stored none, now '",
@@ -131,7 +131,7 @@ def test_times_in_single_precision_are_the_same_times(tmp_path, whole):
     longer = solve(torch.tensor(TIMES[:3] + [TIMES[3]]), out=tmp_path / "run.h5", resume=True)
     assert longer.t[:3].tolist() == TIMES[:3] and len(longer) == 4
     assert longer.t[3] == np.float32(TIMES[3])
-    with pytest.raises(ResumeMismatchError, match="times may only grow at the end"):
+    with pytest.raises(ResumeMismatchError, match="times may only be extended at the end"):
         solve([0.0, 0.1 + 1e-6, *TIMES[2:]], out=tmp_path / "run.h5", resume=True)
 
 

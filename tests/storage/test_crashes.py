@@ -237,5 +237,5 @@ def test_a_missing_or_changed_part_is_named(tmp_path):
         open_record(path)
     with open(os.path.join(path + ".parts", "manifest.json"), "r+") as file:
         file.write("[")
-    with pytest.raises(StorageError, match="is no manifest"):
+    with pytest.raises(StorageError, match="it is not a manifest"):
         open_record(path)

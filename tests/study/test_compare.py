@@ -303,7 +303,7 @@ def test_the_command_prints_stores_and_draws(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ornstein-ulenbeck"], "pwgf compare needs a problem out of ornstein-uhlenbeck"),
+        (["ornstein-ulenbeck"], "pwgf compare needs one of the problems ornstein-uhlenbeck"),
         (["aggregation", "--methods", "jko"], "needs names out of pwgf"),
         (["aggregation", "--dims", "2;3"], "--dims needs integers with commas between them; got '2;3'"),
         (["aggregation", "--seeds", "-1"], "--seeds needs integers ≥ 0"),
