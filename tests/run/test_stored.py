@@ -47,6 +47,10 @@ CONFIGS = [
     ("problem", {"name": "OrnsteinUhlenbeck", "dim": 2, "c": "x"}, "config.problem.c is 'x' where a number was"),
     ("seed", "0", "config.seed is '0'"),
     ("scheme.energy", {"name": "\x1b[31m", "terms": 3}, "config.scheme.energy is"),
+    ("description", "PWGF", "config.description is 'PWGF' where a description with a name was expected"),
+    ("description.rows", ["map"], "config.description.rows is .* where a text was expected"),
+    ("description.settings", "\x1b[31m", "config.description.settings is .* where a list of texts was expected"),
+    ("description.work_unit", 3, "config.description.work_unit is 3 where a text was expected"),
 ]
 
 
@@ -69,6 +73,13 @@ def test_escapes_in_names_do_not_reach_the_terminal(packed, capsys):
 def test_settings_without_a_problem_are_read(packed):
     forge_config(packed, lambda config: config.pop("problem"))
     assert pwgf.load(packed).sample(0.0, 10).shape == (10, 2)
+
+
+@pytest.mark.parametrize("value", ["x", np.zeros((8, 2), np.int64), np.zeros((8, 2, 2)), np.zeros(10**4)])
+def test_values_of_the_parts_have_the_form_of_such_values(packed, value):
+    forge(packed, lambda file: set_value(file, "arrays/check/map", value))
+    with pytest.raises(SchemaError, match="arrays/check/map"):
+        pwgf.load(packed, map=pwgf.maps.ResidualMLP(2))
 
 
 STATES = [
