@@ -14,7 +14,7 @@ from ..checks import DTYPES, is_integer, is_real
 from ..errors import ConfigError, PWGFError, SchemaError
 from ..maps.base import PushForward
 from ..measures import Reference
-from ..schemes import JKOReplay, MapReplay, Replay
+from ..schemes import Replay
 
 IDENTITY = "check/"  # among the arrays of a file: values of the map, the reference and the energy
 NUM_POINTS = 8  # of these values
@@ -153,16 +153,13 @@ def _check_values(record: storage.Record) -> None:
 
 def _fits_rows(reader: Replay, record: storage.Record) -> bool:
     """Has the map that was rebuilt the parameters that the rows hold, or are the rows points of the space?"""
-    if isinstance(reader, MapReplay):
-        if record.config["scheme"]["name"] not in _BUILT:  # it may have blocks of its own
-            return reader.map.num_params == record.num_params
-        blocks = [(list(block.shape), block.offset) for block in reader.layout()]
-        return reader.map.num_params == record.num_params and blocks == [
-            (block["shape"], block["offset"]) for block in record.layout
-        ]
-    if isinstance(reader, JKOReplay):
-        return reader.family.num_params == record.num_params
-    return record.num_params % record.dim == 0
+    map: PushForward | None = getattr(reader, "map", getattr(reader, "family", None))
+    if map is None:
+        return record.num_params % record.dim == 0
+    blocks = [(list(block.shape), block.offset) for block in map.layout()]
+    stored = [(block["shape"], block["offset"]) for block in record.layout]
+    free = record.config["scheme"]["name"] not in _BUILT or schemes.description(record.config).rows != "map"
+    return map.num_params == record.num_params and (free or blocks == stored)  # other schemes have blocks of their own
 
 
 def checked_restart(plain: Mapping[str, Any]) -> dict[str, Any]:

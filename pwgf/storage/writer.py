@@ -164,18 +164,14 @@ class Writer:
             lock.release()
             raise
         writer = cls(path, disk, lock, manifest, max_cost)
-        writer._names = record.names
-        writer._last_t = float(record.column("t")[-1])
+        writer._names, writer._last_t = record.names, float(record.column("t")[-1])
         return writer, record
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Closes as complete, or after an exception as failed (interrupted) and re-raises it.
-
-        In a fork of the process that writes it does nothing.
-        """
+        """Closes as complete, or after an exception as failed (interrupted), re-raised; in a fork does nothing."""
         try:
             if not self._lock.is_mine:
                 return
