@@ -192,7 +192,7 @@ BOMBS = {
     "sparse array": (forged(sparse_array), "a file of holes"),
     "sparse segment": (hole, "a file of holes"),
     "nested JSON": (forged(nested(3)), "damaged (ValueError: more than"),
-    "long JSON": (forged(nested(8)), "'config' asks for 50331652 bytes"),
+    "long JSON": (forged(nested(8)), "'config' claims 50331652 bytes"),
     "numbers in JSON": (forged(numbers(20)), "damaged (ValueError: more than"),
     "manifest": (big_manifest, "more than 16777216 bytes"),
 }
