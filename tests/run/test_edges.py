@@ -25,7 +25,7 @@ def chain():
     return pwgf.JKOICNN(ornstein_uhlenbeck(), pwgf.Gaussian(2), h=0.1, width=4, **few)
 
 
-FAMILIES = (maps.ResidualMLP, maps.ConvexRidge, maps.NeuralODE, maps.Affine, maps.CouplingFlow)
+FAMILIES = (maps.ResidualMLP, maps.ConvexRidge, maps.NeuralODE, maps.Affine)
 SCHEMES = {family.__name__: flow(family(2)) for family in FAMILIES} | {"JKOICNN": chain()}
 LAWS = [pwgf.Gaussian(2, cov=[[2.0, 1.0], [1.0, 2.0]]), pwgf.Barenblatt(2, 2.0, 1.0), pwgf.UniformBall(2)]
 DIFFUSIONS = [
