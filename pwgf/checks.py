@@ -5,11 +5,13 @@ Each raises with the name of the argument, what it must be, and what was given; 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
@@ -51,6 +53,25 @@ def plain_fields(settings: Any) -> None:
     """Makes every number among the fields of a dataclass plain, also of a frozen one."""
     for field in dataclasses.fields(settings):
         object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))
+
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}  # by name, as files and the command line have them
+
+
+_ASKED = re.compile(r"allocate ([\d.]+ ?(?:bytes|[KMGTPE]iB))|(?:Storage size calculation|numel:) .*overflow", re.I)
+
+
+@contextlib.contextmanager
+def memory_told(call: str, cure: str) -> Iterator[None]:
+    """ConfigError, with what was asked for, in place of what torch and NumPy raise where memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        found = _ASKED.search(str(error))
+        if found is None and not isinstance(error, MemoryError):
+            raise
+        asked = found[1] if found and found[1] else "more bytes than can be counted"
+        raise ConfigError(f"{call} asks for {asked} of memory at once, more than there is. Cure: {cure}.") from error
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -112,7 +133,7 @@ def check_positive(value: object, name: str, call: str) -> float:
 
 def check_dtype(dtype: object, call: str) -> None:
     """ConfigError unless dtype is float64 or float32."""
-    if dtype not in (torch.float32, torch.float64):
+    if dtype not in DTYPES.values():
         raise ConfigError(f"{call}(dtype=…) must be torch.float64 or torch.float32; got {dtype!r}. Give torch.float64.")
 
 

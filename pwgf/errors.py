@@ -8,8 +8,17 @@ was expected, what was given, and the cure.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
+
+# C0 and C1 controls but tab and line end, marks that turn the direction of writing, halves of surrogate pairs
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text with the characters that would command a terminal written out, as \\x1b; tabs and line ends stay."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class PWGFError(Exception):
@@ -19,6 +28,9 @@ class PWGFError(Exception):
     """
 
     run: Any = None
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(PWGFError, ValueError):

@@ -113,7 +113,7 @@ def test_all_processes_hold_the_same_bits(together):
 def test_one_process_writes(together):
     assert [int(found["writers"]) for found in together["ranks"]] == [1] + [0] * (together["size"] - 1)
     run = pwgf.load(together["folder"] / "own.h5")
-    assert run._source.provenance["processes"] == together["size"]
+    assert pwgf.storage.open_record(run.path).provenance["processes"] == together["size"]
     assert np.array_equal(run["theta"], together["ranks"][1]["run file theta"])
 
 

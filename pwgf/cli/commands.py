@@ -19,6 +19,7 @@ import tyro
 
 from .. import maps, plots, problems, schemes, storage
 from .._version import __version__
+from ..checks import DTYPES
 from ..errors import ConfigError, PWGFError
 from ..integrate import FIXED, FixedStep, Implicit, Integrator
 from ..parallel import world
@@ -27,6 +28,7 @@ from ..run.solve import solve
 from ..run.trajectory import Trajectory, load
 from ..schemes import SCHEMES, Scheme
 from ..study import accuracy
+from ._terminal import say
 from .compare import Compare
 from .files import Doctor, Pack
 
@@ -134,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
-        print(f"pwgf {__version__}")
+        say(f"pwgf {__version__}")
         return 0
     about = "Wasserstein gradient flows in any dimension, without a grid. `pwgf --version` prints the version."
     config = (tyro.conf.FlagCreatePairsOff,)
@@ -149,10 +151,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             return command.perform()
     except PWGFError as error:
-        print(f"pwgf: error: {error}", file=sys.stderr)
+        say(f"pwgf: error: {error}", error=True)
         return 2
     except KeyboardInterrupt:
-        print("pwgf: interrupted; a run goes on with the same command and --resume", file=sys.stderr)
+        say("pwgf: interrupted; a run goes on with the same command and --resume", error=True)
         return 130
     return 0
 
@@ -173,8 +175,8 @@ def _run(settings: Run) -> None:
     if world().rank > 0:  # one process of several speaks
         return
     for line in (*_about(run), *_energy_lines(run), *_error_lines(run, problem)):
-        print(line)
-    print(f"Written to {out}; see also: pwgf info {out}, pwgf plot {out}")
+        say(line)
+    say(f"Written to {out}; see also: pwgf info {out}, pwgf plot {out}")
 
 
 def _problem(settings: Run) -> Problem:
@@ -223,7 +225,7 @@ def _scheme(settings: Run, problem: Problem, times: np.ndarray) -> Scheme:
         arguments["integrator"] = _fixed(settings.integrator, given["dt"])
     elif "dt" in given:
         arguments["dt"] = given["dt"]
-    arguments |= {"dtype": getattr(torch, settings.dtype), "device": settings.device}
+    arguments |= {"dtype": DTYPES[settings.dtype], "device": settings.device}
     return kind.suited(problem.energy, problem.reference, times, **arguments)
 
 
@@ -255,19 +257,19 @@ def _info(settings: Info) -> None:
     run, problem = load(settings.file), None
     with storage.open_record(settings.file) as record:
         status = record.status
-    print(f"{settings.file}: {status}")
+    say(f"{settings.file}: {status}")
     try:
         problem = accuracy.problem_of(run)
         judged = _error_lines(run, problem)
     except ConfigError as error:  # a user's own map, or a problem of a later version: the columns can still be told
         judged = [f"Error: not measured ({error})"]
     for line in (*_about(run), *_energy_lines(run), *_quality_lines(run), *judged, *_warnings(run, status)):
-        print(line)
+        say(line)
 
 
 def _plot(settings: Plot) -> None:
     out = settings.out or re.sub(r"\.(h5|hdf5)$", "", settings.file) + ".png"
-    print(f"Drawn: {plots.save(load(settings.file), out)}")
+    say(f"Drawn: {plots.save(load(settings.file), out)}")
 
 
 def _last(run: Trajectory, name: str) -> float:

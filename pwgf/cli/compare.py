@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..parallel import world
 from ..plots import compare as compare_plots
 from ..study.compare import compare, named
+from . import _terminal
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Compare:
 def say(line: str) -> None:
     """Prints a line; one process of several does."""
     if world().rank == 0:
-        print(line, flush=True)
+        _terminal.say(line)
 
 
 def integers(text: str, option: str) -> list[int]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
 from .. import storage
+from ._terminal import say
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Pack:
     def perform(self) -> int:
         """Packs and says what is there now; exit status 0."""
         with storage.open_record(storage.pack(self.file)) as record:
-            print(f"{self.file}: one file, {len(record)} rows, {record.status}")
+            say(f"{self.file}: one file, {len(record)} rows, {record.status}")
         return 0
 
 
@@ -37,15 +37,15 @@ class Doctor:
     def perform(self) -> int:
         """Examines, and salvages when asked to; exit status 1 for damage that was not salvaged."""
         found = storage.examine(self.file) if self.salvage is None else storage.salvage(self.file, self.salvage)
-        print(f"{self.file}: {found.status}")
-        print(f"Rows: {found.rows} of {found.stored} are good{_span(found)}")
+        say(f"{self.file}: {found.status}")
+        say(f"Rows: {found.rows} of {found.stored} are good{_span(found)}")
         for problem in found.problems:
-            print(f"Damage: {problem}")
-        print(f"Can be resumed after its good rows: {'yes' if found.resumable else 'no'}")
+            say(f"Damage: {problem}")
+        say(f"Can be resumed after its good rows: {'yes' if found.resumable else 'no'}")
         if self.salvage is not None:
-            print(f"Salvaged: {self.salvage}, {found.rows} rows")
+            say(f"Salvaged: {self.salvage}, {found.rows} rows")
         elif found.problems:
-            print(f"Cure: pwgf doctor {self.file} --salvage OUT copies the good rows", file=sys.stderr)
+            say(f"Cure: pwgf doctor {self.file} --salvage OUT copies the good rows", error=True)
             return 1
         return 0
 

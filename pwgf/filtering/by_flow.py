@@ -85,6 +85,7 @@ def run(
     map: PushForward | None = None,
     update_settings: dict[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     seed: int = 0,
     progress: bool | None = None,
@@ -103,6 +104,7 @@ def run(
         map: T; None means `ResidualMLP(dim)`.
         update_settings: of `update`.
         out: folder for the flows, flow-000.h5, …; None keeps them in memory.
+        resume: continue at the flow that was stopped; the updates, which no file holds, are computed again.
         overwrite: replace existing flows.
         seed: of all randomness.
         progress: as in `solve`.
@@ -138,9 +140,8 @@ def run(
 
     def move(law: PushedLaw, to: float) -> PushedLaw:
         path = None if out is None else Path(out) / f"flow-{len(runs):03d}.h5"
-        law, flow = predict(
-            model, law, to - now, out=path, overwrite=overwrite, seed=seed + len(runs), progress=progress, **settings
-        )
+        there: dict[str, Any] = {"out": path, "resume": resume, "overwrite": overwrite}
+        law, flow = predict(model, law, to - now, **there, seed=seed + len(runs), progress=progress, **settings)
         runs.append(flow)
         return law
 
@@ -159,6 +160,7 @@ def predict(
     duration: float,
     *,
     out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     seed: int = 0,
     progress: bool | None = None,
@@ -170,11 +172,12 @@ def predict(
         model: dynamics.
         law: at the start.
         duration: > 0, in units of t.
-        out, overwrite, seed, progress: as in `solve`.
+        out, resume, overwrite, seed, progress: as in `solve`.
         settings: of `PWGF`.
     """
     scheme = PWGF(model.energy, law.map, law.reference, theta0=law.theta, **settings)
-    flow = solve(scheme, [0.0, duration], out=out, overwrite=overwrite, seed=seed, progress=progress)
+    to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite}
+    flow = solve(scheme, [0.0, duration], **to, seed=seed, progress=progress)
     return PushedLaw(law.map, law.reference, flow.state().theta.double().cpu()), flow
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim, plain_numbers
+from ..checks import as_points, check_dim, memory_told, plain_numbers
 from ..errors import ConfigError, ShapeError
 from .base import Reference
 from .law import as_generator
@@ -49,8 +49,9 @@ class Gaussian(Reference):
             )
         self.dim = dim
         self._mean = m.expand(dim).clone()
-        self._cov = c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64)
-        self._factor = check_cov(self._cov, f"Gaussian(dim={dim}, cov=…)")
+        with memory_told(f"Gaussian(dim={dim})", "a smaller dim; a covariance has dim² entries"):
+            self._cov = c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64)
+            self._factor = check_cov(self._cov, f"Gaussian(dim={dim}, cov=…)")
         if not bool(torch.isfinite(m).all()):
             raise ConfigError(f"Gaussian(dim={dim}): mean must be finite; got {mean!r}.")
 

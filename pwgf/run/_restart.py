@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..state import State
+from ._stored import checked_restart
 
 
 def state_to_restart(state: State, fingerprint: np.ndarray) -> dict[str, Any]:
@@ -25,7 +26,8 @@ def state_to_restart(state: State, fingerprint: np.ndarray) -> dict[str, Any]:
 
 
 def restart_to_state(plain: Mapping[str, Any], dtype: torch.dtype, device: str = "cpu") -> State:
-    """The state again, to the bit."""
+    """The state again, to the bit; SchemaError where what is stored is none."""
+    plain = checked_restart(plain)
 
     def tensor(name: str) -> Tensor:
         return torch.from_numpy(np.array(plain[name])).to(dtype).to(device)
@@ -38,6 +40,6 @@ def restart_to_state(plain: Mapping[str, Any], dtype: torch.dtype, device: str =
         theta_dot=tensor("theta_dot"),
         dt=float(plain["dt"]),
         rng=torch.from_numpy(np.array(plain["rng"], dtype=np.uint8)),
-        counters=json.loads(str(plain["counters"])),
+        counters=plain["counters"],
         extra=extra,
     )

@@ -15,10 +15,9 @@ from ..errors import PWGFError
 from ..maps.base import PushForward
 from ..measures import Gaussian, PushedMeasure, Reference
 from ..schemes import Scheme
+from ._stored import IDENTITY, NUM_POINTS
 
-_POINTS = 8
 _CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest value
-_FOLDER = "check/"  # among the arrays of a file
 _USER_ERRORS = (PWGFError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
 
 
@@ -29,7 +28,7 @@ def values_of(dtype: torch.dtype, device: str = "cpu", **parts: Any) -> dict[str
         dtype, device: of the points.
         parts: `map`, `reference`, `energy`, and `dim`; None where there is none.
     """
-    z = _wave(_POINTS * parts["dim"], 1.5, dtype, device).view(_POINTS, -1)
+    z = _wave(NUM_POINTS * parts["dim"], 1.5, dtype, device).view(NUM_POINTS, -1)
     found = {}
     for name, part in parts.items():
         if name == "dim" or part is None:
@@ -38,7 +37,7 @@ def values_of(dtype: torch.dtype, device: str = "cpu", **parts: Any) -> dict[str
             values = _VALUES[name](part, z)
         except _USER_ERRORS:  # outside its domain
             values = torch.full((1,), torch.nan)
-        found[_FOLDER + name] = values.detach().double().cpu().numpy()
+        found[IDENTITY + name] = values.detach().double().cpu().numpy()
     return found
 
 
@@ -57,7 +56,7 @@ def differing(stored: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], d
         if old.shape == new.shape and np.allclose(new, old, rtol=0, atol=_CLOSE[dtype] * size, equal_nan=True):
             continue
         gap = f"by up to {np.nanmax(np.abs(new - old)):.2g}" if old.shape == new.shape else "in shape"
-        return f"{_MEANING[name.removeprefix(_FOLDER)]} at the same points differs from the stored one {gap}"
+        return f"{_MEANING[name.removeprefix(IDENTITY)]} at the same points differs from the stored one {gap}"
     return ""
 
 

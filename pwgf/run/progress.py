@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -24,24 +26,36 @@ class Progress:
         self._first = first
         self._last = last
         self._said = time.monotonic()
-        self._plain = wanted and not sys.stderr.isatty()
+        self._plain = False
         self._bar = None
-        if wanted and not self._plain:
-            layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-            self._bar = tqdm(total=last - first, bar_format=layout, file=sys.stderr, leave=False)
+        with self._perhaps_unheard():
+            self._plain = wanted and not sys.stderr.isatty()
+            if wanted and not self._plain:
+                layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+                self._bar = tqdm(total=last - first, bar_format=layout, file=sys.stderr, leave=False)
+
+    @contextlib.contextmanager
+    def _perhaps_unheard(self) -> Iterator[None]:
+        """Where stderr is missing, closed, full or a broken pipe, nothing more is shown, and the run goes on."""
+        try:
+            yield
+        except (AttributeError, OSError, ValueError):
+            self._plain, self._bar = False, None
 
     def update(self, t: float, **figures: float) -> None:
         """The run has reached t."""
         shown = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
-        if self._bar is not None:
-            self._bar.n = t - self._first
-            self._bar.set_postfix_str(f"t {t:.4g}, {shown}")
-        elif self._plain and time.monotonic() - self._said >= _INTERVAL:
-            self._said = time.monotonic()
-            sys.stderr.write(f"pwgf: t = {t:.4g} of {self._last:g}, {shown}\n")
-            sys.stderr.flush()
+        with self._perhaps_unheard():
+            if self._bar is not None:
+                self._bar.n = t - self._first
+                self._bar.set_postfix_str(f"t {t:.4g}, {shown}")
+            elif self._plain and time.monotonic() - self._said >= _INTERVAL:
+                self._said = time.monotonic()
+                sys.stderr.write(f"pwgf: t = {t:.4g} of {self._last:g}, {shown}\n")
+                sys.stderr.flush()
 
     def close(self) -> None:
         """Removes the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        with self._perhaps_unheard():
+            if self._bar is not None:
+                self._bar.close()

@@ -29,7 +29,7 @@ def provenance(device: str, processes: int = 1) -> dict[str, Any]:
         "processes": processes,
         "device": device,
         "git_commit": _git_commit(),
-        "argv": sys.argv,
+        "argv": [str(word).encode("utf-8", "backslashreplace").decode() for word in sys.argv],  # which may be no UTF-8
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ..errors import PathError, ResumeMismatchError, SchemaError, StorageError
 from ..schemes import Scheme
 from ..state import State
 from ._restart import restart_to_state
+from ._stored import check_config
 from .identity import differing, identity_of
 from .spec import RunSpec
 
@@ -65,10 +67,17 @@ def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
         StorageError: it has no state to go on from.
     """
     with storage.open_record(out) as record:
+        check_config(record)
         check_same(record.config, spec.to_config())
         restart = stored_state(record)
         spec = spec.continuing(record.config)
         state = restart_to_state(restart, scheme.dtype, spec.device)
+        last = scheme.layout()[-1]
+        if len(state.theta) != last.offset + math.prod(last.shape) or state.t < float(record.column("t")[-1]):
+            raise SchemaError(
+                f"continuing {out!r}: the stored state at t = {state.t:g} with {len(state.theta)} parameters does not "
+                "belong to the rows. They can be read with pwgf.load; begin anew at another out=…."
+            )
         now = identity_of(scheme)
         check_identity(record.arrays, {name: now[name] for name in now if "energy" not in name}, scheme.dtype)
         check_fingerprint(scheme, state, np.asarray(restart["fingerprint"]))
@@ -80,9 +89,15 @@ def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
             times=spec.times[spec.times > float(record.column("t")[-1])],
             finished=record.complete and not grown,
             grown=grown,
-            spent=(float(record.column("wall_time")[-1]), float(record.column("cpu_time")[-1])),
+            spent=(_last(record, "wall_time"), _last(record, "cpu_time")),
             begun_with=(record.provenance.get("threads"), record.provenance.get("processes", 1)),
         )
+
+
+def _last(record: storage.Record, name: str) -> float:
+    """The last value of a column of seconds; 0 where that is missing or none."""
+    value = float(record.column(name)[-1]) if name in record.names else 0.0
+    return value if value >= 0 and math.isfinite(value) else 0.0
 
 
 def check_identity(stored: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:

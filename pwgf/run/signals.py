@@ -12,7 +12,8 @@ class Signals:
     """Turns SIGINT and SIGTERM into a flag for the duration of a `with` block; a second one takes effect at once.
 
     `number` is the signal received, 0 before. Outside the main thread, where Python allows no handlers, it stays 0. A
-    signal that has not been handled takes effect when the block ends.
+    signal that has not been handled takes effect when the block ends. A handler that was not set from Python is left
+    alone, because it could not be put back.
     """
 
     def __init__(self) -> None:
@@ -22,7 +23,8 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._note)
+                if signal.getsignal(number) is not None:
+                    self._old[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

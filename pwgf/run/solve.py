@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from .. import storage
-from ..checks import check_ambient, plain_numbers
+from ..checks import check_ambient, memory_told, plain_numbers
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..parallel import world
 from ..schemes import Scheme, ask
 from ..schemes.base import stored_config, tensor_config
 from ..state import State
+from ._file import FileRows
 from ._one_writer import OneWriter
 from .identity import identity_of
 from .loop import Callback, Loop, Options
@@ -90,7 +91,8 @@ def solve(
     if resume and path is None:
         raise ConfigError("solve(resume=True) needs the file to resume: solve(…, out='results/run.h5', resume=True).")
     found = _has_rows_to_resume(spec, start, path, resume, overwrite)
-    with Signals() as signals:  # also the first row, the last and the packing end in order
+    cure = "fewer num_samples or num_eval, a smaller chunk_size or max_memory, a smaller map"
+    with memory_told("solve", cure), Signals() as signals:  # also the first row, the last and the packing end in order
         if path is None:
             return _in_memory(scheme, spec, start, options, signals)
         if found:
@@ -227,7 +229,8 @@ def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Sig
             if way.header is not None:
                 writer.update_header(way.header)
             Loop(scheme, writer, options, signals, way.span, way.spent).run(way.state, way.times)
-    return Trajectory(storage.open_record(out), scheme, out)
+    with storage.open_record(out) as record:
+        return Trajectory(FileRows(record), scheme, out)
 
 
 def _header(scheme: Scheme, spec: RunSpec, state: State) -> storage.Header:

@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import as_points, check_ambient, check_integer, density_at, plain_numbers
+from ..checks import DTYPES, as_points, check_ambient, check_integer, density_at, memory_told, plain_numbers
 from ..energies import Energy
-from ..errors import ConfigError, ShapeError, nearest
+from ..errors import ConfigError, SchemaError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Law, Reference
 from ..measures.law import NUM_FOR_MOMENTS, as_generator, finite_score, sample_cov, vanishing_at_infinity
 from ..schemes import Description, Replay
 from ..schemes.base import nearest_row
 from ..state import State
+from ._file import FileRows
 from ._restart import restart_to_state
+from ._stored import check_config, reader_of
 from .identity import differing, values_of
 from .memory import Source
 
@@ -53,6 +55,17 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.t)
+
+    def __reduce__(self) -> Any:
+        """One in a file pickles as its path, to be loaded where it is unpickled; a user's own map is given there."""
+        return super().__reduce__() if self.path is None else (load, (self.path,))
+
+    def __copy__(self) -> Trajectory:
+        return Trajectory(self._source, self._reader, self.path, self._missing)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trajectory:
+        """A copy; the rows, which nobody changes, are shared."""
+        return self.__copy__()
 
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.path else ""
@@ -90,7 +103,7 @@ class Trajectory:
             ConfigError: no such column.
         """
         if name in ("theta", "theta_dot"):
-            return np.stack([self._source.vector(name, k) for k in range(len(self))])
+            return np.concatenate([rows[name] for rows in self._source.iter_rows()])
         if name not in self._source.names:
             raise ConfigError(
                 f"run[{name!r}]: no such column.{nearest(name, self.names)} There are: {', '.join(self.names)}."
@@ -133,7 +146,9 @@ class Trajectory:
         """n samples of ρ_t, (n,d); equal seeds couple times and runs."""
         check_integer(n, "n", "run.sample")
         generator = as_generator(seed, "run.sample")
-        return self.push(t, self.reference.sample(n, generator).to(self.dtype))
+        reference = self.reference
+        with memory_told("run.sample", "a smaller n"):
+            return self.push(t, reference.sample(n, generator).to(self.dtype))
 
     def at(self, t: float) -> RunLaw:
         """The law ρ_t, as problems and references give theirs.
@@ -183,7 +198,7 @@ class Trajectory:
     @property
     def dtype(self) -> torch.dtype:
         """Of the parameters and of what is read from the run."""
-        return getattr(torch, self.config["scheme"]["dtype"])
+        return DTYPES[self.config["scheme"]["dtype"]]
 
     def _check_interpolation(self, t: float) -> None:
         """Warns once per gap when the interpolant between rows is off by more than the tolerance."""
@@ -314,16 +329,21 @@ def load(
         ConfigError, ShapeError: map, reference or energy is not one, or not that of this run.
     """
     path = storage.checked_path(path, "load(path)")
-    record = storage.open_record(path)
-    _check_given(record, map, reference, energy)
-    if len(record) == 0:
-        raise ConfigError(f"{path}: the run was stopped before its first row was stored; solve it with resume=True.")
-    missing, reader = "", None
-    try:
-        reader = schemes.replay(record.config, map=map, reference=reference)
-    except ConfigError as error:  # reported when the map is needed: the columns can be read without it
-        missing = f"{path}: {error}"
-    return Trajectory(record, reader, path, missing)
+    with storage.open_record(path) as record:
+        check_config(record)
+        _check_given(record, map, reference, energy)
+        if len(record) == 0:
+            raise ConfigError(
+                f"{path}: the run was stopped before its first row was stored; solve it with resume=True."
+            )
+        missing, reader = "", None
+        try:
+            reader = reader_of(record, map, reference)
+        except SchemaError:
+            raise
+        except ConfigError as error:  # reported when the map is needed: the columns can be read without it
+            missing = f"{path}: {error}"
+        return Trajectory(FileRows(record), reader, path, missing)
 
 
 def _check_given(
@@ -352,7 +372,7 @@ def _check_given(
             f"load(map=…): the run has {record.num_params} parameters; got a map with {map.num_params}. Give the one "
             "that it was solved with."
         )
-    dtype = getattr(torch, record.config["scheme"]["dtype"])
+    dtype = DTYPES.get(record.config["scheme"].get("dtype"), torch.float64)
     now = values_of(dtype, dim=record.dim, map=map, reference=reference, energy=energy)
     what = differing(record.arrays, now, dtype)
     if what:

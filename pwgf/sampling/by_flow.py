@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import storage
 from ..checks import check_dim, check_integer, check_number, plain_numbers
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..maps import PushForward, ResidualMLP
 from ..measures import Gaussian, PushedMeasure, Reference
 from ..measures.base import effective_share
+from ..run.resume import has_rows
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
 from ..schemes import PWGF
@@ -111,6 +113,7 @@ def sample(
     max_time: float = 64.0,
     polish: int = 0,
     out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     seed: int = 0,
     progress: bool | None = None,
@@ -139,7 +142,7 @@ def sample(
         max_time: t at which the flow ends in any case, with a warning.
         polish: steps of Metropolis-adjusted Langevin that move the samples afterwards, in y. They preserve π, but the
             density is then unknown: log_density, log_weights, ess and both values of log Z are NaN.
-        out, overwrite, progress: as in `solve`.
+        out, resume, overwrite, progress: as in `solve`.
         seed: of the flow and of the samples.
         settings: of `PWGF`, e.g. num_samples=2000.
 
@@ -170,7 +173,10 @@ def sample(
     watch = _Watch(scheme, target, reference, tolerance, seed)
     times = np.unique([0.0, *np.minimum(_FIRST_CHECK * 2.0 ** np.arange(40), max_time)])
     watch.times = set(times.tolist())
-    run = solve(scheme, times, out=out, overwrite=overwrite, seed=seed, callbacks=[watch], progress=progress)
+    if resume and out is not None:
+        watch.look_at_rows(out)
+    to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite}
+    run = solve(scheme, times, **to, seed=seed, callbacks=[watch], progress=progress)
     if not watch.converged:
         watch.warn(float(run.t[-1]))
     z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
@@ -201,19 +207,29 @@ class _Watch:
         self.converged = False
         self.looks: list[tuple[float, float, float]] = []  # t, F, rms |y|
 
+    def look_at_rows(self, out: str | os.PathLike[str]) -> None:
+        """The looks of a run that is to be resumed, at its rows."""
+        if not has_rows(storage.checked_path(out, "sample(out=…)")):
+            return
+        with storage.open_record(out) as record:
+            for k, t in enumerate(record.column("t") if record.num_params == self.scheme.map.num_params else []):
+                if k > 0:
+                    self._look(float(t), torch.from_numpy(record.vector("theta", k)))
+
     def __call__(self, state: State, info: Info) -> bool:
-        if state.t not in self.times:
-            return False
-        y, log_rho = _pushed(self.scheme.map, self.reference, state.theta, self.z)
+        return state.t in self.times and self._look(state.t, state.theta)
+
+    def _look(self, t: float, theta: Tensor) -> bool:
+        y, log_rho = _pushed(self.scheme.map, self.reference, theta, self.z)
         log_w = self.target(y) - log_rho
         if not bool(torch.isfinite(log_w).all()):
             raise NonFiniteError(
                 f"sample: log p − log ρ is not finite at {int((~torch.isfinite(log_w)).sum())} of {len(y)} samples at "
-                f"t = {state.t:g}. Causes: (a) log p is infinite or NaN there: make it finite; (b) the map folds: "
+                f"t = {t:g}. Causes: (a) log p is infinite or NaN there: make it finite; (b) the map folds: "
                 "maps.ConvexRidge(dim) cannot."
             )
         self.kl = float(torch.logsumexp(log_w, 0) - math.log(len(log_w)) - log_w.mean())
-        self.looks.append((state.t, -float(log_w.mean()), float(y.square().sum(1).mean().sqrt())))
+        self.looks.append((t, -float(log_w.mean()), float(y.square().sum(1).mean().sqrt())))
         self._check_bound()
         self.converged = self.kl < self.tolerance
         return self.converged or self._rests()

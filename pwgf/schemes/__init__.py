@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from .. import measures
+from ..checks import DTYPES
 from ..errors import ConfigError, nearest
 from ..maps.base import PushForward
 from ..maps.convex import ConvexGradient
@@ -84,7 +83,7 @@ def replay(config: Mapping[str, Any], *, map: PushForward | None = None, referen
             "pwgf.schemes.MapReplay, ParticleReplay or JKOReplay."
         )
     reference = reference if reference is not None else measures.from_config(scheme["reference"])
-    dtype = getattr(torch, scheme["dtype"])
+    dtype = DTYPES[scheme["dtype"]]
     if told.rows == "particles":
         return ParticleReplay(reference, dtype)
     family = map if map is not None else stored_map(scheme["map"])

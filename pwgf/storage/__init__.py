@@ -9,7 +9,7 @@ from pwgf.storage.doctor import Health, examine, salvage
 from pwgf.storage.guard import checked_path
 from pwgf.storage.packing import pack
 from pwgf.storage.reader import Record, open_record
-from pwgf.storage.schema import Header
+from pwgf.storage.schema import Header, load_json
 from pwgf.storage.table import read_table, write_table
 from pwgf.storage.writer import Writer
 
@@ -20,6 +20,7 @@ __all__ = [
     "Writer",
     "checked_path",
     "examine",
+    "load_json",
     "open_record",
     "pack",
     "read_table",

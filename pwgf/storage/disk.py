@@ -1,6 +1,6 @@
 """Disk: every change of a file goes through this one small layer, so that a test can fail or kill at the k-th call.
 
-A file is published as a whole: written beside its place as `NAME.tmp`, fsynced, renamed, and the folder fsynced. A
+A file is published as a whole: written beside its place under a fresh name, fsynced, renamed, and the folder fsynced. A
 reader sees the old file or the new one, and neither a kill nor a power cut leaves half of one (POSIX).
 """
 
@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
+import logging
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
 from pwgf.errors import StorageError
+
+TEMPORARY = re.compile(r"(.+)\.[0-9a-f]{16}\.tmp")
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # what file systems answer that have no fsync of folders
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+_log = logging.getLogger("pwgf")
 
 
 class Disk:
     """The primitive changes of files; each is one call that may fail, and does no more than its name says."""
 
     def create(self, path: str) -> int:
-        """Opens `path` for writing, emptied, and returns its file descriptor."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        """Makes the new file `path` and returns its file descriptor; FileExistsError where anything is there."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         """Writes all of `data` at `offset`."""
@@ -43,10 +52,14 @@ class Disk:
         os.replace(source, target)
 
     def fsync_dir(self, folder: str) -> None:
-        """Returns when the folder's entries have reached the disk."""
+        """Returns when the folder's entries have reached the disk, on file systems that can say so."""
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            say_once(f"{folder!r} is on a file system without fsync of folders: a power cut may lose the newest rows")
         finally:
             os.close(fd)
 
@@ -55,15 +68,19 @@ class Disk:
         os.remove(path)
 
     def make_dir(self, path: str) -> None:
-        """Makes a folder unless it exists."""
-        os.makedirs(path, exist_ok=True)
+        """Makes a folder, unless it exists, in one that exists."""
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
 
     def remove_dir(self, path: str) -> None:
         """Removes an empty folder."""
         os.rmdir(path)
 
     def publish(self, path: str, data: bytes) -> None:
-        """Puts `data` at `path` as a whole, through `path`.tmp.
+        """Puts `data` at `path` as a whole, through a temporary file beside it.
 
         Args:
             path: the target.
@@ -72,8 +89,7 @@ class Disk:
         Raises:
             StorageError: writing failed; a file that was at `path` is still there.
         """
-        temporary = path + ".tmp"
-        with self.telling(path, temporary, len(data)):
+        with self.temporary(path, path, len(data)) as temporary:
             fd = self.create(temporary)
             try:
                 self.write(fd, data, 0)
@@ -84,16 +100,29 @@ class Disk:
             self.fsync_dir(os.path.dirname(path))
 
     @contextlib.contextmanager
+    def temporary(self, path: str, stem: str, needed: int) -> Iterator[str]:
+        """A fresh name for what is to become `path`, beginning with `stem`; the file goes when the block fails.
+
+        Nobody else has the name, so that two writers to one path end with the file of one of them.
+        """
+        name = f"{stem}.{secrets.token_hex(8)}.tmp"
+        try:
+            with self.telling(path, name, needed):
+                yield name
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.remove(name)
+            raise
+
+    @contextlib.contextmanager
     def telling(self, path: str, temporary: str, needed: int) -> Iterator[None]:
-        """Turns an OSError of the block into a StorageError with path and bytes missing, and drops `temporary`."""
+        """Turns an OSError of the block into a StorageError with path and bytes missing."""
         try:
             yield
+        except StorageError:
+            raise
         except OSError as error:
             written = os.path.getsize(temporary) if os.path.exists(temporary) else 0
-            with contextlib.suppress(OSError):
-                self.remove(temporary)
-            if isinstance(error, StorageError):
-                raise
             raise StorageError(refusal(error, path, needed, written)) from error
 
     def require(self, path: str, needed: int) -> None:
@@ -104,8 +133,24 @@ class Disk:
             raise StorageError(refusal(OSError(errno.ENOSPC, "No space left on device"), path, needed, free))
 
 
+@functools.cache
+def say_once(message: str) -> None:
+    """Warns of what is missing on this system, once a process."""
+    _log.warning(message)
+
+
+def too_many_files(call: str) -> str:
+    """The message for a process that has reached its limit of open files."""
+    return (
+        f"{call} failed: this process has too many files open. Close what you no longer need, or raise the limit "
+        "(ulimit -n 4096 in the shell that starts it), then try again."
+    )
+
+
 def refusal(error: OSError, path: str, needed: int, written: int) -> str:
     """The message for a failed write of `needed` bytes, of which `written` were written."""
+    if error.errno in TOO_MANY_FILES:
+        return too_many_files(f"writing {path!r}")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         missing = max(needed - written, 0) or needed
         return (
@@ -142,6 +187,19 @@ class Stored(io.RawIOBase):
     def tell(self) -> int:
         """The position."""
         return self._position
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def readall(self) -> bytes:
+        """All bytes from the present position on, in one piece of memory."""
+        data = bytearray(max(0, os.fstat(self._fd).st_size - self._position))
+        view, done = memoryview(data), 0
+        while done < len(data) and (count := self.readinto(view[done:])):
+            done += count
+        view.release()
+        return bytes(data[:done]) if done < len(data) else bytes(data)
 
     def readable(self) -> bool:
         """Yes."""

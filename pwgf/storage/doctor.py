@@ -6,8 +6,6 @@ import dataclasses
 import os
 from dataclasses import dataclass
 
-import numpy as np
-
 import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, SchemaError
 from pwgf.storage.disk import Disk
@@ -18,7 +16,7 @@ from pwgf.storage.packing import write_packed
 from pwgf.storage.pieces import Piece
 from pwgf.storage.reader import Record
 from pwgf.storage.schema import VECTORS
-from pwgf.storage.snapshot import RETRIES, Snapshot, Span, of_packed, packed_counts, status_of
+from pwgf.storage.snapshot import RETRIES, Snapshot, Span, check_header, of_packed, packed_counts, status_of
 from pwgf.storage.writer import refuse_existing
 
 
@@ -106,7 +104,7 @@ def salvage(path: str | os.PathLike, out: str | os.PathLike) -> Health:
 
     Args:
         path: of the run.
-        out: file to make; missing folders are made.
+        out: file to make; its folder is made where that is missing.
 
     Returns:
         What was found at `path`; its `rows` were copied.
@@ -163,6 +161,7 @@ def _examine_parts(path: str, manifest: Manifest, packed: Piece | None, problems
     status = status_of(path, manifest)
     if header is None:
         return Health(path, "unreadable", manifest.rows, tuple(problems), None)
+    check_header(header, manifest)
     spans, names, last = list[Span](), None, None  # last: the piece with the state after the last good row
     rows = 0
     if manifest.base_rows:
@@ -175,7 +174,9 @@ def _examine_parts(path: str, manifest: Manifest, packed: Piece | None, problems
     broken = rows < manifest.base_rows
     for part in manifest.segments:
         piece = _part(folder, part, "rows", manifest.run_id, problems)  # also behind the first damage, to report it
-        broken = broken or piece is None
+        wrong = [] if piece is None else piece.possible_rows()[1]
+        problems += wrong
+        broken = broken or piece is None or bool(wrong)
         if piece is not None and not broken:
             spans.append(Span(rows, rows + part.rows, part))
             rows, last = rows + part.rows, piece
@@ -196,8 +197,11 @@ def _health(
     if good is not None and now is not None and names is not None and names != good.names:
         good = Record(path, dataclasses.replace(now, restart=None))  # a longer run needs all its columns
         good.names = names
-    if good is not None and np.any(np.diff(good.column("t")) <= 0):
-        problems.append(f"{path!r}: the times of the rows do not increase")
+    try:
+        if good is not None:
+            good.column("t")
+    except SchemaError as error:
+        problems.append(str(error))
         good = None
     return Health(path, status, stored, tuple(problems), good)
 
@@ -233,6 +237,10 @@ def _good_rows(packed: Piece, problems: list[str]) -> tuple[int, tuple[str, ...]
         if name in found:
             first = next((k for k in range(rows) if not _readable(packed, name, k)), 0)  # 0: it is unknown where
             rows = min(rows, first)
+    if "theta" not in found:
+        possible, wrong = packed.possible_rows()
+        rows = min(rows, possible)
+        problems += wrong
     return rows, names
 
 

@@ -1,8 +1,8 @@
 """Guard: what a file may contain, checked before any of its data is read.
 
 An HDF5 file from an unknown source can point at any file of the user (external links, external storage, virtual
-datasets), load a plugin (filters), or claim terabytes in a kilobyte. All of that is refused here, by a walk that opens
-objects but reads no data.
+datasets), load a plugin (filters), or claim terabytes in a kilobyte, as a file with holes or as deflated zeros do. All
+of that is refused here, by a walk that opens objects but reads no data.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ import numpy as np
 
 from pwgf._version import __version__
 from pwgf.errors import PathError, PWGFError, SchemaError, StorageError
-from pwgf.storage.disk import Stored
-from pwgf.storage.schema import DTYPES, SCHEMA, VECTORS
+from pwgf.storage.disk import TOO_MANY_FILES, Stored, too_many_files
+from pwgf.storage.schema import DTYPES, MAX_TEXT_BYTES, SCHEMA, VECTORS
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 10_000
 MAX_DEPTH = 16
 MAX_BYTES = 1 << 36  # 64 GiB a dataset, as it would be in memory
 MAX_CHUNK_BYTES = 16 << 20
-MAX_TEXT_BYTES = 64 << 20
 MAX_DEFLATE_RATIO = 1100  # deflate cannot do better than 1032:1
 BOMB_BYTES = 64 << 20  # above this size numbers of a real run deflate at most 20:1; more is a decompression bomb
 BOMB_RATIO = 20
@@ -46,7 +45,9 @@ def trusting(path: str) -> Iterator[None]:
     except PWGFError:
         raise
     except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.EACCES):
+        if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
+            raise StorageError(too_many_files(f"reading {path!r}")) from error
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
             raise StorageError(f"reading {path!r} failed: {error}. Check the disk and the permissions.") from error
         raise refused(path, f"it is damaged ({type(error).__name__}: {error})") from error
 
@@ -62,6 +63,8 @@ def refused(path: str, what: str) -> SchemaError:
 def checked_path(path: object, call: str) -> str:
     """A path given by the user as absolute text, so that a later chdir means the same file.
 
+    A leading "~" is the home folder, and a link is followed to what it stands for, also where that is yet to be made.
+
     Args:
         path: text, bytes or `os.PathLike`.
         call: for the message, e.g. "load(path)".
@@ -74,7 +77,8 @@ def checked_path(path: object, call: str) -> str:
     text = os.fsdecode(path)
     if not text or "\0" in text:
         raise PathError(f"{call} needs a path without NUL characters; got {text!r}. Give e.g. 'results/run.h5'.")
-    return os.path.abspath(text)
+    text = os.path.abspath(os.path.expanduser(text))
+    return os.path.realpath(text) if os.path.islink(text) else text
 
 
 def open_stored(path: str) -> Stored:
@@ -88,13 +92,33 @@ def open_stored(path: str) -> Stored:
         if not stat.S_ISREG(mode):
             what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
             raise PathError(f"opening {path!r}: expected a file, got {what}. Give the file's own path.")
-        return Stored(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        file = Stored(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))  # a pipe may have come since
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(error)) from error
     except PathError:
         raise
     except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise StorageError(too_many_files(f"opening {path!r}")) from error
         raise StorageError(f"opening {path!r} failed: {error}. Check the permissions.") from error
+    if is_hollow(file.fileno()):
+        file.close()
+        raise refused(path, f"it is a file of holes, with less than a {BOMB_RATIO}th of its bytes on the disk")
+    return file
+
+
+def is_hollow(fd: int) -> bool:
+    """Is a large file almost all holes? These are a decompression bomb, too."""
+    size = os.fstat(fd).st_size
+    at, there = 0, 0
+    while size > BOMB_BYTES and there * BOMB_RATIO < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as error:  # ENXIO: no data behind `at`; else the file system knows of no holes
+            return error.errno == errno.ENXIO
+        there += at - start
+    return False
 
 
 def open_guarded(
@@ -193,7 +217,7 @@ def walk(file: h5py.File, path: str) -> Iterator[tuple[str, h5py.Dataset]]:
 
 def check_datasets(datasets: dict[str, h5py.Dataset], path: str, file_size: int) -> None:
     """Storage, dtype, filters and sizes of every dataset."""
-    stored = 0
+    stored, deflated, texts = 0, 0, 0
     for name, dataset in datasets.items():
         layout = check_storage(name, dataset, path)
         is_text = check_dtype(name, dataset, path)
@@ -206,6 +230,12 @@ def check_datasets(datasets: dict[str, h5py.Dataset], path: str, file_size: int)
         ratio = MAX_DEFLATE_RATIO if nominal <= BOMB_BYTES else BOMB_RATIO
         if nominal > size * (ratio if layout == "deflated" else 1):
             raise refused(path, f"{name!r} claims {nominal} bytes, of which the file holds {size}")
+        texts += nominal if is_text else 0
+        deflated += nominal if layout == "deflated" else 0
+    if texts > MAX_TEXT_BYTES:
+        raise refused(path, f"its texts claim {texts} bytes, more than the limit of {MAX_TEXT_BYTES}")
+    if deflated > max(BOMB_BYTES, BOMB_RATIO * stored):
+        raise refused(path, f"its datasets claim {deflated} bytes, of which the file holds {stored}")
     if stored > file_size:
         raise refused(path, f"its datasets claim {stored} bytes of a file of {file_size}")
 

@@ -8,18 +8,21 @@ import fcntl
 import json
 import os
 import socket
+import stat
 
 from pwgf.errors import PathError, StorageError
-from pwgf.storage.disk import Disk, refusal
+from pwgf.storage.disk import UNSUPPORTED, Disk, refusal, say_once
+from pwgf.storage.guard import open_stored
 from pwgf.storage.manifest import parts_of
 
 NAME = "run.lock"
+NO_FLOCK = (*UNSUPPORTED, errno.ENOLCK, errno.EOPNOTSUPP, 524)  # 524: the kernel's ENOTSUPP, of Cray DVS and autofs
 
 
 class RunLock:
     """The lock of one run, held from `acquire` to `release` or to the end of the process.
 
-    The kernel releases the lock of a dead process, so it can be taken over.
+    The kernel releases the lock of a dead process, so it can be taken over. A child made by a fork has no part in it.
 
     Args:
         path: the lock file.
@@ -29,6 +32,7 @@ class RunLock:
     def __init__(self, path: str, fd: int) -> None:
         self._path = path
         self._fd = fd
+        self._pid = os.getpid()
 
     @classmethod
     def acquire(cls, path: str, disk: Disk) -> RunLock:
@@ -43,12 +47,22 @@ class RunLock:
 
         Raises:
             StorageError: another writer holds it; the message names its pid.
+            PathError: something else than a file of ours is there.
         """
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
+                fd = os.open(path, flags, 0o666)
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                    raise
+                raise PathError(_odd(path)) from error
+            try:
+                about = os.fstat(fd)
+                if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+                    raise PathError(_odd(path))
                 cls._flock(fd, path)
-                if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
+                if _is_at(fd, path):
                     disk.truncate(fd, 0)
                     disk.write(fd, json.dumps(_myself()).encode(), 0)
                     return cls(path, fd)
@@ -62,29 +76,50 @@ class RunLock:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
             held = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            if not held and error.errno not in NO_FLOCK:
+                raise
             if held or holder_alive(path):  # on a file system without flock only the pid is left
                 raise StorageError(_refusal(path, held)) from None
+            say_once(f"{os.path.dirname(path)!r} is on a file system without flock: let no two hosts write one run")
 
     @property
     def released(self) -> bool:
         """Whether it has been released."""
         return self._fd < 0
 
+    @property
+    def is_mine(self) -> bool:
+        """Was it taken by this process, and not by the one that forked it?"""
+        return self._pid == os.getpid()
+
+    def require(self) -> None:
+        """StorageError unless this process still holds the lock that others see."""
+        run = _run_of(self._path)
+        if not self.is_mine:
+            raise StorageError(
+                f"{run!r} is being written by process {self._pid}; process {os.getpid()}, a fork of it, cannot write "
+                "there too. Write from the process that began, or elsewhere."
+            )
+        if not _is_at(self._fd, self._path):
+            raise StorageError(
+                f"writing {run!r}: its lock {self._path!r} was removed or replaced while it was written, so another "
+                "process may write there. Nothing more is written; see what is there with pwgf doctor."
+            )
+
     def release(self) -> None:
-        """Releases the lock; a second call does nothing."""
+        """Releases the lock; a second call does nothing, and in a fork the parent keeps it."""
         if self._fd >= 0:
             fd = self._fd
             self._fd = -1
-            with contextlib.suppress(OSError):
-                os.remove(self._path)  # while still held, so that it is certainly ours
+            if self.is_mine and _is_at(fd, self._path):
+                with contextlib.suppress(OSError):
+                    os.remove(self._path)  # while still held, so that it is certainly ours
             os.close(fd)
 
 
 def lock_run(path: str, disk: Disk) -> RunLock:
-    """Makes the folder of a run's parts and takes its lock there.
+    """Makes the folder of a run's parts, and the one it lies in, and takes its lock there.
 
     Args:
         path: of the run.
@@ -98,7 +133,14 @@ def lock_run(path: str, disk: Disk) -> RunLock:
         StorageError: another writer holds it, or the disk is full.
     """
     try:
+        if os.path.islink(parts_of(path)):
+            raise PathError(
+                f"writing {path!r}: expected a folder of its own at {parts_of(path)!r}, got a link. Remove the link, "
+                "or give another path."
+            )
         for _ in range(100):
+            if not os.path.isdir(os.path.dirname(path)):
+                make_folder(disk, os.path.dirname(path))
             make_folder(disk, parts_of(path))
             with contextlib.suppress(FileNotFoundError):  # a writer that ended just now removed the folder
                 return RunLock.acquire(os.path.join(parts_of(path), NAME), disk)
@@ -115,10 +157,8 @@ def lock_run(path: str, disk: Disk) -> RunLock:
 
 
 def make_folder(disk: Disk, path: str) -> None:
-    """Makes a folder and the missing ones above it, and syncs their entries, so that a power cut does not lose them."""
+    """Makes a folder in one that exists, and syncs its entry, so that a power cut does not lose what is in it."""
     above = os.path.dirname(path)
-    if not os.path.isdir(above):
-        make_folder(disk, above)
     disk.make_dir(path)
     disk.fsync_dir(above)
 
@@ -141,8 +181,27 @@ def holder_alive(path: str) -> bool:
     return started != "dead" and (started is None or who.get("started") in (None, started))
 
 
+def _is_at(fd: int, path: str) -> bool:
+    """Is the open file the one at `path`?"""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except OSError:
+        return False
+
+
+def _run_of(path: str) -> str:
+    return path.removesuffix("/" + NAME).removesuffix(".parts")
+
+
+def _odd(path: str) -> str:
+    return (
+        f"writing {_run_of(path)!r}: expected a lock file at {path!r}, got a link, a folder or a device, or a file "
+        "with a second name. Remove it, or give another path."
+    )
+
+
 def _refusal(path: str, held: bool) -> str:
-    run, who = path.removesuffix("/run.lock").removesuffix(".parts"), _holder(path)
+    run, who = _run_of(path), _holder(path)
     name = f"process {who.get('pid', 'unknown')} on {who.get('host', 'an unknown host')}"
     if held and not holder_alive(path):
         name += " (gone, but a process that it started, or one in another container, still holds the lock)"
@@ -155,7 +214,7 @@ def _myself() -> dict[str, object]:
 
 def _holder(path: str) -> dict:
     try:
-        with open(path, "rb") as file:
+        with open_stored(path) as file:
             who = json.loads(file.read(4096))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from pwgf._version import __version__
 from pwgf.errors import SchemaError
 from pwgf.storage.guard import open_stored, refused
-from pwgf.storage.schema import SCHEMA
+from pwgf.storage.schema import SCHEMA, load_json
 
 NAME = "manifest.json"
 PART = re.compile(r"(header|restart)-\d{6,12}\.h5|seg-\d{6,12}-\d{6,12}\.h5")
 STATUSES = ("running", "failed", "interrupted", "complete")
-MAX_BYTES = 64 << 20
+ENDED = ("killed", "salvaged")  # which no manifest says of itself
+MAX_BYTES = 16 << 20
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Manifest:
 def decode(data: bytes, path: str) -> Manifest:
     """The manifest in `data`; SchemaError where it is damaged, foreign or of a newer major schema."""
     try:
-        body = json.loads(data)
+        body = load_json(data)
         digest = body.pop("sha256")
         schema, version = str(body.pop("schema")), body.pop("pwgf_version")
         if int(schema.split(".")[0]) > int(SCHEMA.split(".")[0]):
@@ -96,10 +98,8 @@ def decode(data: bytes, path: str) -> Manifest:
         values["segments"] = tuple(_part(segment) for segment in values["segments"])
         values["restart"] = None if values["restart"] is None else _part(values["restart"])
         manifest = Manifest(**values)
-        numbers = (manifest.serial, manifest.dim, manifest.num_params, manifest.base_rows)
-        if manifest.status not in STATUSES or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise ValueError("impossible values")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        _check(manifest)
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         if isinstance(error, SchemaError):
             raise
         raise refused(path, f"it is not a manifest ({type(error).__name__}: {error})") from error
@@ -107,10 +107,40 @@ def decode(data: bytes, path: str) -> Manifest:
 
 
 def _part(values: dict) -> Part:
-    part = Part(str(values["file"]), str(values["sha256"]), int(values["rows"]))
-    if not PART.fullmatch(part.file) or part.rows < 0:  # a manifest may name no file outside its own folder
+    part = Part(values["file"], values["sha256"], values["rows"])
+    if not PART.fullmatch(part.file):  # a manifest may name no file outside its own folder
         raise ValueError(f"{part.file!r} is not the name of a part")
+    if not SHA256.fullmatch(part.sha256) or not is_count(part.rows):
+        raise ValueError(f"impossible values of {part.file!r}")
     return part
+
+
+def _check(manifest: Manifest) -> None:
+    """ValueError or TypeError unless every value has its type and range, and no part is named twice."""
+    if manifest.status not in STATUSES:
+        raise ValueError(f"status {str(manifest.status)[:40]!r}")
+    for name, least in {"serial": 0, "dim": 1, "num_params": 1, "base_rows": 0}.items():
+        if not is_count(getattr(manifest, name), least):
+            raise ValueError(f"{name} is {str(getattr(manifest, name))[:40]!r}")
+    for name, limit in {"run_id": 64, "created": 64, "config_sha256": 64, "base_sha256": 64}.items():
+        text = getattr(manifest, name)
+        if not isinstance(text, str) or len(text) > limit:
+            raise ValueError(f"{name} is no text of up to {limit} characters")
+    kinds = [("header", manifest.header), *(("seg", segment) for segment in manifest.segments)]
+    if not all(part.file.startswith(kind) and (part.rows > 0) == (kind == "seg") for kind, part in kinds):
+        raise ValueError("a part stands where another kind of part belongs")
+    for k, segment in enumerate(manifest.segments):
+        if int(segment.file.split("-")[1]) != k:
+            raise ValueError(f"segment {segment.file!r} stands at place {k}: one is missing, or named twice")
+    state = manifest.restart
+    if state is None or state in manifest.segments[-1:] or (state.file.startswith("restart") and not state.rows):
+        return
+    raise ValueError(f"{state.file!r} is not the state after the last row")
+
+
+def is_count(value: object, least: int = 0) -> bool:
+    """Is it an integer from `least` up to what HDF5 and float64 can count?"""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**53
 
 
 def _digest(body: dict) -> str:
@@ -127,7 +157,9 @@ def read(path: str) -> tuple[Manifest, bytes] | None:
     name = os.path.join(parts_of(path), NAME)
     try:
         with open_stored(name) as file:
-            data = file.read(MAX_BYTES)
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise refused(name, f"it has more than {MAX_BYTES} bytes")
+            data = file.readall()
     except FileNotFoundError:
         return None
     return decode(data, name), data

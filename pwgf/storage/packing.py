@@ -9,7 +9,7 @@ import numpy as np
 
 import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, SchemaError
-from pwgf.storage.disk import Disk, Stream
+from pwgf.storage.disk import TEMPORARY, Disk, Stream
 from pwgf.storage.guard import DAMAGE, checked_path, walk
 from pwgf.storage.lock import lock_run
 from pwgf.storage.manifest import parts_of
@@ -27,6 +27,8 @@ from pwgf.storage.schema import (
     put_header,
     put_restart,
 )
+
+PACKED = "packed.h5"  # in the folder of the parts, until it is whole
 
 
 def pack(path: str | os.PathLike) -> str:
@@ -76,13 +78,13 @@ def pack_record(record: Record, status: str, disk: Disk) -> None:
         SchemaError: a part is damaged, or what was written does not read back.
     """
     if record.manifest is None:  # but the last attempt may have failed at the folder's fsync
-        with disk.telling(record.path, record.path + ".tmp", 0):
+        with disk.telling(record.path, record.path, 0):
             disk.fsync_dir(os.path.dirname(record.path))
         return
-    write_packed(record, record.path, status, disk)
+    write_packed(record, record.path, status, disk, os.path.join(parts_of(record.path), PACKED))
 
 
-def write_packed(record: Record, path: str, status: str, disk: Disk) -> None:
+def write_packed(record: Record, path: str, status: str, disk: Disk, stem: str | None = None) -> None:
     """Writes all that a record holds to `path` as one file, published whole after it was read back.
 
     Args:
@@ -90,13 +92,14 @@ def write_packed(record: Record, path: str, status: str, disk: Disk) -> None:
         path: where to; what is there is replaced.
         status: to be stored.
         disk: layer of writes.
+        stem: of the temporary file's path; None means `path`.
 
     Raises:
         StorageError: no room; what was at the path is still there.
         SchemaError: what is read is damaged, or what was written does not read back.
     """
-    temporary, needed = path + ".tmp", len(record) * 8 * (len(record.names) + 2 * record.num_params)
-    with disk.telling(path, temporary, needed):
+    needed = len(record) * 8 * (len(record.names) + 2 * record.num_params)
+    with disk.temporary(path, stem or path, needed) as temporary:
         disk.require(path, needed)
         stream = Stream(disk, temporary)
         try:
@@ -123,6 +126,7 @@ def _write(stream: Stream, record: Record, status: str) -> None:
     }
     stamps |= {"serial": record.serial, "status": status, "complete": int(status == "complete")}
     names = record.names
+    record.column("t")  # refused here unless it increases, also from one part to the next
     try:
         with new_file(stream, "trajectory", stamps) as file:
             put_header(file, record.header)
@@ -150,6 +154,13 @@ def _write(stream: Stream, record: Record, status: str) -> None:
     stream.check()
 
 
+def _is_ours(name: str) -> bool:
+    """Is it the name of a part, of the manifest, or of a temporary file of these or of the packed file?"""
+    temporary = TEMPORARY.fullmatch(name)
+    stem = temporary[1] if temporary else name
+    return bool(manifests.PART.fullmatch(stem)) or stem == manifests.NAME or (stem == PACKED and temporary is not None)
+
+
 def remove_parts(path: str, disk: Disk, keep: frozenset[str] = frozenset()) -> None:
     """Removes the parts of a run, the manifest first: parts without one are ignored.
 
@@ -162,8 +173,7 @@ def remove_parts(path: str, disk: Disk, keep: frozenset[str] = frozenset()) -> N
     """
     folder = parts_of(path)
     for name in sorted(os.listdir(folder), key=lambda name: (name != manifests.NAME, name)):
-        stem = name.removesuffix(".tmp")
-        if (manifests.PART.fullmatch(stem) or stem == manifests.NAME) and name not in keep:
+        if _is_ours(name) and name not in keep:
             try:
                 disk.remove(os.path.join(folder, name))
             except OSError:

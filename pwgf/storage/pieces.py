@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import h5py
@@ -14,8 +14,10 @@ import numpy as np
 
 from pwgf.errors import SchemaError
 from pwgf.storage.guard import columns, open_guarded, open_stored, read_attr, refused, trusting
-from pwgf.storage.manifest import Part
-from pwgf.storage.schema import VECTORS, Header, content_digest, dataset_digest, get
+from pwgf.storage.manifest import Part, is_count
+from pwgf.storage.schema import VECTORS, Header, content_digest, dataset_digest, get, load_json
+
+BATCH_BYTES = 8 << 20
 
 
 class Piece:
@@ -60,7 +62,7 @@ class Piece:
         """Reads a part whole and checks its bytes; FileNotFoundError or SchemaError."""
         path = os.path.join(folder, part.file)
         with open_stored(path) as stream:
-            data = stream.read()
+            data = stream.readall()
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise refused(path, "it is damaged: its bytes do not match the sha256 in the manifest")
         piece = cls(path, *open_guarded(io.BytesIO(data), path, kind, run_id))
@@ -77,6 +79,11 @@ class Piece:
     def is_packed(self) -> bool:
         """Whether this is a packed file, whose datasets have their own hashes, and not a part."""
         return self._digests is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all datasets."""
+        return tuple(self._datasets)
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -118,15 +125,14 @@ class Piece:
     def header(self) -> Header:
         """Config, layout, provenance and arrays."""
         with trusting(self.path):
-            config, layout = json.loads(self.value("config")), json.loads(self.value("layout"))
-            provenance = {name: json.loads(value) for name, value in self.values("provenance").items()}
-        if not isinstance(config, dict) or not isinstance(layout, list):
-            raise refused(self.path, "its config or layout has the wrong form")
-        arrays = {name: np.asarray(value) for name, value in self.values("arrays").items()}
+            config, layout = load_json(self.value("config")), load_json(self.value("layout"))
+            provenance = {name: load_json(value) for name, value in self.values("provenance").items()}
         dim, num_params = self.number("dim"), self.number("num_params")
         if dim < 1 or num_params < 1:
             raise refused(self.path, f"it says dim={dim}, num_params={num_params}")
-        return Header(config, layout, provenance, dim, num_params, arrays)
+        if not isinstance(config, dict) or not _tiles(layout, num_params):
+            raise refused(self.path, "its config or layout has the wrong form")
+        return Header(config, layout, provenance, dim, num_params, _Arrays(self))
 
     def vectors(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start … stop−1 of θ or θ̇, (stop − start, p); their chunks are checked by fletcher32."""
@@ -135,7 +141,26 @@ class Piece:
 
     def problems(self) -> list[str]:
         """The problems found by reading every byte; [] if there are none."""
-        return list(self.problems_by_name().values())
+        found = list(self.problems_by_name().values())
+        return found or self.possible_rows()[1]
+
+    def possible_rows(self) -> tuple[int, list[str]]:
+        """Rows before the first that no run writes, though all hashes fit, and what is wrong with that one.
+
+        Times increase, and the parameters are finite.
+        """
+        t = self.value("t")
+        wrong = ~np.isfinite(t) | ~(np.diff(t, prepend=-np.inf) > 0)
+        rows = int(np.argmax(wrong)) if wrong.any() else len(t)
+        step = max(1, BATCH_BYTES // (8 * self._datasets["theta"].shape[1]))
+        for start in range(0, rows, step):
+            finite = np.isfinite(self.vectors("theta", start, min(start + step, rows))).all(axis=1)
+            if not finite.all():
+                rows = start + int(np.argmin(finite))
+                return rows, [f"{self.path!r}: the parameters of its row {rows} are not finite"]
+        return rows, [] if rows == len(t) else [
+            f"{self.path!r}: the time of its row {rows} is not after the last one's"
+        ]
 
     def problems_by_name(self) -> dict[str, str]:
         """The damaged datasets, each with its problem; reads every byte."""
@@ -153,3 +178,42 @@ class Piece:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+class _Arrays(Mapping[str, np.ndarray]):
+    """The arrays of a header, each read when it is asked for."""
+
+    def __init__(self, piece: Piece) -> None:
+        self._piece = piece
+        self._names = tuple(name.removeprefix("arrays/") for name in piece.names if name.startswith("arrays/"))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        return np.asarray(self._piece.value(f"arrays/{name}"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def increases(t: np.ndarray) -> bool:
+    """Are the times (T,) finite and strictly increasing?"""
+    return bool(np.isfinite(t).all() and (np.diff(t) > 0).all())
+
+
+def _tiles(layout: object, num_params: int) -> bool:
+    """Is it a list of blocks that cover the parameters one after another? An empty one says nothing."""
+    if not isinstance(layout, list):
+        return False
+    end = 0
+    for block in layout:
+        if not isinstance(block, dict) or not isinstance(block.get("name"), str) or block.get("offset") != end:
+            return False
+        shape = block.get("shape")
+        if not isinstance(shape, list) or not all(is_count(n) for n in shape):
+            return False
+        end += math.prod(shape)
+    return not layout or end == num_params

@@ -13,10 +13,8 @@ import pwgf.storage.snapshot as snapshot
 from pwgf.errors import ConfigError, PWGFError, StorageError, nearest
 from pwgf.storage.guard import checked_path, refused
 from pwgf.storage.manifest import parts_of
-from pwgf.storage.pieces import Piece
+from pwgf.storage.pieces import BATCH_BYTES, Piece, increases
 from pwgf.storage.schema import VECTORS
-
-BATCH_BYTES = 8 << 20
 
 
 def open_record(path: str | os.PathLike) -> Record:
@@ -77,8 +75,7 @@ class Record:
         self.provenance = now.header.provenance
         self.dim = now.header.dim
         self.num_params = now.header.num_params
-        self.arrays = dict(now.header.arrays)
-
+        self.arrays = now.header.arrays
         self.names = self._piece(len(self) - 1).column_names if len(self) else ("t",)
         self.manifest = now.manifest
         self.serial = now.serial
@@ -107,7 +104,7 @@ class Record:
 
         Raises:
             ConfigError: no such column.
-            SchemaError: damaged.
+            SchemaError: damaged, or times that are not finite and increasing.
         """
         if name not in self.names:
             raise ConfigError(
@@ -118,7 +115,10 @@ class Record:
             column, span = self._column(row, name), self._now.span(row)
             values.append(column[row - span.first :])
             row = span.last
-        return np.concatenate(values)[: len(self)]
+        whole = np.concatenate(values)[: len(self)]
+        if name == "t" and not increases(whole):
+            raise refused(self.path, "the times of its rows are not finite and increasing")
+        return whole
 
     def vector(self, name: str, k: int) -> np.ndarray:
         """θ or θ̇ of row k, read now.
@@ -188,8 +188,8 @@ class Record:
             row = self._now.span(row).last
         try:
             self.restart()
-            if not found and np.any(np.diff(self.column("t")) <= 0):
-                found.append(f"{self.path!r}: the times of the rows do not increase")
+            if not found:
+                self.column("t")
         except PWGFError as error:
             found.append(str(error))
         return found

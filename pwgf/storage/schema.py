@@ -27,6 +27,9 @@ from pwgf.errors import ConfigError, ShapeError
 SCHEMA = "1.0"
 LIBVER = ("v110", "v110")  # readable since HDF5 1.10; the first with checksums on all metadata a file of ours has
 VECTORS = ("theta", "theta_dot")
+MAX_TEXT_BYTES = 24 << 20  # of all texts of a file together
+MAX_ITEMS = 3_000_000  # of a JSON text: numbers and the like, of which each takes some 32 bytes
+MAX_MARKS = 1_200_000  # of its lists, dicts and texts, of which each takes up to some 80 bytes
 COLUMN_CHUNK = 4096
 VECTOR_CHUNK = 131072
 RESERVED = frozenset({*VECTORS, "layout", "config", "provenance", "restart", "arrays", "param", "dim"})
@@ -64,18 +67,35 @@ class Header:
         for name in ("config", "layout", "provenance"):
             to_json(f"Header({name}=…)", getattr(self, name))
         check_names("Header(provenance=…)", self.provenance)
-        check_values("Header(arrays=…)", self.arrays)
+        if isinstance(self.arrays, dict):  # those of a file are read when they are asked for
+            check_values("Header(arrays=…)", self.arrays)
 
 
 def to_json(call: str, value: Any) -> str:
-    """JSON text of `value` with exact floats; ConfigError where JSON cannot hold it."""
+    """JSON text of `value` with exact floats; ConfigError where JSON or UTF-8 cannot hold it, or it is too long."""
     try:
-        return json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=False)
+        check_text(text.encode())
+        return text
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{call} needs what JSON can hold (dict, list, str, int, float, bool, None); {error}. "
             "Turn arrays into lists or pass them as arrays."
         ) from error
+
+
+def load_json(text: str | bytes) -> Any:
+    """What a JSON text of a file says; ValueError where it is none, or would take more memory than a run's does."""
+    data = text.encode() if isinstance(text, str) else text
+    check_text(data)
+    return json.loads(data)
+
+
+def check_text(data: bytes) -> None:
+    """ValueError where a JSON text is longer than a reader accepts."""
+    marks = data.count(b"[") + data.count(b"{") + data.count(b'"')
+    if len(data) > MAX_TEXT_BYTES or data.count(b",") > MAX_ITEMS or marks > MAX_MARKS:
+        raise ValueError(f"more than {MAX_TEXT_BYTES} bytes, {MAX_ITEMS} items or {MAX_MARKS} lists and texts in one")
 
 
 def check_names(call: str, names: Iterable[str]) -> None:
@@ -94,8 +114,8 @@ def check_values(call: str, values: Mapping[str, Any]) -> None:
     check_names(call, values)
     for name, value in values.items():
         if isinstance(value, str):
-            if "\0" in value:
-                raise ConfigError(f"{call} needs text without NUL characters at {name!r}. Remove them.")
+            if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+                raise ConfigError(f"{call} needs UTF-8 text without NUL characters at {name!r}. Remove them.")
         elif isinstance(value, np.ndarray):
             if value.dtype not in DTYPES:
                 raise ShapeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import pwgf.storage.lock as lock
 import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, StorageError
 from pwgf.storage.guard import refused
-from pwgf.storage.manifest import Manifest, Part, parts_of
+from pwgf.storage.manifest import ENDED, STATUSES, Manifest, Part, parts_of
 from pwgf.storage.pieces import Piece
 from pwgf.storage.schema import Header
 
@@ -65,7 +66,7 @@ class Snapshot:
 
     def span(self, row: int) -> Span:
         """The span with `row`."""
-        return next(span for span in self.spans if span.first <= row < span.last)
+        return self.spans[bisect.bisect_right(self.spans, row, key=lambda span: span.first) - 1]
 
     def close(self) -> None:
         """Closes the files that are held open."""
@@ -129,10 +130,18 @@ def status_of(path: str, manifest: Manifest) -> str:
     return manifest.status if alive else "killed"
 
 
+def check_header(header: Piece, manifest: Manifest) -> None:
+    """SchemaError unless the header is of the sizes that the manifest gives."""
+    if (header.number("dim"), header.number("num_params")) != (manifest.dim, manifest.num_params):
+        raise refused(header.path, "it has another dim or num_params than the manifest")
+
+
 def of_packed(piece: Piece) -> Snapshot:
     """The snapshot of a packed file."""
     span = Span(0, piece.rows, Part(piece.path, piece.text("content_sha256"), piece.rows), piece)
     text = piece.text
+    if text("status") not in (*STATUSES, *ENDED):
+        raise refused(piece.path, f"its status is {text('status')[:40]!r}")
     return Snapshot(
         piece.header(),
         text("run_id"),
@@ -151,6 +160,7 @@ def of_parts(path: str, manifest: Manifest, packed: Piece | None) -> Snapshot:
     """The snapshot of a run in parts; FileNotFoundError when a part vanished."""
     folder, spans = parts_of(path), []
     header = Piece.part(folder, manifest.header, "header", manifest.run_id)
+    check_header(header, manifest)
     if manifest.base_rows:
         if packed is None or packed.text("content_sha256") != manifest.base_sha256:
             raise FileNotFoundError(f"the packed file of {manifest.base_rows} rows that the run continues")

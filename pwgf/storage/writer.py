@@ -90,7 +90,7 @@ class Writer:
         """Begins a new run.
 
         Args:
-            path: of the run; missing folders are made.
+            path: of the run; its folder is made where that is missing.
             header: what is known before the first row.
             overwrite: remove an existing run. One without a row is ignored.
             max_cost: fraction of the run time that writing may take, in (0, 1]; None publishes every row.
@@ -115,7 +115,7 @@ class Writer:
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             manifest = _begin(path, disk, header, uuid.uuid4().hex, now, _serial_of(path))
             if os.path.exists(path):
-                with disk.telling(path, path + ".tmp", 0):
+                with disk.telling(path, path, 0):
                     disk.remove(path)
             remove_parts(path, disk, keep=frozenset({*manifest.files(), manifests.NAME}))
         except BaseException as error:
@@ -164,16 +164,17 @@ class Writer:
             lock.release()
             raise
         writer = cls(path, disk, lock, manifest, max_cost)
-        writer._names = record.names
-        writer._last_t = float(record.column("t")[-1])
+        writer._names, writer._last_t = record.names, float(record.column("t")[-1])
         return writer, record
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        """Closes as complete, or after an exception as failed (interrupted) and re-raises it."""
+        """Closes as complete, or after an exception as failed (interrupted), re-raised; in a fork does nothing."""
         try:
+            if not self._lock.is_mine:
+                return
             if kind is None:
                 self.close()
             else:
@@ -282,6 +283,7 @@ class Writer:
             )
         if self._lock.released:
             return
+        self._lock.require()
         self.publish()
         if self._manifest.status != status:
             self._serial += 1
@@ -298,6 +300,7 @@ class Writer:
     def _require_open(self, call: str) -> None:
         if self._lock.released:
             raise StorageError(f"Writer.{call} was called after close on {self.path!r}. Continue by Writer.resume.")
+        self._lock.require()
 
     def _is_due(self) -> bool:
         """Whether to publish now: always without max_cost, else if it fits into its share of the run time."""
@@ -320,6 +323,7 @@ class Writer:
         """Replaces the manifest, from which moment the new parts count; then removes those that they supersede."""
         manifest = dataclasses.replace(self._manifest, serial=self._serial, **changes)
         self._stray |= self._manifest.files() | manifest.files()
+        self._lock.require()
         self._disk.publish(os.path.join(parts_of(self.path), manifests.NAME), manifest.encode())
         self._manifest = manifest
         self._sweep()
@@ -349,6 +353,8 @@ def _checked(path: str | os.PathLike, max_cost: float | None) -> str:
     path = checked_path(path, "Writer(path)")
     if os.path.isdir(path):
         raise PathError(f"writing {path!r}: expected a file, got a folder. Give a path in it, such as run.h5.")
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise PathError(f"writing {path!r}: expected a file, got a pipe or a device. Give another path.")
     return path
 
 

@@ -15,7 +15,7 @@ from tests.storage.helpers import HEADER, P, check_rows, row, same, state, write
 
 @pytest.mark.parametrize("count", [1, 5, 64, 65, 130])
 def test_rows_come_back(tmp_path, count):
-    path = str(tmp_path / "new" / "folder" / "run.h5")
+    path = str(tmp_path / "new folder" / "run.h5")
     with Writer.create(path, HEADER, max_cost=0.5) as writer:
         for k in range(count):
             writer.append(row(k), state(k))

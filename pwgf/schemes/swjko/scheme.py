@@ -103,7 +103,7 @@ class SWJKO(Answers):
         if prox not in ("sliced", None):
             raise ConfigError(f"SWJKO(prox={prox!r}) must be 'sliced' or None.{nearest(str(prox), ['sliced'])}")
         check_dtype(dtype, "SWJKO")
-        self.energy, self.reference, self.dtype = energy, reference, dtype
+        self.energy, self.map, self.reference, self.dtype = energy, map, reference, dtype
         self.device = check_device(device, "SWJKO")
         self.tau, self.prox, self.learning_rate, self.max_iterations = float(tau), prox, learning_rate, max_iterations
         self.num_directions, self.num_samples, self.num_eval = num_directions, num_samples, num_eval
