@@ -142,7 +142,7 @@ class PWGF(MapReplay):
         return chosen
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
-        """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is told at once.
+        """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is reported at once.
 
         Raises:
             ConfigError, ShapeError, NonFiniteError: the energy, map and reference do not work together.

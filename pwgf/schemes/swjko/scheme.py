@@ -128,7 +128,7 @@ class SWJKO(Answers):
         return cls(energy, map, reference, tau=tau, **{**slow, **settings})
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
-        """θ₀, or independent particles, at time t; evaluates the energy once, so that a wrong function is told at once.
+        """θ₀, or independent particles, at time t; tries the energy, so that a wrong function is reported at once.
 
         Raises:
             ConfigError, ShapeError, NonFiniteError: the energy, map and reference do not work together.
