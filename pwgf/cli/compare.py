@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..parallel import world
 from ..plots import compare as compare_plots
 from ..study.compare import compare, named
-from . import _terminal
+from ._terminal import say as to_terminal
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Compare:
         )  # fmt: skip
         say("")
         for line in table.lines():
-            say(line)
+            to_terminal(line)
         picture = os.path.splitext(out)[0] + ".png"
         say(f"Written to {out}")
         if world().rank == 0:
@@ -62,7 +62,7 @@ class Compare:
 def say(line: str) -> None:
     """Prints a line; one process of several does."""
     if world().rank == 0:
-        _terminal.say(line)
+        to_terminal(line)
 
 
 def integers(text: str, option: str) -> list[int]:

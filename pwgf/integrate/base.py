@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..checks import is_integer, is_real
-from ..errors import ConfigError
+from .. import checks
 
 NO_MEMORY = torch.zeros(0, dtype=torch.float64)
 
@@ -104,10 +103,9 @@ class Advance(NamedTuple):
 def check_positive(call: str, max_rejections: int = 1, **values: float | None) -> None:
     """Raises ConfigError unless each value is None or positive and finite, and the count an integer ≥ 1."""
     for name, value in values.items():
-        if value is not None and not (is_real(value) and value > 0):
-            raise ConfigError(f"{call}({name}=…) must be positive and finite; got {value!r}.")
-    if not is_integer(max_rejections) or max_rejections < 1:
-        raise ConfigError(f"{call}(max_rejections=…) must be an integer ≥ 1; got {max_rejections!r}.")
+        if value is not None:
+            checks.check_positive(value, name, call)
+    checks.check_integer(max_rejections, "max_rejections", call)
 
 
 def as_config(integrator: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ class Reference(Law, Protocol):
     """A law λ that a run starts from. Its `log_density` is differentiable, in z's dtype and on its device.
 
     A subclass gives `dim`, `sample` (float64) and `log_density`.
-    `edge` says where the density ends: "none", "continuous" (it falls to 0 there) or "jump"; a jump is refused under a
-    diffusion, which samples inside would not see.
     """
+
+    edge: ClassVar[str] = "none"
+    """Where the density ends: "none", "continuous" (it falls to 0 there) or "jump". A diffusion acts on a jump at
+    once, which samples inside do not see; it is refused under one."""
 
     def matched_sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n samples (n,d) spread more evenly than independent ones where the law knows how; here independent ones.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +31,6 @@ class Gaussian(Reference):
         >>> pwgf.Gaussian(dim=2).log_density(torch.zeros(1, 2))
         tensor([-1.8379])
     """
-
-    edge: ClassVar[str] = "none"
 
     @plain_numbers
     def __init__(self, dim: int, mean: Any = 0.0, cov: Any = None) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..checks import as_points
+from ..checks import as_points, is_integer
 from ..errors import ConfigError, NonFiniteError
 
 NUM_FOR_MOMENTS = 100_000
@@ -72,7 +70,7 @@ def as_generator(seed: int | torch.Generator, call: str) -> torch.Generator:
     """The generator itself, or a new one from an integer; ConfigError where seed is neither."""
     if isinstance(seed, torch.Generator):
         return seed
-    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+    if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ConfigError(
             f"{call}(seed=…) must be an integer in [0, 2⁶³) or a torch.Generator; got {seed!r}. Give e.g. seed=0."
         )
@@ -90,16 +88,6 @@ def finite_score(score: Tensor, log_density: Tensor, x: Tensor) -> Tensor:
             "log_density(x) is finite."
         )
     return score
-
-
-def vanishing_at_infinity(log_density: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """log_density(x), (n,), where no entry of a row of x (n,d) is infinite, −inf in the other rows."""
-    finite = ~x.isinf().any(1)
-    if bool(finite.all()):
-        return log_density(x)
-    value = torch.full_like(x[:, 0], -torch.inf)
-    value[finite] = log_density(x[finite])
-    return value
 
 
 def sample_cov(x: Tensor) -> Tensor:

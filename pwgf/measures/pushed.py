@@ -7,11 +7,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..checks import as_points, private
+from ..checks import as_points, density_at, private
 from ..maps.base import Pushed, PushForward
 from ..parallel import ALONE, Group, Shared
 from .base import Reference
-from .law import NUM_FOR_MOMENTS, Law, as_generator, finite_score, sample_cov, vanishing_at_infinity
+from .law import NUM_FOR_MOMENTS, Law, as_generator, finite_score, sample_cov
 
 _CHUNK = 2000  # points at once
 
@@ -146,7 +146,7 @@ class PushedLaw(Law):
             with torch.no_grad():
                 return torch.cat([rho.log_density.cpu() for rho in self._at(x)])
 
-        return vanishing_at_infinity(log_density, as_points(x, self.dim, "PushedLaw.log_density(x): x"))
+        return density_at(as_points(x, self.dim, "PushedLaw.log_density(x): x"), log_density)
 
     def score(self, x: Tensor) -> Tensor:
         """∇ log ρ_θ(x), (n,d); errors as `log_density`, and NonFiniteError where ρ vanishes."""

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_integer, check_positive
+from ..checks import as_points, check_integer, check_positive, density_at
 from ..energies.base import Energy
 from ..energies.potential import KL
 from ..errors import ConfigError
 from ..measures import Law
-from ..measures.law import as_generator, sample_cov, vanishing_at_infinity
+from ..measures.law import as_generator, sample_cov
 from ..oracles.langevin import LangevinParticles
 from .base import Problem
 
@@ -83,7 +83,7 @@ class TargetLaw(Law):
 
     def log_density(self, x: Tensor) -> Tensor:
         """log π at x (n, d), (n,)."""
-        return vanishing_at_infinity(self._density, as_points(x, self.dim, "TargetLaw.log_density(x): x"))
+        return density_at(as_points(x, self.dim, "TargetLaw.log_density(x): x"), self._density)
 
     def mean(self) -> Tensor:
         """(d,)."""

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim, check_positive, plain_numbers
+from ..checks import as_points, check_dim, check_positive, density_at, plain_numbers
 from ..energies.base import Energy
 from ..energies.local import Entropy
 from ..energies.potential import Potential
 from ..measures import Gaussian, Law
-from ..measures.law import as_generator, vanishing_at_infinity
+from ..measures.law import as_generator
 from ..oracles.finite_volume import Marginal, fokker_planck_marginal
 from .base import Problem
 
@@ -39,7 +39,7 @@ class ProductLaw(Law):
     def log_density(self, x: Tensor) -> Tensor:
         """Σ_k log ρ(x_k) at x (n, d), (n,)."""
         x = as_points(x, self.dim, "ProductLaw.log_density(x): x")
-        return vanishing_at_infinity(lambda x: self.marginal.log_density(x).sum(-1), x)
+        return density_at(x, lambda x: self.marginal.log_density(x).sum(-1))
 
     def mean(self) -> Tensor:
         """(d,)."""

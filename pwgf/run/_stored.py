@@ -215,7 +215,7 @@ def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def _refused(path: str, what: str) -> ConfigError:
+def _refused(path: str, what: str) -> SchemaError:
     return SchemaError(
         f"opening {path!r}: expected a trajectory written by pwgf, but {what}. Check the path, or take the file from a "
         "backup."

@@ -18,7 +18,7 @@ from ..energies import Energy
 from ..errors import ConfigError, SchemaError, ShapeError, nearest
 from ..maps.base import PushForward
 from ..measures import Law, Reference
-from ..measures.law import NUM_FOR_MOMENTS, as_generator, finite_score, sample_cov, vanishing_at_infinity
+from ..measures.law import NUM_FOR_MOMENTS, as_generator, finite_score, sample_cov
 from ..schemes import Description, Replay
 from ..schemes.base import nearest_row
 from ..state import State
@@ -249,7 +249,7 @@ class RunLaw(Law):
             SolverError: the map cannot be inverted at some x.
         """
         x = as_points(x, self.dim, "run.at(t).log_density(x): x").detach()
-        return vanishing_at_infinity(lambda x: self._run.log_density(self.t, x).detach(), x)
+        return self._run.log_density(self.t, x).detach()
 
     def score(self, x: Tensor) -> Tensor:
         """∇ log ρ_t(x), (n,d), at twice the cost of `run.score`, which does not look where ρ_t vanishes.

@@ -28,7 +28,7 @@ def refuse_jump(reference: Reference, call: str) -> None:
 
     Samples see the inside alone: the score there says nothing of what a diffusion does at the jump.
     """
-    if getattr(reference, "edge", "none") == "jump":
+    if reference.edge == "jump":
         name = type(reference).__name__
         raise ConfigError(
             f"{call}(energy, reference={name}): the energy needs the density of ρ, which jumps at the edge of this "

@@ -22,7 +22,7 @@ from ..run.solve import solve
 from ..run.spec import check_times
 from ..run.trajectory import Trajectory, load
 from ..schemes import SCHEMES, Scheme, ask
-from . import accuracy
+from .accuracy import errors, num_particles
 
 Make = Callable[[Problem, np.ndarray], Scheme]
 """Makes the scheme of a method for a problem and the times to be stored."""
@@ -324,8 +324,8 @@ class _Judge:
     def scores(self, run: Trajectory, problem: Problem, k: int) -> Entry:
         """All figures of row k."""
         t = float(run.t[k])
-        law, n = problem.exact(t), min(self.n, accuracy.num_particles(run) or self.n)
-        by_run = {name: float(value[0]) for name, value in accuracy.errors(run, problem, n=n, rows=[k]).items()}
+        law, n = problem.exact(t), min(self.n, num_particles(run) or self.n)
+        by_run = {name: float(value[0]) for name, value in errors(run, problem, n=n, rows=[k]).items()}
         scores: Entry = {name: by_run[name] for name in ("bures_w2", "bures_w2_floor")}
         if math.isfinite(by_run["sym_kl"]):
             scores.update(sym_kl=by_run["sym_kl"], sym_kl_floor=0.0, kind="density")
