@@ -22,8 +22,9 @@ import pwgf
 from pwgf import linalg, problems
 from pwgf.maps import PushForward
 from pwgf.parallel import ALONE, Group
-from pwgf.schemes.pwgf.right_side import RightSide, Setup
+from pwgf.schemes.pwgf.right_side import RightSide
 from pwgf.schemes.pwgf.settings import choose_chunk_size
+from pwgf.schemes.pwgf.setup import Setup
 
 GEMM_SIZE = 2048
 _GEMM = "GEMM"

@@ -24,14 +24,15 @@ _COST = 3.0  # an implicit step costs about as much as so many explicit ones
 
 @dataclass(frozen=True)
 class Auto:
-    """Starts with implicit steps and changes to explicit ones where those advance further for the same work, and back.
+    """Changes between implicit and explicit steps, to those that advance further for the same work.
 
-    An explicit start would leave a map that is about to be torn with parameters from which implicit steps advance
-    slowly: wells of c = .5 in d = 2 stalled at t = .1 that way, and pass in 15 s with an implicit one. Implicit steps
-    give way when stable explicit ones would be as long (by the Rayleigh quotient of the energy's second variation on
-    the error estimate). Explicit steps give way when they are as long as stability allows (by the rate at which θ̇
-    changes between stages), are rejected repeatedly, fail, or bring the map close to a fold; an interval in which they
-    fail or fold the map is repeated by an implicit step.
+    It starts with implicit steps, except for large maps whose implicit solves are costly (`ConvexRidge` in high
+    dimension, modules). An explicit start would leave a map that is about to be torn with parameters from which
+    implicit steps advance slowly: wells of c = .5 in d = 2 stalled at t = .1 that way, and pass in 15 s with an
+    implicit one. Implicit steps give way when stable explicit ones would be as long (by the Rayleigh quotient of the
+    energy's second variation on the error estimate). Explicit steps give way when they are as long as stability allows
+    (by the rate at which θ̇ changes between stages), are rejected repeatedly, fail, or bring the map close to a fold; an
+    interval in which they fail or fold the map is repeated by an implicit step.
 
     Args:
         explicit, implicit: the two sides.
@@ -70,8 +71,10 @@ class Auto:
         Raises:
             SolverError, NonFiniteError: neither side finds a step.
         """
-        implicit, count, rate, own = True, 0, 0.0, memory[3:]
-        if len(memory):
+        own = memory[3:]
+        if not len(memory):
+            implicit, count, rate = field.implicit_is_cheap(theta), 0, 0.0
+        else:
             implicit, count, rate = bool(memory[0]), int(memory[1]), float(memory[2])
         if not implicit:
             found = self._explicit(field, theta, length, first_step)

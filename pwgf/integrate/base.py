@@ -63,6 +63,10 @@ class Field(Protocol):
         """The `Linearised` flow at θ (p,); raises NonFiniteError where they have no finite value."""
         ...
 
+    def implicit_is_cheap(self, theta: Tensor) -> bool:
+        """Whether a linear solve of an implicit step costs about as much as one of an explicit step."""
+        ...
+
     def fault(self, start: Any, theta: Tensor, h: float) -> str | None:
         """Why a step of length h from `start` must not end at θ: folds, or a rise of the energy; None if it may."""
         ...

@@ -422,6 +422,22 @@ def test_the_schemes_tolerance_counts_where_the_integrator_has_none(given, toler
 # ---- explicit and implicit ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("map", "first"),
+    [
+        (maps.Affine(2), True),
+        (maps.ConvexRidge(2, width=4), True),
+        (maps.ResidualMLP(8), True),
+        (maps.ConvexRidge(8, width=96), False),
+    ],
+)
+def test_auto_starts_with_implicit_steps_where_their_solves_are_cheap(map, first):
+    problem = problems.OrnsteinUhlenbeck(map.dim)
+    scheme = pwgf.PWGF(problem.energy, map, problem.reference, num_samples=100, num_eval=10)
+    state, info = scheme.step(scheme.start(0), 1e-3)
+    assert bool(info.values["implicit"]) == first
+
+
 def test_auto_turns_explicit_where_the_flow_is_smooth():
     problem, scheme = ou(integrator="auto")
     state = flown(scheme, 1.0)
@@ -448,6 +464,7 @@ class Phased(Ode):
     def __init__(self, rate):
         super().__init__(lambda theta: -rate * theta, lambda theta: rate)
         self.share = (0.0, 0.0)
+        self.cheap = True
 
     def __call__(self, theta):
         return self.f(theta)
@@ -457,6 +474,9 @@ class Phased(Ode):
 
     def strain(self):
         return self.share
+
+    def implicit_is_cheap(self, theta):
+        return self.cheap
 
 
 def interval(field, memory, first_step=0.5, tolerance=1e-2):
@@ -468,6 +488,8 @@ def interval(field, memory, first_step=0.5, tolerance=1e-2):
 def test_auto_goes_over_when_the_map_is_strained_and_does_a_folded_interval_again():
     field, explicit = Phased(1.0), [0.0, 0.0, 1.0]
     assert interval(field, []).implicit
+    field.cheap = False
+    assert not interval(field, []).implicit
     assert not interval(field, explicit).implicit
     field.share = (0.0, 0.01)
     strained = interval(field, explicit)

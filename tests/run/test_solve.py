@@ -200,14 +200,19 @@ def test_a_rise_of_the_energy_is_judged_beside_how_far_it_has_fallen(rises, warn
     assert ("increase" in kinds) == warns
 
 
-def test_the_loop_warns_of_a_stall(caplog):
-    moving = pwgf.PWGF(
-        energies.Potential(lambda x: x.square().sum(-1)), maps.Affine(1), pwgf.Gaussian(1), num_samples=50, num_eval=50,
-        integrator=pwgf.Explicit(first_step=1e-8),
-    )  # fmt: skip
-    with caplog.at_level(logging.WARNING, "pwgf"):
-        pwgf.solve(moving, [0.0, 1.0], progress=False, callbacks=[lambda state, info: True])
-    assert len([m for m in caplog.messages if "the step has shrunk to 1.0e-08" in m and "larger damping" in m]) == 1
+@pytest.mark.parametrize(("implicit", "cure"), [(0.0, "Cure: integrator='implicit'"), (1.0, "Cure: a wider map")])
+def test_ten_tiny_steps_in_a_row_are_a_stall(implicit, cure):
+    def warned(lengths):
+        watch, said = PWGFWatch((0.0, 1.0)), []
+        values = {"energy_change": 0.0, "predicted_change": 0.0, "energy": 1.0, "implicit": implicit}
+        for dt in lengths:
+            said += [message for _, message in watch.of_step(Info(0.5, 0.5 + dt, dt, 1, 0, values))]
+        return said
+
+    assert warned([1e-9 * 3**k for k in range(12)]) == []  # a first step that grows
+    assert warned([1e-8] * 9 + [1e-3] + [1e-8] * 9) == []
+    [message] = warned([1e-8] * 10)
+    assert "the last 10 steps were no longer than 1.0e-08, at t = 0.5" in message and cure in message
 
 
 def test_progress_says_where_it_is_and_can_be_silenced(capsys, monkeypatch):

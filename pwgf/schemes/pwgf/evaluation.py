@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base import standard_error
-from .right_side import Setup
+from .setup import Setup
 
 
 def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor]) -> dict[str, float]:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...energies import Energy
-from ...errors import ConfigError, NonFiniteError, SolverError
-from ...linalg import LinearSolver, Solution
-from ...maps.base import PushForward
-from ...measures import FlooredMeasure, PushedMeasure, Reference
-from ...parallel import ALONE, Group
+from ...errors import NonFiniteError, SolverError
+from ...linalg import Solution
+from ...linalg.choice import MAX_PRIMAL, MIN_OUTPUT_SHARE
+from ...measures import FlooredMeasure
+from ...parallel import Group
 from ...tangent import Curvature, ImplicitTangent, Tangent
+from .guards import finite_velocity, first_point
+from .setup import Setup
 
 EXACT_SLOPES = 2
 """Dimension up to which |∇u|² is formed from all d directions at a sample; above it from one random direction."""
@@ -29,35 +29,6 @@ STRETCH = 2.0
 
 _FIRST_ORDER = 1e-3  # share of a step over which the energy's slope along it is taken
 _ROUNDING = 1e-6  # relative to 1 + |F|: a rise of the energy below it is none
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The fixed part of a right side: energy, map, reference, solver, and the processes (`group`) that share samples.
-
-    Not a *problem*, which is a flow with a known law (`pwgf.problems`).
-    """
-
-    energy: Energy
-    map: PushForward
-    reference: Reference
-    solver: LinearSolver
-    form: str
-    chunk_size: int | None
-    group: Group = ALONE
-
-    def pushed(self, theta: Tensor, z: Tensor) -> PushedMeasure:
-        """ρ_θ on the samples z (n,d), the same z in every process."""
-        return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size, self.group.for_samples(len(z)))
-
-    def floored(self, theta: Tensor, z: Tensor, floor: float | None) -> FlooredMeasure:
-        """The same with slopes kept above a floor, for right sides."""
-        group = self.group.for_samples(len(z))
-        return FlooredMeasure(self.map, self.reference, theta, z, self.chunk_size, group, floor=floor)
-
-    def tangent(self, theta: Tensor, z: Tensor) -> Tangent:
-        """J at θ and the samples z (n,d), the same z in every process."""
-        return Tangent(self.map, theta, z, self.chunk_size, self.group.for_samples(len(z)))
 
 
 class RightSide:
@@ -177,6 +148,10 @@ class RightSide:
         exact = self.z.shape[1] <= EXACT_SLOPES
         return Linearised(self, self.rho, v, Curvature(self.tangent, form, inverse, self.probes, exact))
 
+    def implicit_is_cheap(self, theta: Tensor) -> bool:
+        """Whether implicit steps are solved directly, or preconditioned by blocks of J as explicit ones are."""
+        return len(theta) <= MAX_PRIMAL or self.setup.tangent(theta, self.z[:1]).output_share > MIN_OUTPUT_SHARE
+
     def fault(self, start: Linearised, theta: Tensor, h: float) -> str | None:
         """Why a step of length h from `start` must not end at θ; None if it may."""
         rho = self.setup.floored(theta, self.z, self.floor)
@@ -197,12 +172,16 @@ class RightSide:
 
     def strain(self) -> tuple[float, float]:
         """Shares of samples that have folded beyond the tail's, and that are at the edge of it, at the latest stage."""
+        folded, unsound = self._folded()
+        return (folded if folded > TAIL else 0.0), unsound
+
+    def _folded(self) -> tuple[float, float]:
+        """Shares of samples that have folded, and that have folded or nearly so; 0 where no density is asked for."""
         if not self.rho.asked_for_density:
             return 0.0, 0.0
-        folded, unsound = self.rho.mean(
-            torch.stack([self.rho.det_sign <= 0, self.rho.unsound], 1).to(self.z.dtype)
-        ).tolist()
-        return (folded if folded > TAIL else 0.0), unsound
+        flags = torch.stack([self.rho.det_sign <= 0, self.rho.unsound], 1).to(self.z.dtype)
+        folded, unsound = self.rho.mean(flags).tolist()
+        return folded, unsound
 
     def diagnosis(self) -> str:
         """What was measured at the latest stage, for the message of a run that cannot go on."""
@@ -210,14 +189,13 @@ class RightSide:
         few = max(1, len(v2) // 100)
         fastest = int(v2.argmax())
         carried = float(v2.topk(few).values.sum() / v2.sum().clamp_min(1e-300))
-        place = _first(self.rho.gather(self.rho.x), v2 == v2[fastest])
+        place = first_point(self.rho.gather(self.rho.x), v2 == v2[fastest])
         found = f"rms|v| is {float(v2.mean().sqrt()):.2g}, of which the fastest {few} of {len(v2)} samples carry "
         found += f"{100 * carried:.0f} % (the fastest at x = {place})"
-        if self.rho.asked_for_density:
-            flags = torch.stack([self.rho.det_sign <= 0, self.rho.unsound], 1).to(self.z.dtype)
-            folded, unsound = self.rho.mean(flags).tolist()
-            found += f"; the map has folded at {folded:.2g} of the samples and nearly so at {unsound - folded:.2g}"
-        return found
+        folded, unsound = self._folded()
+        if not self.rho.asked_for_density:
+            return found
+        return f"{found}; the map has folded at {folded:.2g} of the samples and nearly so at {unsound - folded:.2g}"
 
     def energy_at(self, theta: Tensor) -> float:
         """F on the same samples."""
@@ -291,106 +269,3 @@ def agreed(solution: Solution, group: Group) -> Solution:
         return solution
     residual, fit, num_products, converged = group.numbers_from_first(*solution[1:])
     return Solution(group.from_first(solution.x), residual, fit, int(num_products), bool(converged))
-
-
-def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
-    """v (n,d) at ρ's samples.
-
-    Raises:
-        NonFiniteError: in all processes, where one has a sample without a finite v; names the term, the time, the
-            causes and the cures.
-    """
-    v = energy.velocity(rho)
-    if not rho.group.any(not bool(torch.isfinite(v).all())):
-        return v
-    term, bad = "the sum", _bad_samples(v, rho)
-    _refuse_singular(rho, bad, t)
-    for name, _, part in energy.terms():
-        wrong = _bad_samples(part.velocity(rho), rho)
-        if bool(wrong.any()):
-            term, bad = name, wrong
-            break
-    points = rho.gather(rho.x.detach())
-    raise NonFiniteError(
-        f"the velocity of energy term '{term}' is NaN or infinite at {int(bad.sum())} of {len(points)} samples at "
-        f"t = {t:.6g}, first at x = {_first(points, bad)}. Causes: (a) the energy itself is not finite or not "
-        "differentiable there: check it at this x; (b) the map folds there, so the density is lost: use more samples "
-        "(num_samples) or a map that cannot fold (maps.ConvexRidge); (c) the step was too long: lower tolerance or dt."
-    )
-
-
-def _bad_samples(v: Tensor, rho: PushedMeasure) -> Tensor:
-    """Where v is not finite, (n,) over the samples of all processes."""
-    return rho.gather(~torch.isfinite(v).all(1))
-
-
-def _refuse_singular(rho: PushedMeasure, bad: Tensor, t: float) -> None:
-    """NonFiniteError when det ∂_zT vanishes at bad samples: ρ has no density there, so terms that need one are lost."""
-    singular = bad & (rho.gather(rho.det_sign.detach()) == 0)
-    if bool(singular.any()):
-        raise NonFiniteError(
-            f"det ∂_zT = 0 at {int(singular.sum())} of {rho.num_samples} samples at t = {t:.6g}, first at z = "
-            f"{_first(rho.gather(rho.z), singular)}: the map squeezes them into fewer dimensions, so ρ has no density "
-            "there. Causes: (a) the map has not full rank, whatever θ: use maps.ResidualMLP, or "
-            "maps.FromModule(module, dim, residual=True); (b) theta0 is singular: start at map.initial(); (c) the step "
-            "was too long: lower tolerance or dt."
-        )
-
-
-def refuse_folded(rho: PushedMeasure) -> None:
-    """ConfigError when an energy has asked for a density that ρ has not: det ∂_zT changes its sign over the samples.
-
-    A map that turns space over everywhere, det < 0, is invertible and passes.
-    """
-    if not rho.asked_for_density:
-        return
-    signs = rho.gather(rho.det_sign.detach())
-    folded = signs <= 0
-    if bool(folded.any()) and bool((signs >= 0).any()):
-        raise ConfigError(
-            f"PWGF(energy, map): this energy needs the density of ρ, but the map is not invertible at its start: "
-            f"det ∂_zT ≤ 0 at {int(folded.sum())} of {rho.num_samples} samples, first at z = "
-            f"{_first(rho.gather(rho.z), folded)}. Causes: (a) a module that folds space: use "
-            "maps.FromModule(module, dim, residual=True), which starts as the identity, or another map of "
-            "pwgf.maps; (b) an energy that could do without: Potential and Interaction need no density."
-        )
-
-
-def _first(points: Tensor, chosen: Tensor) -> str:
-    """The first chosen point, up to four of its coordinates."""
-    values = points.detach()[int(chosen.nonzero()[0])].tolist()
-    return "(" + ", ".join(f"{value:.4g}" for value in values[:4]) + (", …)" if len(values) > 4 else ")")
-
-
-def check_shared(setup: Setup, theta: Tensor, z: Tensor) -> None:
-    """Whether several processes would compute one flow: the same energy in all, and terms that go over all samples.
-
-    Raises:
-        ConfigError: in all processes, where the energy differs between them, or a term is a mean over own samples only.
-    """
-    group = setup.group
-    if group.size == 1:
-        return
-    whole = PushedMeasure(setup.map, setup.reference, theta, z, setup.chunk_size)
-    rtol = 1e-3 if theta.dtype == torch.float32 else 1e-9
-    v = setup.energy.velocity(whole)
-    if group.any(not torch.allclose(v, group.from_first(v), rtol=rtol, atol=rtol)):
-        raise ConfigError(
-            f"PWGF(energy=…) must be the same in all {group.size} processes; at the same samples its velocity differs "
-            "between them. Give its random numbers a fixed seed (torch.Generator().manual_seed(0)), and load the same "
-            "data in all."
-        )
-    shared = setup.pushed(theta, z)
-    for name, _, part in setup.energy.terms():
-        value, same = float(part(whole)), float(part(shared))
-        moved = shared.gather(part.velocity(shared)) - part.velocity(whole)
-        apart = abs(value - same) > rtol * (1 + abs(value)) or float(moved.abs().max()) > rtol * (
-            1 + float(v.abs().max())
-        )
-        if group.any(apart):
-            raise ConfigError(
-                f"PWGF(energy=…): term '{name}' is {value:.6g} in one process and {same:.6g} when {group.size} share "
-                f"the samples out (its velocity then differs by up to {float(moved.abs().max()):.2g}). An energy of "
-                "your own must average by rho.mean(values), or see all samples as rho.gather(rho.x); or set "
-                "PWGF_PARALLEL=0."
-            )

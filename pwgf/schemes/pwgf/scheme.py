@@ -27,8 +27,10 @@ from .._arguments import refuse_jump, try_functions
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .description import described
 from .evaluation import evaluate_row
-from .right_side import EXACT_SLOPES, RightSide, Setup, check_shared, finite_velocity, refuse_folded
+from .guards import check_shared, finite_velocity, refuse_folded
+from .right_side import EXACT_SLOPES, RightSide
 from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, far_from_standard, solve_settings
+from .setup import Setup
 from .watch import PWGFWatch
 
 _log = logging.getLogger("pwgf")

@@ -9,6 +9,7 @@ from ...state import Info
 from ..base import Row, Watch
 
 _ROUNDING = 1e-12  # a velocity, in units of x over t, below which there is nothing to be missed
+_STALLED = 10  # tiny steps in a row that make a stall: a first step may be tiny, and grows by then
 
 
 class PWGFWatch(Watch):
@@ -20,6 +21,7 @@ class PWGFWatch(Watch):
         super().__init__(span)
         self._fastest = 0.0  # largest rms |v| of a row so far
         self._highest = -math.inf  # largest F so far
+        self._num_tiny = 0  # tiny steps in a row
 
     def of_row(self, row: Row, t: float) -> Iterator[tuple[str, str]]:
         """Folds and missed velocity in the row at t."""
@@ -37,11 +39,14 @@ class PWGFWatch(Watch):
 
     def of_step(self, info: Info) -> Iterator[tuple[str, str]]:
         """A vanishing step, or an energy that rose in it."""
-        if info.dt < 1e-6 * (self.last - self.first) and info.t1 < self.last:
+        tiny = info.dt < 1e-6 * (self.last - self.first) and info.t1 < self.last
+        self._num_tiny = self._num_tiny + 1 if tiny else 0
+        if self._num_tiny >= _STALLED:
+            implicit = "" if info.values["implicit"] else "integrator='implicit', "
             message = (
-                f"the step has shrunk to {info.dt:.1e} at t = {info.t1:.4g}: the flow is stiff, or a few samples near "
-                "a fold are fast. Cure: integrator='implicit', a wider map, more samples (num_samples), or larger "
-                "damping"
+                f"the last {_STALLED} steps were no longer than {info.dt:.1e}, at t = {info.t1:.4g}: the flow is "
+                f"stiff, or a few samples near a fold are fast. Cure: {implicit}a wider map, more samples "
+                "(num_samples), or larger damping"
             )
             yield "stall", message
         change, predicted, energy = (info.values[name] for name in ("energy_change", "predicted_change", "energy"))

@@ -1,0 +1,43 @@
+"""What stays the same over all right sides of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...energies import Energy
+from ...linalg import LinearSolver
+from ...maps.base import PushForward
+from ...measures import FlooredMeasure, PushedMeasure, Reference
+from ...parallel import ALONE, Group
+from ...tangent import Tangent
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The fixed part of a right side: energy, map, reference, solver, and the processes (`group`) that share samples.
+
+    Not a *problem*, which is a flow with a known law (`pwgf.problems`).
+    """
+
+    energy: Energy
+    map: PushForward
+    reference: Reference
+    solver: LinearSolver
+    form: str
+    chunk_size: int | None
+    group: Group = ALONE
+
+    def pushed(self, theta: Tensor, z: Tensor) -> PushedMeasure:
+        """ρ_θ on the samples z (n,d), the same z in every process."""
+        return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size, self.group.for_samples(len(z)))
+
+    def floored(self, theta: Tensor, z: Tensor, floor: float | None) -> FlooredMeasure:
+        """The same with slopes kept above a floor, for right sides."""
+        group = self.group.for_samples(len(z))
+        return FlooredMeasure(self.map, self.reference, theta, z, self.chunk_size, group, floor=floor)
+
+    def tangent(self, theta: Tensor, z: Tensor) -> Tangent:
+        """J at θ and the samples z (n,d), the same z in every process."""
+        return Tangent(self.map, theta, z, self.chunk_size, self.group.for_samples(len(z)))
