@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,22 +17,37 @@ STABLE = {"adaptive_heun": 2.0, "fehlberg2": 2.0, "bosh3": 2.5, "dopri5": 3.3, "
 """Lengths of the real stability intervals: h·κ up to which an explicit step damps a mode of rate κ."""
 
 _NEAR_LIMIT = 0.2  # share of the stability interval above which an explicit step will soon be bound by it
-_PATIENCE = 2  # intervals near the limit or with rejections, less those without, before implicit steps take over
-_RETURN = 10  # implicit steps in a row, each no longer than explicit ones could be, before those take over again
-_COST = 3.0  # an implicit step costs about as much as so many explicit ones
+
+
+class _Habits(NamedTuple):
+    """When the sides change.
+
+    `cost`: an implicit step costs about as much as so many explicit ones. `patience`: explicit intervals near the limit
+    or with rejections, less those without, before implicit steps take over. `back_after`: implicit steps in a row, each
+    no longer than `cost` stable explicit ones, before those take over again.
+    """
+
+    cost: float
+    patience: int
+    back_after: int
+
+
+_CHEAP = _Habits(cost=3.0, patience=2, back_after=10)
+_COSTLY = _Habits(cost=10.0, patience=10, back_after=2)
 
 
 @dataclass(frozen=True)
 class Auto:
     """Changes between implicit and explicit steps, to those that advance further for the same work.
 
-    It starts with implicit steps, except for large maps whose implicit solves are costly (`ConvexRidge` in high
-    dimension, modules). An explicit start would leave a map that is about to be torn with parameters from which
-    implicit steps advance slowly: wells of c = .5 in d = 2 stalled at t = .1 that way, and pass in 15 s with an
-    implicit one. Implicit steps give way when stable explicit ones would be as long (by the Rayleigh quotient of the
-    energy's second variation on the error estimate). Explicit steps give way when they are as long as stability allows
-    (by the rate at which θ̇ changes between stages), are rejected repeatedly, fail, or bring the map close to a fold; an
-    interval in which they fail or fold the map is repeated by an implicit step.
+    It starts with implicit steps: an explicit start would leave a map that is about to be torn with parameters from
+    which implicit steps advance slowly. Wells of c = .5 in d = 2 stalled at t = .1 that way, and pass in 15 s with an
+    implicit one. Implicit steps give way when stable explicit ones would be as long for the same work (by the Rayleigh
+    quotient of the energy's second variation on the error estimate). Explicit steps give way when they are as long as
+    stability allows (by the rate at which θ̇ changes between stages), are rejected repeatedly, fail, or bring the map
+    close to a fold; an interval in which they fail or fold the map is repeated by an implicit step. Large maps whose
+    implicit solves are costly (`ConvexRidge` in high dimension, modules) start with explicit steps and return to them
+    sooner.
 
     Args:
         explicit, implicit: the two sides.
@@ -72,8 +87,10 @@ class Auto:
             SolverError, NonFiniteError: neither side finds a step.
         """
         own = memory[3:]
+        cheap = field.implicit_is_cheap(theta)
+        habits = _CHEAP if cheap else _COSTLY
         if not len(memory):
-            implicit, count, rate = field.implicit_is_cheap(theta), 0, 0.0
+            implicit, count, rate = cheap, 0, 0.0
         else:
             implicit, count, rate = bool(memory[0]), int(memory[1]), float(memory[2])
         if not implicit:
@@ -82,15 +99,15 @@ class Auto:
                 near = found.stiffness > _NEAR_LIMIT * STABLE[self.explicit.method]
                 count = max(0, count + (1 if near or found.num_rejected else -1))
                 rate = found.stiffness / found.dt
-                implicit = count >= _PATIENCE or field.strain()[1] > 0
+                implicit = count >= habits.patience or field.strain()[1] > 0
                 return found._replace(memory=_memory(implicit, 0 if implicit else count, rate, own))
             count = 0
         found = self.implicit.advance(field, theta, length, first_step, own)
         rate = max(found.stiffness / found.dt, 0.8 * rate)
         stable = STABLE[self.explicit.method] / max(rate, 1e-300)
         smooth = found.num_rejected == 0 and field.strain()[1] == 0
-        count = count + 1 if smooth and found.proposal < _COST * stable else 0
-        back = count >= _RETURN
+        count = count + 1 if smooth and found.proposal < habits.cost * stable else 0
+        back = count >= habits.back_after
         proposal = min(found.proposal, stable) if back else found.proposal
         return found._replace(memory=_memory(not back, 0 if back else count, rate, found.memory), proposal=proposal)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
-from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
+from ._ridge_layers import RidgeActivations
+from .base import Block, Layer, Linearisation, Pushed, blocks
 from .convex import (
     SHARE,
     ConvexGradient,
@@ -21,7 +22,6 @@ from .convex import (
     linear_start,
     log_det,
     squares,
-    weight_slopes,
     weights,
 )
 
@@ -182,110 +182,18 @@ class ConvexRidge(ConvexGradient):
 
     def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:
         """Those of `linearise`."""
-        return _Activations(self, theta, z).layers()
+        return RidgeActivations(self, theta, z).layers()
 
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J from cached activations: three matrix products for one Jη and three for one Jᵀu."""
-        kept = _Activations(self, theta.detach(), z.detach())
+        kept = RidgeActivations(self, theta.detach(), z.detach())
         return Linearisation(kept.jv, kept.jtu, kept.layers, kept.diagonal)
 
-
-class _Part:
-    """Activations of a block of samples, transposed to (units, samples) so that they stay in a core's cache."""
-
-    def __init__(self, units: Tensor, centres: Tensor, kappa: Tensor, p: Tensor, q: Tensor, z: Tensor) -> None:
-        d = z.shape[1]
-        self.z = z.T.contiguous()
-        self.values = units @ self.z  # Lz, and the outputs of the units
-        y = self.values[d:] + centres
-        self.h = torch.tanh(kappa * y)
-        self.rest = torch.addcmul(y, self.h, 1 / kappa, value=-1)
-        bend = (kappa * p - q) * (1 - self.h.square())
-        self.slopes = q + bend
-        self.sharper = torch.addcmul(y * bend, self.h, q / kappa)
-        self.values[d:] = p * self.h + q * self.rest
-
-
-class _Activations:
-    """The units at (θ, z), and the products that follow from them.
-
-    The units act twice, by W = [L; V] and by Wᵀ: T = εz + b + Wᵀφ(Wz + β), whence
-    Jη = ḃ + Ẇᵀφ + Wᵀ(φ′(Ẇz + β̇) + φ̇), φ̇ by log κ, p and q: `sharper`, `h`, `rest`.
-    """
-
-    def __init__(self, map: ConvexRidge, theta: Tensor, z: Tensor) -> None:
-        self.map = map
-        _, self.units, centres, sharpness, raw = map.unpack(theta)
-        self.rates = weight_slopes(raw, map._knees, map.gain).view(2, -1, 1)
-        p, q = map._weights(raw).view(2, -1, 1)
-        self.block = samples_per_block(map.units, z)
-        self.parts = [_Part(self.units, centres, sharpness.exp(), p, q, part) for part in z.split(self.block)]
-
-    def jv(self, eta: Tensor) -> Tensor:
-        """Jη, (n,d)."""
-        d, moved = self.map.dim, []
-        e_shift, e_units, e_centres, e_sharpness, e_raw = self.map.unpack(eta)
-        e_p, e_q = self.rates * e_raw.view(2, -1, 1)
-        for part in self.parts:
-            change = e_units @ part.z
-            ridge = change[d:].add_(e_centres).mul_(part.slopes).addcmul_(e_sharpness, part.sharper)
-            ridge.addcmul_(e_p, part.h).addcmul_(e_q, part.rest)
-            moved.append((e_units.T @ part.values).addmm_(self.units.T, change).add_(e_shift))
-        return torch.cat(moved, 1).T.contiguous()
-
-    def jtu(self, u: Tensor) -> Tensor:
-        """Jᵀu, (p,)."""
-        d, total = self.map.dim, torch.zeros(self.map.num_params, dtype=u.dtype, device=u.device)
-        shift, units, centres, sharpness, raw = self.map.unpack(total)
-        by_p, by_q = raw.view(2, -1, 1)
-        for part, piece in zip(self.parts, u.split(self.block), strict=True):
-            back = self.units @ piece.T
-            ridge = back[d:]
-            for block, factor in ((sharpness, part.sharper), (by_p, part.h), (by_q, part.rest)):
-                block += torch.linalg.vecdot(ridge, factor).unsqueeze(1)
-            centres += ridge.mul_(part.slopes).sum(1, keepdim=True)
-            units.addmm_(back, part.z.T).addmm_(part.values, piece)
-            shift += piece.sum(0).unsqueeze(1)
-        raw *= self.rates.view(-1, 1)
-        return total
-
-    def diagonal(self) -> Tensor:
-        """Σ_rows J², (p,)."""
-        d, total = self.map.dim, torch.zeros(self.map.num_params, dtype=self.units.dtype, device=self.units.device)
-        shift, units, centres, sharpness, raw = self.map.unpack(total)
-        by_p, by_q = raw.view(2, -1, 1)
-        squares = self.units.square().sum(1, keepdim=True)
-        for part in self.parts:
-            slopes = torch.cat([torch.ones_like(part.values[:d]), part.slopes])
-            units += part.values.square().sum(1, keepdim=True)
-            units += 2 * self.units * ((part.values * slopes) @ part.z.T)
-            units += squares * (slopes.square() @ part.z.square().T)
-            own = ((centres, part.slopes), (sharpness, part.sharper), (by_p, part.h), (by_q, part.rest))
-            for block, factor in own:
-                block += squares[d:] * factor.square().sum(1, keepdim=True)
-            shift += part.z.shape[1]
-        raw *= self.rates.square().view(-1, 1)
-        return total
-
-    def layers(self) -> list[Layer]:
-        """The factors (a, g): W with input z, W transposed with input φ, and what has a constant input."""
-        d, m = self.map.dim, self.map.units
-        shift, units, centres, sharpness, _ = self.map.layout()
-        z, values, h, rest, slopes, sharper = (
-            torch.cat([getattr(part, name) for part in self.parts], 1).T
-            for name in ("z", "values", "h", "rest", "slopes", "sharper")
-        )
-        ones, (p_rate, q_rate) = torch.ones_like(z[:, :1]), self.rates.view(2, -1)
-        g_units = torch.cat([torch.ones_like(z), slopes], 1).unsqueeze(1) * self.units.T
-        own = torch.cat([sharper, p_rate * h, q_rate * rest], 1)  # log κ, ω of p and q lie one after another in θ
-        g_own = own.unsqueeze(1) * self.units[d:].T.repeat(1, 3)
-        return [
-            Layer(shift.offset, (d, 1), ones, None),
-            Layer(units.offset, (d + m, d), z, g_units),
-            Layer(units.offset, (d + m, d), values, None, transposed=True),
-            Layer(centres.offset, (m, 1), ones, g_units[:, :, d:]),
-            Layer(sharpness.offset, (3 * m, 1), ones, g_own),
-        ]
+    def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:
+        """The slope's tangent from cached activations: five matrix products one way, six the other."""
+        kept = RidgeActivations(self, theta.detach(), z.detach(), xi.detach())
+        factors = super().linearise_slope(theta, z, xi).layers
+        return Linearisation(kept.jv, kept.jtu, factors, repeats=True)
 
 
 def _look_along(v: Tensor, centres: Tensor, directions: Tensor, spread: float) -> None:
