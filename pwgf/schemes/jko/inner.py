@@ -15,9 +15,8 @@ from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError
 from ...maps.convex import ConvexGradient
 from ...parallel import Shared
+from .._adam import Adam
 
-_BETAS = (0.9, 0.99)
-_TINY = 1e-12  # of Adam's denominator; scaled by nothing, gradients are far above
 _LOWER = 0.25  # factor of the rate at a plateau
 _GAIN = 1e-3  # share of the step's descent that counts as progress between two looks
 _LANCZOS = 10
@@ -178,7 +177,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Adam:
+class InnerSettings:
     """Settings of the inner minimisation; see `JKOICNN`."""
 
     learning_rate: float
@@ -202,7 +201,7 @@ def minimise(
     theta: Tensor,
     batch: Callable[[int], Cloud],
     held_out: Cloud,
-    settings: Adam,
+    settings: InnerSettings,
     *,
     identity: float,
     log_det: LogDet = exact_log_det,
@@ -229,7 +228,7 @@ def minimise(
     """
     project = getattr(objective.map, "project", None)
     theta = theta.detach().clone()
-    first, second = torch.zeros_like(theta), torch.zeros_like(theta)
+    adam = Adam(theta)
     with torch.no_grad():
         start = float(objective(theta, held_out))
     best = last = start if math.isfinite(start) else math.inf
@@ -240,10 +239,7 @@ def minimise(
         if not (math.isfinite(value) and bool(torch.isfinite(slope).all())):
             raise SolverError(_diverged(where, iteration, rate, value, best))
         iteration += 1
-        first.lerp_(slope, 1 - _BETAS[0])
-        second.lerp_(slope.square(), 1 - _BETAS[1])
-        unbias = math.sqrt(1 - _BETAS[1] ** iteration) / (1 - _BETAS[0] ** iteration)
-        theta.addcdiv_(first, second.sqrt().add_(_TINY), value=-rate * unbias)
+        theta -= rate * adam.direction(slope)
         if project is not None:
             project(theta)
         mean.lerp_(theta, 1 / (iteration - looked))

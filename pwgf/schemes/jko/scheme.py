@@ -20,7 +20,7 @@ from ...measures import PushedMeasure, Reference
 from ...state import Info, State
 from .._arguments import check_law, check_map, refuse_jump, try_functions
 from ..base import Description, Row, even_step, fork, member_config, merge_counters
-from .inner import Adam, Cloud, Objective, Seen, exact_log_det, minimise, stochastic_log_det
+from .inner import Cloud, InnerSettings, Objective, Seen, exact_log_det, minimise, stochastic_log_det
 from .quadratic_icnn import QuadraticICNN
 from .replay import JKOReplay
 
@@ -126,7 +126,7 @@ class JKOICNN(JKOReplay):
         super().__init__(family, reference, dtype, check_device(device, "JKOICNN"))
         self.energy, self.h, self.samples, self.log_det = energy, float(h), samples, log_det
         self.num_samples, self.num_batches, self.num_eval = num_samples, num_batches, max(num_eval, num_samples)
-        self.adam = Adam(float(learning_rate), max_iterations, num_decays, patience)
+        self.adam = InnerSettings(float(learning_rate), max_iterations, num_decays, patience)
 
     @classmethod
     def suited(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SolverError
+from .._adam import Adam
 
 WINDOW = 10
 """Iterations whose mean value is compared with that of the ones before, and whose iterates are averaged."""
@@ -17,7 +18,6 @@ WINDOW = 10
 _CUTS, _CUT = 3, 0.25  # learning rates tried, each a quarter of the one before, until the value stalls at the last
 _RETREATS = 6  # steps taken back before the optimisation counts as diverged
 _STALL = 1e-5  # of the fall since the start: a window that brings less is a plateau
-_MEAN, _SQUARE, _TINY = 0.9, 0.99, 1e-12  # Adam's memory; short, since a step takes some hundred iterations
 
 
 class Descent(NamedTuple):
@@ -60,7 +60,7 @@ def descend(
         D. P. Kingma, J. Ba, Adam: a method for stochastic optimization, 2015, arXiv 1412.6980.
     """
     rate, plateaus, retreats, before, start = learning_rate, 0, 0, math.inf, math.nan
-    good, adam, window = theta, _Adam(theta), _Window(theta)
+    good, adam, window = theta, Adam(theta), _Window(theta)
     for k in range(1, max_iterations + 1):
         value, gradient = _evaluated(objective, theta)
         if not math.isfinite(value) or not bool(torch.isfinite(gradient).all()):
@@ -68,7 +68,7 @@ def descend(
                 what = "its gradient is NaN or infinite" if math.isfinite(value) else f"the objective is {value}"
                 raise SolverError(f"{what} at inner iteration {k}, learning rate {rate:.3g}")
             theta, rate, retreats, before = good, _CUT * rate, retreats + 1, math.inf
-            adam, window = _Adam(theta), _Window(theta)
+            adam, window = Adam(theta), _Window(theta)
             continue
         start = value if k == 1 else start
         good, theta = theta, theta - rate * adam.direction(gradient)
@@ -82,21 +82,6 @@ def descend(
         if plateaus == _CUTS:
             return Descent(theta, k, mean, True)
     return Descent(good if retreats else theta, max_iterations, before, False)
-
-
-class _Adam:
-    """Adam's memory of gradients."""
-
-    def __init__(self, theta: Tensor) -> None:
-        self._first, self._second, self._age = torch.zeros_like(theta), torch.zeros_like(theta), 0
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        """The next step at learning rate 1, (p,)."""
-        self._age += 1
-        self._first = _MEAN * self._first + (1 - _MEAN) * gradient
-        self._second = _SQUARE * self._second + (1 - _SQUARE) * gradient.square()
-        size = (self._second / (1 - _SQUARE**self._age)).sqrt() + _TINY
-        return self._first / (1 - _MEAN**self._age) / size
 
 
 class _Window:
