@@ -15,7 +15,7 @@ from .. import fitting, sampling
 from ..checks import private
 from ..distances import divergence
 from ..errors import ConfigError
-from ..maps import PushForward, ResidualMLP
+from ..maps import PushForward, ResidualMLP, Standardised
 from ..measures import PushedLaw, PushedMeasure, Reference
 from ..oracles._observations import check_observation, schedule
 from ..run.solve import solve
@@ -132,6 +132,7 @@ def run(
         raise ConfigError(f"filtering.run(model, …) needs a StateSpace; got {type(model).__name__}.")
     at, end = schedule(times, observations, end)
     map = ResidualMLP(model.dim) if map is None else map
+    map = Standardised.about(map, model.initial.matched_sample(_PILOT_SAMPLES, 0))
     law = PushedLaw(map, model.initial, map.initial(seed).double())
     predicted: list[PushedLaw] = []
     updates: list[Updated] = []
