@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_number, check_theta0, later, plain_numbers
+from ...checks import check_device, check_lengths, check_number, check_theta0, later, plain_numbers
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
@@ -158,6 +158,10 @@ class PWGF(MapReplay):
                 "integrate.Euler(dt), or form='velocity'."
             )
         return chosen
+
+    def check_times(self, times: np.ndarray, start: State | None) -> None:
+        """ConfigError where fixed steps are lost in the rounding of the times."""
+        check_lengths(getattr(self.integrator, "dt", None), "dt", times, type(self.integrator).__name__)
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is reported at once.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number, later, plain_numbers
+from ...checks import check_device, check_dtype, check_integer, check_lengths, check_number, later, plain_numbers
 from ...distances import sliced_w2
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
@@ -149,6 +149,10 @@ class SWJKO(Answers):
             )
         counters = {"num_steps": 0, "num_stages": 0, "num_unsettled": 0}
         return State(t, theta, torch.zeros_like(theta), self.tau, generator.get_state(), counters)
+
+    def check_times(self, times: np.ndarray, start: State | None) -> None:
+        """ConfigError where tau is lost in the rounding of the times."""
+        check_lengths(self.tau, "tau", times, "SWJKO")
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One minimisation over a time of tau, or what is left until t1.
