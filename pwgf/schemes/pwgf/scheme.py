@@ -23,7 +23,7 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
-from .._arguments import refuse_jump, try_functions
+from .._arguments import refuse_jump, refuse_kinks, try_functions
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .description import described
 from .evaluation import evaluate_row
@@ -179,6 +179,7 @@ class PWGF(MapReplay):
         value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
         if rho.asked_for_density:
             refuse_jump(self.reference, "PWGF")
+            refuse_kinks(self.map, theta, z, "PWGF")
         if self.theta0 is None:  # the θ of a run that goes on may have folded a little
             refuse_folded(rho)
         if not bool(torch.isfinite(value)):

@@ -19,7 +19,7 @@ from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
-from .._arguments import check_law, refuse_jump, try_functions
+from .._arguments import check_law, refuse_jump, refuse_kinks, try_functions
 from ..base import Answers, Description, Row, even_step, fork, member_config, merge_counters
 from .carriers import MapCarrier, ParticleCarrier
 from .descent import descend
@@ -141,6 +141,7 @@ class SWJKO(Answers):
         value = float(self.energy(rho))
         if isinstance(rho, PushedMeasure) and rho.asked_for_density:
             refuse_jump(self.reference, "SWJKO")
+            refuse_kinks(rho.map, rho.theta.detach(), rho.z, "SWJKO")
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the energy is {value} at the start, t = {t:.6g}. Causes: (a) its function is NaN or infinite at some "

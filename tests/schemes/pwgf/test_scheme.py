@@ -421,3 +421,30 @@ def test_a_users_own_map_is_read_in_the_coordinates_of_its_run(tmp_path):
     run = pwgf.solve(scheme, [0.0, 0.01], out=tmp_path / "run.h5", progress=False)
     again = pwgf.load(tmp_path / "run.h5", map=maps.FromModule(Cubic(), 1, residual=True))
     assert torch.equal(again.sample(0.01, 5), run.sample(0.01, 5))
+
+
+def unbounded(x):
+    return -x.square().sum(-1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_an_energy_that_falls_without_bound_is_named(temperature, caplog):
+    """V = −|x|² spreads the law by e^{2t}, at temperature τ to the variance e^{4t}(1 + τ/2) − τ/2."""
+    energy = energies.Potential(unbounded)
+    energy = energy + temperature * energies.Entropy() if temperature else energy
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=60, num_eval=100, tolerance=1e-2)
+    run = pwgf.solve(scheme, [0.0, 2.0, 4.0], progress=False)
+    assert "F falls ever faster" in caplog.text and "the flow no equilibrium" in caplog.text
+    assert torch.isfinite(run.theta(4.0)).all()
+    exact = math.exp(16) * (1 + temperature / 2) - temperature / 2
+    assert float(run.at(4.0).cov()) == pytest.approx(exact, rel=2e-2)
+
+
+def test_a_fall_to_an_equilibrium_is_not_taken_for_one_without_bound(caplog):
+    """Out of a narrow law on a hilltop, and far away: F falls faster for a while."""
+    wells = energies.Potential(lambda x: (x.square() - 4).square().sum(-1) / 4)
+    far = energies.Potential(lambda x: (x - 1e3).square().sum(-1) / 2)
+    for energy, reference in ((wells, pwgf.Gaussian(1, cov=0.04)), (far, pwgf.Gaussian(1))):
+        scheme = pwgf.PWGF(energy, maps.Affine(1), reference, num_samples=60, num_eval=100)
+        pwgf.solve(scheme, [0.0, 3.0], progress=False)
+    assert "F falls ever faster" not in caplog.text
