@@ -371,7 +371,7 @@ class PWGF(MapReplay):
             "integrator": self.integrator.to_config(), "damping": self.damping, "momentum": self.momentum,
             "solver": setup.solver.to_config(), "form": setup.form, "chunk_size": self.chunk_size,
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device,
+            "device": self.device, **({"tolerance_in_spreads": True} if self._in_spreads else {}),
         }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from .._arguments import check_law, check_map
 
 _FOR_COORDINATES = 1000  # samples behind the coordinates that the map sees
 _MARGIN = 100  # by how much what coordinates tell apart has to exceed the damping
+_RESOLUTION = 1e-3  # of a spread, by which numbers may lie apart
 _ROWS_PER_PARAMETER = 4  # numbers of a velocity for each parameter that make noise harmless
 
 
@@ -71,7 +72,10 @@ def check_coordinates(z: Tensor, map: PushForward, damping: float) -> None:
     Raises:
         ConfigError: the means or variances of the flow would come out wrong.
     """
-    seen = (z.double() - torch.tensor(map.centre)) / map.spread if isinstance(map, Standardised) else z.double()
+    _check_resolved(z)
+    seen = z.double()
+    if isinstance(map, Standardised):
+        seen = (seen - torch.tensor(map.centre, dtype=torch.float64, device=z.device)) / map.spread
     mean, variance = seen.mean(0), seen.var(0, unbiased=False)
     told_apart = variance / (1 + mean.square() + variance).square()
     k = int(told_apart.argmin())
@@ -92,6 +96,19 @@ def check_coordinates(z: Tensor, map: PushForward, damping: float) -> None:
         "as the identity, belongs to these coordinates. Give maps.Standardised(map, centre, spread) as map, with a "
         "theta0 made for it (as by fitting.fit), or leave theta0 out."
     )
+
+
+def _check_resolved(z: Tensor) -> None:
+    """ConfigError where the numbers of z's dtype lie too far apart for the spread of a coordinate."""
+    mean, spread = z.double().mean(0), z.double().std(0, unbiased=False)
+    gap = torch.finfo(z.dtype).eps * mean.abs()
+    k = int((gap / spread.clamp_min(1e-300)).argmax())
+    if float(gap[k]) > _RESOLUTION * float(spread[k]):
+        raise ConfigError(
+            f"PWGF(reference=…): coordinate {k} of the reference has mean {float(mean[k]):.3g} and spread "
+            f"{float(spread[k]):.3g}, which {z.dtype} numbers, {float(gap[k]):.1g} apart there, do not resolve. Solve "
+            "for x - mean" + (", or in dtype=torch.float64." if z.dtype == torch.float32 else ".")
+        )
 
 
 def _rms_spread(z: Tensor) -> float:

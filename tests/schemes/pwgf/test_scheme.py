@@ -411,6 +411,13 @@ def test_coordinates_of_too_different_spread_are_refused():
     pwgf.PWGF(energy, maps.Affine(2), reference, damping=1e-12).start(0)
 
 
+@pytest.mark.parametrize(("mean", "cov", "dtype"), [(1e6, 1.0, torch.float32), (1e9, 1e-8, torch.float64)])
+def test_a_spread_below_the_rounding_of_its_mean_is_refused(mean, cov, dtype):
+    scheme = pwgf.PWGF(energies.Entropy(), maps.Affine(1), pwgf.Gaussian(1, mean, cov), dtype=dtype)
+    with pytest.raises(ConfigError, match=r"coordinate 0 .* numbers, .* do not resolve\. Solve for x - mean"):
+        scheme.start(0)
+
+
 def test_a_users_own_map_is_read_in_the_coordinates_of_its_run(tmp_path):
     """The file holds origin and unit; the user hands over the module alone."""
     map = maps.FromModule(Cubic(), 1, residual=True)
