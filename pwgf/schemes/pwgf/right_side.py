@@ -142,10 +142,15 @@ class RightSide:
         """rms_i |J_i e| at the latest stage, over the unit of displacements."""
         return self.rho.mean(self.tangent.jv(e.to(self.z)).square().sum(1)).sqrt() / self.unit
 
-    def _spread(self) -> float:
-        """That of ρ, rms over the coordinates, at the latest stage."""
-        x = self.rho.x.detach()
+    def _spread(self, x: Tensor | None = None) -> float:
+        """That of samples, rms over the coordinates; of ρ at the latest stage."""
+        x = self.rho.x.detach() if x is None else x
         return float(self.rho.mean((x - self.rho.mean(x)).square().mean(1)).sqrt())
+
+    def moved(self) -> float:
+        """How far the mean of ρ lies from that of λ, in the larger of their spreads, at the latest stage."""
+        apart = self.rho.mean(self.rho.x.detach()) - self.rho.mean(self.rho.z)
+        return float(apart.norm()) / max(self._spread(), self._spread(self.rho.z), 1e-300)
 
     def linearise(self, theta: Tensor) -> Linearised:
         """v, J and H at θ, for implicit steps."""

@@ -288,6 +288,7 @@ class PWGF(MapReplay):
             "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
             "solver_residual": side.residual,
             "fit": side.fit,
+            "moved": side.moved(),
             "implicit": float(moved.implicit),
             "num_products": float(side.num_products),
         }

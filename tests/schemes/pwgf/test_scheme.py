@@ -430,6 +430,15 @@ def test_a_users_own_map_is_read_in_the_coordinates_of_its_run(tmp_path):
     assert torch.equal(again.sample(0.01, 5), run.sample(0.01, 5))
 
 
+def test_a_motion_over_many_spreads_is_named(caplog):
+    """The mean goes to 1e5(1 − e^{−2}), with an error of 1e-6 of that; the spread stays 1."""
+    energy = energies.Potential(lambda x: (x - 1e5).square().sum(-1) / 2) + energies.Entropy()
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=60, num_eval=60, tolerance=10.0)
+    run = pwgf.solve(scheme, [0.0, 2.0], progress=False)
+    assert "the law has moved by" in caplog.text and "times its spread" in caplog.text
+    assert float(run.at(2.0).mean()) == pytest.approx(1e5 * (1 - math.exp(-2)), rel=1e-2)
+
+
 def unbounded(x):
     return -x.square().sum(-1)
 
