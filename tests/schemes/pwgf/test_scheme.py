@@ -9,9 +9,10 @@ import torch
 
 import pwgf
 from pwgf import energies, linalg, maps
-from pwgf.errors import ConfigError, NonFiniteError, ShapeError, SolverError
+from pwgf.errors import ConfigError, NonFiniteError, SchemaError, ShapeError, SolverError
 from pwgf.measures import Reference
 from pwgf.problems import OrnsteinUhlenbeck
+from tests.storage.forging import forge_config
 
 OU = OrnsteinUhlenbeck(2, cov=[[0.8, 0.3], [0.3, 0.5]], mean=[1.0, -2.0])
 
@@ -428,6 +429,9 @@ def test_a_users_own_map_is_read_in_the_coordinates_of_its_run(tmp_path):
     run = pwgf.solve(scheme, [0.0, 0.01], out=tmp_path / "run.h5", progress=False)
     again = pwgf.load(tmp_path / "run.h5", map=maps.FromModule(Cubic(), 1, residual=True))
     assert torch.equal(again.sample(0.01, 5), run.sample(0.01, 5))
+    forge_config(str(tmp_path / "run.h5"), lambda config: config["scheme"]["map"].update(spread="wide"))
+    with pytest.raises(SchemaError, match="its map has no coordinates"):
+        pwgf.load(tmp_path / "run.h5", map=map)
 
 
 def test_a_motion_over_many_spreads_is_named(caplog):
