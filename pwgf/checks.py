@@ -208,6 +208,17 @@ def later(t: float, h: float) -> float:
     return after
 
 
+def check_lengths(length: float | None, name: str, times: np.ndarray, call: str) -> None:
+    """ConfigError where steps of a fixed length (None: there is none) would be lost in the rounding of the times."""
+    last = float(np.abs(times).max())
+    if length is not None and length < 100 * math.ulp(last):
+        raise ConfigError(
+            f"{call}({name}=…): steps of {length:.3g} are lost in rounding at times up to {last:.17g}, where doubles "
+            f"lie {math.ulp(last):.2g} apart; the run would never end. Give a longer {name}, or count time from the "
+            "start (times - times[0])."
+        )
+
+
 def private(x: Tensor) -> Tensor:
     """x for a user's function to hold: a copy, with x's graph, so that nothing done to it in place reaches x itself."""
     return x.clone()

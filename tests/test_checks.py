@@ -180,10 +180,15 @@ def schemes():
     yield pwgf.SWJKO(energy, maps.Affine(2), reference, tau=1e-17, max_iterations=2, **few)
 
 
+@pytest.mark.parametrize("start", [0.0, 1.0])
 @pytest.mark.parametrize("k", range(3))
-def test_a_run_whose_time_stands_still_ends_with_an_error(k):
+def test_fixed_steps_that_rounding_swallows_are_refused(k, start):
+    """From t = 0 the first of them would count, and 1e17 of them be needed."""
+    with pytest.raises(ConfigError, match=r"steps of 1e-17 are lost in rounding .* would never end. .*times\[0\]"):
+        pwgf.solve(list(schemes())[k], [start, 1.5], progress=False)
+    scheme = list(schemes())[k]
     with pytest.raises(SolverError, match=r"lost in rounding"):
-        pwgf.solve(list(schemes())[k], [1.0, 1.5], progress=False)
+        scheme.step(scheme.start(t=1.0), 1.5)
 
 
 def test_a_fast_flow_at_a_late_time_ends_with_an_error_and_not_never():

@@ -94,6 +94,10 @@ class Run:
     """continue the run at --out; starts afresh where nothing is"""
     overwrite: bool = False
     """replace the run at --out"""
+    max_seconds: float | None = None
+    """stop after so many seconds of wall time; --resume continues (None: no limit)"""
+    max_steps: int | None = None
+    """stop after so many steps; --resume continues (None: no limit)"""
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,9 @@ def _run(settings: Run) -> None:
     out = settings.out or f"results/{name}-d{problem.dim}.h5"
     resume, overwrite = settings.resume, settings.overwrite
     rows = schemes.ask(scheme, "rows_for")(times)
-    run = solve(scheme, rows, out=out, seed=settings.seed, resume=resume, overwrite=overwrite, problem=problem)
+    limits = {"max_seconds": settings.max_seconds, "max_steps": settings.max_steps}
+    to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite, **limits}
+    run = solve(scheme, rows, seed=settings.seed, problem=problem, **to)
     if world().rank > 0:  # one process of several speaks
         return
     for line in (*_about(run), *_energy_lines(run), *_error_lines(run, problem)):

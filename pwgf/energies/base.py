@@ -218,7 +218,7 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
     """
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
     try:
-        y = _on_copies(f, arguments)
+        y = on_copies(f, arguments)
     except PWGFError:
         raise
     except _USER_ERRORS as error:
@@ -234,7 +234,9 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
     if y.shape != shape:
         cure = "sum over the last axis: .sum(-1)" if y.ndim == like.ndim else "return one value per sample"
         if not shape:
-            cure = "average over the samples: .mean()"
+            cure = "F is one number for all samples, "
+            cure += "not one a sample" if y.ndim == 1 else "not one a coordinate; sum over these by .sum(-1)"
+            cure += ": average over the samples by .mean(), or take energies.Potential(V) for F = E V(x)"
         raise ShapeError(f"{call} must return shape {tuple(shape)} for {given}; got {tuple(y.shape)}. Cure: {cure}.")
     if y.dtype != like.dtype or y.device != like.device:
         raise ConfigError(
@@ -245,7 +247,7 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
     return y if followed else y.detach()  # the function may have marked its copy, or have parameters of its own
 
 
-def _on_copies(f: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+def on_copies(f: Callable[..., Any], arguments: Sequence[Any]) -> Any:
     """f of copies of the arguments; they require gradients where f differentiates in itself and finds none."""
     copies = [private(value) if isinstance(value, Tensor) else value for value in arguments]
     try:

@@ -21,6 +21,7 @@ from ..oracles._observations import check_observation, schedule
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
 from ..schemes import PWGF
+from ..schemes.pwgf.settings import in_standard_coordinates
 from .model import StateSpace, weighted_moments
 
 _PILOT_SAMPLES = 4000  # whose weighted moments give the start of an update
@@ -132,6 +133,7 @@ def run(
         raise ConfigError(f"filtering.run(model, …) needs a StateSpace; got {type(model).__name__}.")
     at, end = schedule(times, observations, end)
     map = ResidualMLP(model.dim) if map is None else map
+    map = in_standard_coordinates(map, model.initial)
     law = PushedLaw(map, model.initial, map.initial(seed).double())
     predicted: list[PushedLaw] = []
     updates: list[Updated] = []
@@ -226,15 +228,18 @@ def update(
         return reference.log_density(private(z)) + log_likelihood(law.map(law.theta, z))
 
     enough = share * len(z) > _EFFECTIVE_PER_COORDINATE * len(mean)
-    map = law.map if map is None else map
+    map = in_standard_coordinates(law.map if map is None else map, reference)
+    centre, scale = (mean, torch.linalg.cholesky(cov)) if enough else sampling.laplace(target, law.map.dim)
+    scale = scale @ torch.linalg.inv(torch.linalg.cholesky(reference.cov()))  # from λ, whose samples one map pushes
     found = sampling.sample(
-        target, law.map.dim, _CHUNK, map=map, tolerance=tolerance, max_time=max_time,
-        whiten=(mean, torch.linalg.cholesky(cov)) if enough else "laplace", seed=seed, progress=False,
+        target, law.map.dim, _CHUNK, map=map, reference=reference, tolerance=tolerance, max_time=max_time,
+        whiten=(centre - scale @ reference.mean(), scale), seed=seed, progress=False,
         **{"num_eval": 1000, **settings},
     )  # fmt: skip
     n = num_fit or max(_PILOT_SAMPLES, -(-4 * law.map.num_params // law.map.dim))
-    moved = _compose(law, map, found, found.run.reference.matched_sample(n, generator))
-    tails = _TAIL_FACTOR * found.run.reference.matched_sample(n // 5, generator)  # so that the map does not fold there
+    moved = _compose(law, map, found, reference.matched_sample(n, generator))
+    middle = reference.mean()
+    tails = middle + _TAIL_FACTOR * (reference.matched_sample(n // 5, generator) - middle)  # so that no map folds there
     wide = _compose(law, map, found, tails)
     z, x = torch.cat([moved.z, wide.z]), torch.cat([moved.x, wide.x])
     theta, _ = fitting.regress(

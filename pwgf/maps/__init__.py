@@ -14,6 +14,7 @@ from .from_flow import FromFlow
 from .from_module import FromModule
 from .neural_ode import NeuralODE
 from .residual import ResidualMLP
+from .standardised import Standardised
 
 __all__ = [
     "Affine",
@@ -28,6 +29,7 @@ __all__ = [
     "NeuralODE",
     "PushForward",
     "ResidualMLP",
+    "Standardised",
     "from_config",
 ]
 
@@ -40,6 +42,7 @@ _SHELF: dict[str, type[PushForward]] = {
         ConvexRidge,
         NeuralODE,
         ResidualMLP,
+        Standardised,
     )
 }
 
@@ -67,6 +70,8 @@ def from_config(config: dict[str, Any]) -> PushForward:
         )
     if name == "Composed":
         settings["maps"] = [from_config(part) for part in settings["maps"]]
+    if name == "Standardised":
+        settings["map"] = from_config(settings["map"])
     if name == "ResidualMLP" and "axis_units" not in settings:  # stored before they existed
         dim, width = settings["dim"], settings.get("width")
         settings.update(axis_units=0, width=max(64, 24 * dim) if width is None else width)

@@ -39,6 +39,10 @@ class OneWriter:
         """`Writer.update_header`."""
         self._group.on_first(lambda: self._made[0].update_header(header))
 
+    def close(self, status: str) -> None:
+        """`Writer.close`."""
+        self._group.on_first(lambda: self._made[0].close(status))
+
     def __enter__(self) -> OneWriter:
         return self
 

@@ -118,6 +118,17 @@ def check_config(record: storage.Record) -> None:
             _check_size(record, where, value)
 
 
+def as_solved(record: storage.Record, map: PushForward | None) -> PushForward | None:
+    """The map given by the user as the run had it: in the stored coordinates where it was standardised."""
+    stored = record.config["scheme"].get("map") or {}
+    if not isinstance(map, PushForward) or isinstance(map, maps.Standardised) or stored.get("name") != "Standardised":
+        return map
+    try:
+        return maps.Standardised(map, stored["centre"], stored["spread"])
+    except (PWGFError, *MISFITS) as error:
+        raise _refused(record.path, f"its map has no coordinates ({type(error).__name__}: {error})") from None
+
+
 def reader_of(record: storage.Record, map: PushForward | None, reference: Reference | None) -> Replay:
     """What reads the rows as measures.
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..checks import check_ambient
+from ..checks import check_ambient, check_integer, check_positive
 from ..errors import ConfigError, ParallelError
 from ..parallel import world
 from ..schemes import Scheme, ask
@@ -72,8 +72,14 @@ class Options:
     checkpoint_seconds: float
     callbacks: Sequence[Callback]
     progress: bool | None
+    max_seconds: float | None = None
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
+        if self.max_seconds is not None:
+            check_positive(self.max_seconds, "max_seconds", "solve")
+        if self.max_steps is not None:
+            check_integer(self.max_steps, "max_steps", "solve")
         if not (isinstance(self.checkpoint_seconds, (int, float)) and self.checkpoint_seconds > 0):
             raise ConfigError(
                 f"solve(checkpoint_seconds=…) must be a positive number; got {self.checkpoint_seconds!r}. "
@@ -132,13 +138,17 @@ class Loop:
         self.began = time.monotonic() - spent[0]
         self.cpu_spent = spent[1]
         self.cpu_began = time.process_time()
-        self.saved = time.monotonic()
+        self.entered = self.saved = time.monotonic()
+        self.num_steps = 0
         self.last_row = math.nan
 
-    def run(self, state: State, times: np.ndarray) -> None:
+    def run(self, state: State, times: np.ndarray) -> bool:
         """Advances through the times and stores a row at each, the first at once if the state is there.
 
         A callback whose answer is true ends the run after a row.
+
+        Returns:
+            Whether the run has ended; False where `max_seconds` or `max_steps` stopped it, after storing its state.
         """
         rows = set(times.tolist())
         if state.t in rows:
@@ -148,14 +158,19 @@ class Loop:
             for after, info in _steps(self.scheme, state, times):
                 bar.update(after.t, dt=info.dt, **{k: v for k, v in info.values.items() if k == "energy"})
                 self._warn(self.watch.of_step(info))
-                stop, due = self._decided(after, info)
+                self.num_steps += 1
+                stop, due, limit = self._decided(after, info)
                 if after.t in rows or stop:
                     self._save(after)
-                elif due:
+                elif due or limit:
                     self._checkpoint(after)
                 self._act()
                 if stop:
-                    return
+                    return True
+                if limit and after.t < times[-1]:
+                    self._report_limit(after.t)
+                    return False
+        return True
 
     def _progress(self) -> Progress:
         return Progress(*self.span, self.options.progress if self.group.rank == 0 else False)
@@ -168,12 +183,23 @@ class Loop:
         except ParallelError as error:
             raise ParallelError(f"{error} Rows up to t = {self.last_row:.6g} are stored.") from error
 
-    def _decided(self, state: State, info: Info) -> tuple[bool, bool]:
-        """Whether a callback of any process ends the run, and whether a checkpoint is due."""
+    def _decided(self, state: State, info: Info) -> tuple[bool, bool, bool]:
+        """Whether a callback of any process ends the run, a checkpoint is due, and a limit is reached."""
         stop = any([_stops(f(state.copy(), info)) for f in self.options.callbacks])  # every callback is called
         due = time.monotonic() - self.saved > self.options.checkpoint_seconds or self.signals.number > 0
-        stop, due = (flag > 0 for flag in self.group.greatest(stop, due))
-        return stop, due
+        options, elapsed = self.options, time.monotonic() - self.entered
+        limit = options.max_steps is not None and self.num_steps >= options.max_steps
+        limit = limit or (options.max_seconds is not None and elapsed >= options.max_seconds)
+        stop, due, limit = (flag > 0 for flag in self.group.greatest(stop, due, limit))
+        return stop, due, limit
+
+    def _report_limit(self, t: float) -> None:
+        if self.group.rank == 0:
+            _log.warning(
+                "stopped at t = %.6g of %.6g by max_steps or max_seconds, after %d steps and %.3g s; the state is kept:"
+                " solve(out=…, resume=True) goes on, or without a file solve(start=run.state())",
+                t, self.span[1], self.num_steps, time.monotonic() - self.entered,
+            )  # fmt: skip
 
     def _act(self) -> None:
         """Acts on a signal that any of the processes has received."""

@@ -46,6 +46,8 @@ def solve(
     start: State | None = None,
     max_cost: float | None = None,
     checkpoint_seconds: float = 60,
+    max_seconds: float | None = None,
+    max_steps: int | None = None,
     metadata: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
@@ -64,6 +66,9 @@ def solve(
         start: a state to begin from instead of `scheme.start(seed)`; its t must be times[0].
         max_cost: share of the run time that writing may take; None publishes every row at once.
         checkpoint_seconds: between rows the restart state is published this often.
+        max_seconds: wall time after which this call stops, after the step in progress; its state is stored, the status
+            of the file is "interrupted", and `resume=True` continues to the bit, with any limit. None: no limit.
+        max_steps: the same for the steps (`scheme.step`) of this call.
         metadata: your own entries, JSON values by name, stored as `run.config["metadata"]`; a resumed run keeps those
             with which it began.
         callbacks: each is called as f(state, info) after every step, with a state of its own; True (also NumPy's or
@@ -72,7 +77,7 @@ def solve(
         problem: a `pwgf.problems` problem, recorded so that `pwgf plot` can draw its exact law.
 
     Returns:
-        The trajectory, with a row per time.
+        The trajectory, with a row per time, or up to where a callback or a limit stopped it.
 
     Raises:
         ConfigError, ShapeError: arguments that cannot work; raised before anything is computed.
@@ -83,7 +88,7 @@ def solve(
     """
     check_ambient("solve(scheme, times)")
     _check_scheme(scheme)
-    options = Options(checkpoint_seconds, callbacks, progress)
+    options = Options(checkpoint_seconds, callbacks, progress, max_seconds, max_steps)
     t = check_times(times)
     start = _checked_start(scheme, start, t)
     spec = RunSpec.of(scheme, t, seed, problem, start, metadata)
@@ -228,7 +233,9 @@ def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Sig
         with OneWriter(world(), way.open) as writer:
             if way.header is not None:
                 writer.update_header(way.header)
-            Loop(scheme, writer, options, signals, way.span, way.spent).run(way.state, way.times)
+            ended = Loop(scheme, writer, options, signals, way.span, way.spent).run(way.state, way.times)
+            if not ended:
+                writer.close("interrupted")
     with storage.open_record(out) as record:
         return Trajectory(FileRows(record), scheme, out)
 

@@ -24,7 +24,7 @@ from ..schemes.base import nearest_row
 from ..state import State
 from ._file import FileRows
 from ._restart import restart_to_state
-from ._stored import check_config, reader_of
+from ._stored import as_solved, check_config, reader_of
 from .identity import differing, values_of
 from .memory import Source
 
@@ -331,6 +331,7 @@ def load(
     path = storage.checked_path(path, "load(path)")
     with storage.open_record(path) as record:
         check_config(record)
+        map = as_solved(record, map)
         _check_given(record, map, reference, energy)
         if len(record) == 0:
             raise ConfigError(

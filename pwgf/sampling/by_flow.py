@@ -180,7 +180,7 @@ def sample(
     if not watch.converged:
         watch.warn(float(run.t[-1]))
     z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
-    y, log_rho = _pushed(map, reference, run.state().theta, z)
+    y, log_rho = _pushed(scheme.map, reference, run.state().theta, z)
     if polish:
         y = langevin(target, y, polish, seed=seed)
         log_rho = torch.full_like(log_rho, math.nan)

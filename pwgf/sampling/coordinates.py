@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import private
+from ..energies.base import on_copies
 from ..errors import ConfigError, ShapeError
 from .chains import LogDensity
 from .laplace import laplace
@@ -51,14 +52,19 @@ class Target:
 
     def __call__(self, y: Tensor) -> Tensor:
         x, log_volume = self.coordinates(y)
-        value = self.log_density(private(x))
+        value = self._log_density(x)
         return value + log_volume if isinstance(value, Tensor) else value
+
+    def _log_density(self, x: Tensor) -> Any:
+        """log p(x); without a graph where x has none, also when the function differentiates within itself."""
+        value = on_copies(self.log_density, (x,))
+        return value if not isinstance(value, Tensor) or x.requires_grad else value.detach()
 
     def check_start(self, y: Tensor) -> None:
         """Refuses coordinates or a log p that have the wrong shape or are not finite where the flow begins."""
         with torch.no_grad():
             x = self._checked(y)
-            value = self.log_density(private(x))
+            value = self._log_density(x)
         if not isinstance(value, Tensor) or value.shape != (len(y),):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ..checks import check_each_sample, private
 from ..energies import Energy
 from ..errors import ConfigError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference, Sampled
+
+_FEW = 16  # samples at which a map's second derivative is looked at
 
 
 def check_law(energy: Energy, reference: Reference, call: str) -> None:
@@ -35,6 +38,29 @@ def refuse_jump(reference: Reference, call: str) -> None:
             "reference; a diffusion acts there first, and samples inside do not see it. Start from a smooth law: "
             "Gaussian(dim, mean, cov) of the same moments, or a map fitted to samples (pwgf.fitting.fit) as "
             "theta0; Potential and Interaction need no density."
+        )
+
+
+def refuse_kinks(map: PushForward, theta: Tensor, z: Tensor, call: str) -> None:
+    """ConfigError for the map of an energy that asks for a density, where it is piecewise linear in z.
+
+    Then ∂_zT differs between samples z (n,d) though its derivative is zero at all, near θ (at θ₀ it may be constant).
+    """
+    noise = torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(theta)
+    with torch.enable_grad():
+        leaf = z[:_FEW].detach().requires_grad_(True)
+        jacobian = map.jacobian(theta + 0.01 * (1 + theta.abs()) * noise, leaf)
+        weights = torch.arange(1.0, 1 + jacobian.numel()).to(jacobian).view_as(jacobian)
+        bend = None
+        if jacobian.requires_grad:
+            bend = torch.autograd.grad((weights * jacobian).sum(), leaf, allow_unused=True)[0]
+    varies = float((jacobian - jacobian[:1]).detach().abs().max()) > 1e-6 * float(jacobian.detach().abs().max())
+    if varies and (bend is None or not bool(bend.any())):
+        raise ConfigError(
+            f"{call}(energy, map): this energy needs the density of ρ, and the map, {type(map).__name__}, is piecewise "
+            "linear in z, as with nn.ReLU: its second derivative is 0 at all samples, and log|det ∂_zT| jumps where "
+            "none lies, so the score would be wrong. Use a smooth activation, such as nn.Tanh, nn.SiLU or "
+            "nn.Softplus; or an energy without a density, such as Potential and Interaction."
         )
 
 

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_device, check_dtype, check_integer, check_number, check_points, later, plain_numbers
+from ..checks import (
+    check_device,
+    check_dtype,
+    check_integer,
+    check_lengths,
+    check_number,
+    check_points,
+    later,
+    plain_numbers,
+)
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
@@ -119,6 +128,10 @@ class EulerMaruyama(ParticleReplay):
         """One with steps of a thousandth of the span of `times` unless dt says otherwise."""
         step = float(times[-1] - times[0]) / 1000 if dt is None else dt
         return cls(energy, reference, dt=step, **settings)
+
+    def check_times(self, times: np.ndarray, start: State | None) -> None:
+        """ConfigError where dt is lost in the rounding of the times."""
+        check_lengths(self.dt, "dt", times, "EulerMaruyama")
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """Independent particles from the reference; checks the drift once."""

@@ -228,10 +228,49 @@ def test_a_derivative_inside_that_is_not_followed_is_told():
         pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), num_samples=60).start(0)
 
 
-def test_a_functional_with_a_value_per_sample_is_told_to_average():
-    energy = energies.Functional(lambda rho: rho.x.sum(-1))
-    with pytest.raises(ShapeError, match=r"must return shape \(\) .*got \(60,\)\. Cure: average over the samples"):
-        pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), num_samples=60).start(0)
+@pytest.mark.parametrize(
+    ("F", "message"),
+    [
+        (lambda rho: rho.x.sum(-1), r"got \(60,\)\. Cure: F is one number for all samples, not one a sample: average"),
+        (lambda rho: rho.x, r"got \(60, 2\)\. Cure: F is one number .*, not one a coordinate; sum over these by \.sum"),
+    ],
+)
+def test_a_functional_with_a_value_per_sample_is_told_to_average(F, message):
+    with pytest.raises(ShapeError, match=rf"must return shape \(\) .*{message}.* by \.mean\(\)"):
+        pwgf.PWGF(energies.Functional(F), maps.Affine(2), pwgf.Gaussian(2), num_samples=60).start(0)
+
+
+def module(activation):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(2, 8), activation, torch.nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("activation", [torch.nn.ReLU(), torch.nn.LeakyReLU(0.3), torch.nn.Hardtanh()])
+def test_a_piecewise_linear_map_is_refused_under_an_energy_with_a_density(activation, residual):
+    """Its log det is constant between jumps: the score of the pushed law would be that of an affine map."""
+    map, few = maps.FromModule(module(activation), 2, residual=residual), {"num_samples": 60, "num_eval": 60}
+    message = r"the map, FromModule, is piecewise linear in z, as with nn\.ReLU.* smooth activation"
+    free = energies.Potential(square) + energies.Entropy()
+    schemes = [pwgf.PWGF(free, map, pwgf.Gaussian(2), **few), pwgf.SWJKO(free, map, pwgf.Gaussian(2), tau=0.1, **few)]
+    for scheme in schemes if residual else []:  # without it these modules fold, which is refused first
+        with pytest.raises(ConfigError, match=message):
+            scheme.start(0)
+    pwgf.PWGF(energies.Potential(square), map, pwgf.Gaussian(2), **few).start(0)
+
+
+@pytest.mark.parametrize(
+    "map",
+    [
+        maps.FromModule(module(torch.nn.SiLU()), 2, residual=True),
+        maps.FromModule(torch.nn.Linear(2, 2), 2, residual=True),
+        maps.Affine(2),
+    ],
+    ids=["smooth", "linear", "affine"],
+)
+def test_smooth_and_affine_maps_are_not_taken_for_piecewise_linear(map):
+    pwgf.PWGF(energies.Entropy(), map, pwgf.Gaussian(2), num_samples=60).start(0)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,20 @@ class Linear:
         return filtering.kalman(self.K, self.b, self.H, self.R, *start, TIMES, self.seen, end=end)
 
 
+def test_a_model_far_from_the_origin_gives_what_kalman_gives():
+    """All of the above moved by 300: the evidence and the covariance stay, the mean moves."""
+    far, linear = 300.0, Linear()
+    mean, cov, evidence = linear.kalman()
+    model, linear.b = linear.model(), linear.b + far
+    model = StateSpace(model.potential, model.log_likelihood, pwgf.Gaussian(2, mean=far))
+    seen = [y + (far * linear.H).sum() for y in linear.seen]
+    found = filtering.run(model, TIMES, seen, end=1.5, map=maps.Affine(2), progress=False)
+    its_mean, its_cov = found.law.moments()
+    torch.testing.assert_close(its_mean - far, mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(its_cov, cov, rtol=0, atol=0.01)
+    assert found.log_evidence == pytest.approx(evidence, abs=0.01)
+
+
 @pytest.mark.parametrize(
     "map", [maps.Affine(2), maps.ResidualMLP(2, width=8, axis_units=2)], ids=["affine", "residual"]
 )

@@ -52,6 +52,8 @@ MEMBERS = {
     "QuadraticICNN3": lambda: QuadraticICNN(3, width=6, rank=2, gain=2.0, floor=0.01),
     "Composed2": lambda: maps.Composed([maps.Affine(2), maps.ResidualMLP(2, width=6), maps.ConvexRidge(2, width=5)]),
     "Composed3-one-moves": lambda: maps.Composed([maps.Affine(3), maps.ConvexRidge(3, width=5)] * 2, moving=[1]),
+    "Standardised2": lambda: maps.Standardised(maps.ResidualMLP(2, width=6), [1.0, -2.0], 2.0),
+    "Standardised3-convex": lambda: maps.Standardised(maps.ConvexRidge(3, width=5), [0.0, 0.5, -0.25], 0.125),
     "FromModule2": lambda: maps.FromModule(module(2), dim=2),
     "FromModule2-layers": lambda: maps.FromModule(module(2, scaled=False), dim=2, residual=True),
     "FromModule3-residual": lambda: maps.FromModule(module(3), dim=3, residual=True),
@@ -68,7 +70,7 @@ def starts_as_identity(map: maps.PushForward) -> bool:
 def starts_to_rounding(map: maps.PushForward) -> bool:
     """Whether the identity at the start is a sum that rounds."""
     parts = map.maps if isinstance(map, maps.Composed) else [map]
-    return any(isinstance(part, ConvexGradient) for part in parts)
+    return any(isinstance(part, (ConvexGradient, maps.Standardised)) for part in parts)
 
 
 def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Tensor:

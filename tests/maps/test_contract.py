@@ -33,6 +33,8 @@ def square(x):
 
 
 def has_random_start(map):
+    if isinstance(map, maps.Standardised):
+        return has_random_start(map.map)
     if isinstance(map, maps.Composed):
         return any(has_random_start(map.maps[k]) for k in map.moving)
     residual = isinstance(map, maps.ResidualMLP) and (map.depth > 1 or map.axis_share < 1)

@@ -172,3 +172,17 @@ def test_a_residual_map_stored_before_it_had_functions_of_single_coordinates():
     map = maps.from_config(stored)
     assert map == maps.ResidualMLP(3, width=72, axis_share=0.5, axis_units=0, gain=0.1)
     assert map.num_params == 3 * 4 + 72 * 4 + 3 * 72
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((nn.Linear(2, 2), [0.0, 0.0], 1.0), ConfigError, r"map must be one from pwgf\.maps; got Linear"),
+        ((maps.Affine(2), [0.0], 1.0), ShapeError, r"centre=…\) needs the 2 finite coordinates of a point; got 1"),
+        ((maps.Affine(1), [float("nan")], 1.0), ShapeError, r"centre=…\) needs the 1 finite coordinates of a point"),
+        ((maps.Affine(1), [0.0], 0.0), ConfigError, r"Standardised\(spread=…\) must be positive and finite; got 0\.0"),
+    ],
+)
+def test_coordinates_that_are_none(arguments, error, message):
+    with pytest.raises(error, match=message):
+        maps.Standardised(*arguments)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pwgf import maps, problems, sampling
+from pwgf import Gaussian, maps, problems, sampling
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from pwgf.sampling import hmc, langevin, laplace, sample
 
@@ -169,6 +169,52 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+class OnceOnly(torch.autograd.Function):
+    """−|x|²/2 with a gradient outside the graph, whose derivative autograd takes to be zero."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.detach())
+        return -x.square().sum(-1) / 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, weight):
+        return -weight.unsqueeze(-1) * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize(
+    "log_density", [OnceOnly.apply, torch.compile(gaussian, backend="aot_eager")], ids=["function", "compiled"]
+)
+def test_a_log_density_without_second_derivatives_has_no_laplace(log_density):
+    """There is a mode at 0; what is missing is the Hessian there."""
+    with pytest.raises(ConfigError, match=r"needs second derivatives of log p.* once only: .*torch\.compile.*whiten"):
+        sample(log_density, 2, whiten="laplace", progress=False)
+
+
+@pytest.mark.parametrize("whiten", [None, "laplace"])
+def test_a_log_density_that_differentiates_within_itself(whiten):
+    """log p = −|∇|x|²|²/32 = −|x|²/8."""
+
+    def log_density(x):
+        (gradient,) = torch.autograd.grad(x.square().sum(), x, create_graph=True)
+        return -gradient.square().sum(-1) / 32
+
+    found = sample(log_density, 1, n=1000, map=maps.Affine(1), whiten=whiten, progress=False, num_eval=200)
+    assert found.log_z == pytest.approx(0.5 * math.log(8 * math.pi), abs=5e-3)
+
+
+def test_a_reference_far_from_standard_coordinates():
+    """The map then sees coordinates of its own; densities and weights are those of its law all the same."""
+    reference = Gaussian(1, mean=300.0, cov=0.01)
+    found = sample(
+        lambda x: -(x - 300.1).square().sum(-1) / 0.08, 1, n=4000, map=maps.Affine(1), reference=reference,
+        progress=False, num_eval=200, max_time=1.0,
+    )  # fmt: skip
+    assert found.converged
+    assert found.log_z == pytest.approx(0.5 * math.log(0.08 * math.pi), abs=5e-3)
 
 
 def test_it_is_reached_from_the_package():

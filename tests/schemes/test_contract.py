@@ -58,6 +58,14 @@ def test_all_schemes_of_the_registry_are_here():
 
 
 @members
+def test_a_limit_keeps_the_state_and_the_run_goes_on_to_the_bit(name, runs, tmp_path):
+    out = tmp_path / "run.h5"
+    part = solve(name, out=out, max_steps=1)
+    assert len(part) < len(runs(name))
+    assert_same_rows(solve(name, out=out, resume=True, max_steps=1000), runs(name))
+
+
+@members
 def test_a_step_changes_no_state_repeats_and_never_passes(name):
     scheme = scheme_of(name)
     state = scheme.start(2)

@@ -18,7 +18,7 @@ def described(config: Mapping[str, Any]) -> Description:
     return Description(
         name=config["name"],
         rows="map",
-        map=config["map"].get("name"),
+        map=config["map"].get("map", config["map"]).get("name"),
         settings=(*steps, *shown_settings(config), config["dtype"], samples),
         work_unit="right sides",
         advice=_SMOOTHER if _implicit(integrator) else f"--integrator implicit where the flow is stiff; {_SMOOTHER}",

@@ -42,6 +42,7 @@ class RightSide:
         t: time, for messages.
         implicit_damping, implicit_momentum: the same of the solves of implicit steps.
         probes: (n,q,d) directions in which implicit steps see slopes; None where only explicit ones are taken.
+        in_spreads: whether displacements are measured in units of the spread of ρ at the first stage, not of x.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class RightSide:
         implicit_damping: float = 0.0,
         implicit_momentum: float = 0.0,
         probes: Tensor | None = None,
+        in_spreads: bool = False,
     ) -> None:
         self.setup, self.z, self.t, self.damping, self.probes = setup, z, t, damping, probes
         self.implicit_damping, self.implicit_momentum = implicit_damping, implicit_momentum
+        self.in_spreads, self.unit = in_spreads, 1.0
         self.prepared: Any = None  # what the solver has of the latest J, and may use again at the next
         self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
@@ -105,6 +108,7 @@ class RightSide:
         if self.start is None:
             energy = float(self.setup.energy(self.rho).detach())
             self.start = (energy, float(self.rho.mean(v.square().sum(1))))
+            self.unit = self._spread() if self.in_spreads else 1.0
         return v
 
     def _accepted(self, solution: Solution) -> Tensor:
@@ -135,8 +139,18 @@ class RightSide:
         return self._solution(self.tangent, self.damping, unused, self.momentum * self.last, -gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
-        """rms_i |J_i e| at the latest stage."""
-        return self.rho.mean(self.tangent.jv(e.to(self.z)).square().sum(1)).sqrt()
+        """rms_i |J_i e| at the latest stage, over the unit of displacements."""
+        return self.rho.mean(self.tangent.jv(e.to(self.z)).square().sum(1)).sqrt() / self.unit
+
+    def _spread(self, x: Tensor | None = None) -> float:
+        """That of samples, rms over the coordinates; of ρ at the latest stage."""
+        x = self.rho.x.detach() if x is None else x
+        return float(self.rho.mean((x - self.rho.mean(x)).square().mean(1)).sqrt())
+
+    def moved(self) -> float:
+        """How far the mean of ρ lies from that of λ, in the larger of their spreads, at the latest stage."""
+        apart = self.rho.mean(self.rho.x.detach()) - self.rho.mean(self.rho.z)
+        return float(apart.norm()) / max(self._spread(), self._spread(self.rho.z), 1e-300)
 
     def linearise(self, theta: Tensor) -> Linearised:
         """v, J and H at θ, for implicit steps."""
@@ -242,7 +256,7 @@ class Linearised:
         if self.rho.asked_for_density:
             back = (self.rho.inverse_jacobian @ u.unsqueeze(2)).squeeze(2)
             size2 = torch.minimum(size2, (STRETCH * self.rho.typical_slope) ** 2 * back.square().sum(1))
-        return float(self.rho.mean(size2).sqrt())
+        return float(self.rho.mean(size2).sqrt()) / self.side.unit
 
     def stiffness(self, e: Tensor) -> float:
         """eᵀHe/E|Je|²."""

@@ -12,29 +12,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_number, check_theta0, later, plain_numbers
+from ...checks import check_device, check_lengths, check_number, check_theta0, later, plain_numbers
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
 from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
-from ...maps import ResidualMLP
+from ...maps import ResidualMLP, Standardised
 from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
-from .._arguments import refuse_jump, try_functions
+from .._arguments import refuse_jump, refuse_kinks, try_functions
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .description import described
 from .evaluation import evaluate_row
 from .guards import check_shared, finite_velocity, refuse_folded
 from .right_side import EXACT_SLOPES, RightSide
-from .settings import auto_solver, check_members, check_numbers, choose_chunk_size, far_from_standard, solve_settings
+from .settings import (
+    auto_solver,
+    check_coordinates,
+    check_members,
+    check_numbers,
+    choose_chunk_size,
+    in_standard_coordinates,
+    solve_settings,
+)
 from .setup import Setup
 from .watch import PWGFWatch
 
 _log = logging.getLogger("pwgf")
 _TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
+_GROWN = 2.0  # by what a step exceeds the first of these where they grow
+_NO_TINY = torch.zeros(2, dtype=torch.float64)  # their number, and the length of the first
 _REDRAWS = 4  # failed intervals in a row before the run stops
 
 
@@ -47,10 +57,13 @@ class PWGF(MapReplay):
 
     Args:
         energy: F, e.g. `energies.Potential(V) + energies.Entropy()`.
-        map: T, e.g. `maps.ResidualMLP(dim)`.
+        map: T, e.g. `maps.ResidualMLP(dim)`. Where λ has a mean far from 0 or a spread far from 1, and there is no
+            theta0, the run's map is `maps.Standardised` of it, the attribute `map` of the scheme: results do not depend
+            on the origin and the unit of x.
         reference: λ, e.g. `Gaussian(dim)`.
         tolerance: largest rms displacement error of a sample per step, in units of x; None means 1e-4 for explicit
-            steps and 1e-3 for implicit ones, whose estimate is that of a lower order.
+            steps and 1e-3 for implicit ones, whose estimate is that of a lower order; under a `maps.Standardised` map
+            in units of the present spread of ρ.
         integrator: `auto` (implicit steps, and explicit ones once the flow is smooth), `implicit`,
             `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
@@ -114,12 +127,15 @@ class PWGF(MapReplay):
         if tolerance is not None:
             check_number(tolerance, "tolerance", "PWGF", low=0.0, high=math.inf, open_low=True)
         chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
+        if theta0 is None:
+            map = in_standard_coordinates(map, reference)
         super().__init__(map, reference, dtype, check_device(device, "PWGF"))
         self.energy, self.theta0 = energy, check_theta0(theta0, map.num_params, "PWGF")
         self.num_samples, self.num_eval, self.momentum = num_samples, num_eval, momentum
         self.integrator = self._chosen(integrator, form).resolved(tolerance)
         self.tolerance = getattr(self.integrator, "tolerance", tolerance)
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
+        self._in_spreads = tolerance is None and isinstance(map, Standardised)
         self.damping = damping
         self.chunk_size, self.max_memory = chunk_size, max_memory
         self._setup = Setup(energy, map, reference, solver_, form, chunk, world())
@@ -143,6 +159,10 @@ class PWGF(MapReplay):
             )
         return chosen
 
+    def check_times(self, times: np.ndarray, start: State | None) -> None:
+        """ConfigError where fixed steps are lost in the rounding of the times."""
+        check_lengths(getattr(self.integrator, "dt", None), "dt", times, type(self.integrator).__name__)
+
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """θ₀ at time t. Evaluates the energy on a few samples, so that a wrong function is reported at once.
 
@@ -159,6 +179,7 @@ class PWGF(MapReplay):
         value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
         if rho.asked_for_density:
             refuse_jump(self.reference, "PWGF")
+            refuse_kinks(self.map, theta, z, "PWGF")
         if self.theta0 is None:  # the θ of a run that goes on may have folded a little
             refuse_folded(rho)
         if not bool(torch.isfinite(value)):
@@ -170,9 +191,8 @@ class PWGF(MapReplay):
             )
         check_shared(self._setup, theta, z)
         chosen = solve_settings(self.damping, self.momentum, self.map.num_params, self.num_samples, self.map.dim)
-        coordinates = far_from_standard(z, chosen.implicit_damping) if len(z) > 1 else ""
-        if coordinates and self._setup.group.rank == 0:
-            _log.warning(coordinates)
+        if len(z) > 1:
+            check_coordinates(z, self.map, chosen.implicit_damping)
         if self.integrator_sees_slopes:
             with torch.no_grad():
                 explicit = self.energy.hessian(rho).explicit
@@ -180,7 +200,7 @@ class PWGF(MapReplay):
                 _log.info("implicit steps take the second variation of these terms as zero: %s", ", ".join(explicit))
         dt = self.integrator.first_step
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
-            spread, speed = float(rho.x.std(unbiased=False)), float(v.square().sum(1).mean().sqrt())
+            spread, speed = float(rho.x.var(0, unbiased=False).mean().sqrt()), float(v.square().sum(1).mean().sqrt())
             dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
         counters = {
             "num_steps": 0,
@@ -190,7 +210,7 @@ class PWGF(MapReplay):
             "num_products": 0,
             "num_implicit": 0,
         }
-        extra = {"integrator": NO_MEMORY, "tiny": torch.zeros(1, dtype=torch.float64)}
+        extra = {"integrator": NO_MEMORY, "tiny": _NO_TINY}
         return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
@@ -220,9 +240,8 @@ class PWGF(MapReplay):
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        before = state.extra.get("tiny", torch.zeros(1, dtype=torch.float64))
-        tiny = before + 1 if moved.dt < _TINY * (t1 - state.t) else torch.zeros_like(before)
-        if float(tiny) > _MOST_TINY:
+        tiny = _tiny_steps(state.extra.get("tiny", _NO_TINY), moved.dt, t1 - state.t)
+        if float(tiny[0]) > _MOST_TINY:
             raise self._stalled(side, state, moved)
         extra = {"integrator": moved.memory, "tiny": tiny}
         after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
@@ -240,7 +259,9 @@ class PWGF(MapReplay):
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
         chosen = solve_settings(self.damping, momentum, self.map.num_params, *z.shape)
-        return RightSide(self._setup, z, state.theta_dot, state.t, probes=probes, **chosen._asdict())
+        return RightSide(
+            self._setup, z, state.theta_dot, state.t, probes=probes, in_spreads=self._in_spreads, **chosen._asdict()
+        )
 
     @property
     def integrator_sees_slopes(self) -> bool:
@@ -267,6 +288,7 @@ class PWGF(MapReplay):
             "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
             "solver_residual": side.residual,
             "fit": side.fit,
+            "moved": side.moved(),
             "implicit": float(moved.implicit),
             "num_products": float(side.num_products),
         }
@@ -350,5 +372,14 @@ class PWGF(MapReplay):
             "integrator": self.integrator.to_config(), "damping": self.damping, "momentum": self.momentum,
             "solver": setup.solver.to_config(), "form": setup.form, "chunk_size": self.chunk_size,
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device,
+            "device": self.device, **({"tolerance_in_spreads": True} if self._in_spreads else {}),
         }  # fmt: skip
+
+
+def _tiny_steps(before: Tensor, dt: float, left: float) -> Tensor:
+    """Number and first length (2,) of the tiny steps in a row; steps that grow, as from a tight start, begin anew."""
+    if dt >= _TINY * left:
+        return _NO_TINY
+    count, first = before[0], before[-1]  # version 0.1 stored the number alone
+    same = bool(count > 0) and dt < _GROWN * float(first)
+    return torch.stack([count + 1, first]) if same else torch.tensor([1.0, dt], dtype=torch.float64)

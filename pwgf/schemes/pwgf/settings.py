@@ -13,11 +13,14 @@ from ...energies import Energy
 from ...errors import ConfigError, nearest
 from ...linalg import Auto
 from ...linalg.choice import MAX_PRIMAL
+from ...maps import Standardised
 from ...maps.base import PushForward
 from ...measures import Reference
 from .._arguments import check_law, check_map
 
+_FOR_COORDINATES = 1000  # samples behind the coordinates that the map sees
 _MARGIN = 100  # by how much what coordinates tell apart has to exceed the damping
+_RESOLUTION = 1e-3  # of a spread, by which numbers may lie apart
 _ROWS_PER_PARAMETER = 4  # numbers of a velocity for each parameter that make noise harmless
 
 
@@ -49,24 +52,67 @@ def solve_settings(
     return defaults
 
 
-def far_from_standard(z: Tensor, damping: float) -> str:
-    """Says which coordinate of the samples z (n,d) of λ the damping of the solve holds back; "" where none.
+def in_standard_coordinates(map: PushForward, reference: Reference) -> PushForward:
+    """The map, which sees standard coordinates where those of λ are far from them; see `Standardised.about`."""
+    z = reference.matched_sample(_FOR_COORDINATES, torch.Generator().manual_seed(0))
+    told = isinstance(z, Tensor) and z.shape == (_FOR_COORDINATES, map.dim)  # else `start` reports it
+    return Standardised.about(map, z) if told else map
+
+
+def check_coordinates(z: Tensor, map: PushForward, damping: float) -> None:
+    """Refuses samples z (n,d) of λ with a coordinate in which the damping of the solve would hold the map back.
 
     The map's response to z_k and to a constant are told apart by the smaller eigenvalue of E[(z_k, 1)(z_k, 1)ᵀ], about
     s²/(1 + m²) for small spread s or large mean m; relative to the trace it has to stay well above the damping.
+
+    Args:
+        z, map: samples, and the map as it is solved with.
+        damping: of the solve.
+
+    Raises:
+        ConfigError: the means or variances of the flow would come out wrong.
     """
-    mean, variance = z.double().mean(0), z.double().var(0, unbiased=False)
-    trace = 1 + mean.square() + variance
-    told_apart = variance / trace.square()
+    _check_resolved(z)
+    seen = z.double()
+    if isinstance(map, Standardised):
+        seen = (seen - torch.tensor(map.centre, dtype=torch.float64, device=z.device)) / map.spread
+    mean, variance = seen.mean(0), seen.var(0, unbiased=False)
+    told_apart = variance / (1 + mean.square() + variance).square()
     k = int(told_apart.argmin())
     if float(told_apart[k]) > _MARGIN * min(damping, 1e-6):
-        return ""
-    m, s = float(mean[k]), float(variance[k].sqrt())
-    return (
-        f"coordinate {k} of the reference has mean {m:.3g} and spread {s:.3g}, so far from 0 and 1 that the damping "
-        f"({damping:.0e}) holds parts of the map back: means or variances may come out wrong. Cure: solve in "
-        "coordinates y = (x - m)/s, with V(m + s*y)/s**2, temperature/s**2 and the same times; or a smaller damping"
+        return
+    m, s = float(z[:, k].mean()), float(z[:, k].std(unbiased=False))
+    where = f"coordinate {k} of the reference has mean {m:.3g} and spread {s:.3g}"
+    if 0.1 < float(variance.mean()) < 10 and float(mean.abs().max()) < 2:
+        raise ConfigError(
+            f"PWGF(reference=…): {where}, so far below the rms spread of all coordinates, {_rms_spread(z):.3g}, that "
+            f"the damping of the solve ({damping:.0e}, relative to all of them) would hold its part of the map back, "
+            "and its law come out wrong. Give a smaller damping, such as "
+            f"PWGF(damping={told_apart[k] / (10 * _MARGIN):.0e})."
+        )
+    raise ConfigError(
+        f"PWGF(reference=…, theta0=…): {where}, so far from 0 and 1 that the damping of the solve ({damping:.0e}) "
+        "would hold parts of the map back, and means or variances come out wrong. theta0, or a map that does not start "
+        "as the identity, belongs to these coordinates. Give maps.Standardised(map, centre, spread) as map, with a "
+        "theta0 made for it (as by fitting.fit), or leave theta0 out."
     )
+
+
+def _check_resolved(z: Tensor) -> None:
+    """ConfigError where the numbers of z's dtype lie too far apart for the spread of a coordinate."""
+    mean, spread = z.double().mean(0), z.double().std(0, unbiased=False)
+    gap = torch.finfo(z.dtype).eps * mean.abs()
+    k = int((gap / spread.clamp_min(1e-300)).argmax())
+    if float(gap[k]) > _RESOLUTION * float(spread[k]):
+        raise ConfigError(
+            f"PWGF(reference=…): coordinate {k} of the reference has mean {float(mean[k]):.3g} and spread "
+            f"{float(spread[k]):.3g}, which {z.dtype} numbers, {float(gap[k]):.1g} apart there, do not resolve. Solve "
+            "for x - mean" + (", or in dtype=torch.float64." if z.dtype == torch.float32 else ".")
+        )
+
+
+def _rms_spread(z: Tensor) -> float:
+    return float((z - z.mean(0)).square().mean().sqrt())
 
 
 def check_numbers(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number, later, plain_numbers
+from ...checks import check_device, check_dtype, check_integer, check_lengths, check_number, later, plain_numbers
 from ...distances import sliced_w2
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
@@ -19,7 +19,7 @@ from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
-from .._arguments import check_law, refuse_jump, try_functions
+from .._arguments import check_law, refuse_jump, refuse_kinks, try_functions
 from ..base import Answers, Description, Row, even_step, fork, member_config, merge_counters
 from .carriers import MapCarrier, ParticleCarrier
 from .descent import descend
@@ -141,6 +141,7 @@ class SWJKO(Answers):
         value = float(self.energy(rho))
         if isinstance(rho, PushedMeasure) and rho.asked_for_density:
             refuse_jump(self.reference, "SWJKO")
+            refuse_kinks(rho.map, rho.theta.detach(), rho.z, "SWJKO")
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"the energy is {value} at the start, t = {t:.6g}. Causes: (a) its function is NaN or infinite at some "
@@ -149,6 +150,10 @@ class SWJKO(Answers):
             )
         counters = {"num_steps": 0, "num_stages": 0, "num_unsettled": 0}
         return State(t, theta, torch.zeros_like(theta), self.tau, generator.get_state(), counters)
+
+    def check_times(self, times: np.ndarray, start: State | None) -> None:
+        """ConfigError where tau is lost in the rounding of the times."""
+        check_lengths(self.tau, "tau", times, "SWJKO")
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One minimisation over a time of tau, or what is left until t1.

@@ -9,9 +9,10 @@ import torch
 
 import pwgf
 from pwgf import energies, linalg, maps
-from pwgf.errors import NonFiniteError, ShapeError, SolverError
+from pwgf.errors import ConfigError, NonFiniteError, SchemaError, ShapeError, SolverError
 from pwgf.measures import Reference
 from pwgf.problems import OrnsteinUhlenbeck
+from tests.storage.forging import forge_config
 
 OU = OrnsteinUhlenbeck(2, cov=[[0.8, 0.3], [0.3, 0.5]], mean=[1.0, -2.0])
 
@@ -347,19 +348,123 @@ def test_projection_residual_of_a_flow_the_map_cannot_follow():
     assert scheme.measure(scheme.start())["projection_residual"] == pytest.approx(6 / 15, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("mean", "cov", "told"),
-    [
-        (0.0, 1.0, False),
-        (3.0, 0.25, False),
-        (0.0, 1e-2, False),
-        (100.0, 1.0, True),
-        (0.0, 1e-12, True),
-        (0.0, 1e6, True),
-    ],
-)
-def test_a_start_far_from_standard_coordinates_is_told(caplog, mean, cov, told):
-    """What is told of was measured: variance .68 instead of 1 from mean 100, 5e-6 instead of .63 from 1e-12."""
-    reference = pwgf.Gaussian(2, mean=mean, cov=cov)
-    pwgf.PWGF(energies.Potential(lambda x: x.square().sum(-1) / 2), maps.Affine(2), reference).start(0)
-    assert ("holds parts of the map back" in caplog.text) == told
+def ornstein_uhlenbeck(spread=1.0, mean=0.0, target=0.0):
+    """V = |x − target|²/2, temperature spread²/4, from N(mean, spread²): the same flow in any unit."""
+    potential = energies.Potential(lambda x: (x - target).square().sum(-1) / 2)
+    return potential + spread**2 / 4 * energies.Entropy(), pwgf.Gaussian(1, mean, spread**2)
+
+
+@pytest.mark.parametrize("map", [maps.Affine(1), maps.ResidualMLP(1, width=8), maps.ConvexRidge(1, width=6)])
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1e-6), (0.0, 1e6), (100.0, 1.0), (1e6, 1e-3)])
+@pytest.mark.parametrize("integrator", ["implicit", "explicit"])
+def test_results_do_not_depend_on_origin_and_unit(map, mean, spread, integrator):
+    """Closed form: mean e^{−t}, variance ¼ + ¾e^{−2t}, in units of the spread from the mean of the target."""
+    target = mean + spread
+    energy, reference = ornstein_uhlenbeck(spread, mean, target)
+    scheme = pwgf.PWGF(energy, map, reference, integrator=integrator, num_samples=100, num_eval=100)
+    law = pwgf.solve(scheme, [0.0, 0.2], progress=False).at(0.2)
+    assert abs(float(law.mean()) - target + spread * math.exp(-0.2)) < 1e-3 * spread
+    assert float(law.cov()) == pytest.approx(spread**2 * (0.25 + 0.75 * math.exp(-0.4)), rel=2e-3)
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual", "block-pcg", "pcg", "cg", "lsmr"])
+def test_each_solver_meets_standard_coordinates(solver):
+    """As above, for a λ as tight as 1e-5."""
+    energy, reference = ornstein_uhlenbeck(1e-5, 3.0, 3.0)
+    scheme = pwgf.PWGF(energy, maps.ResidualMLP(1, width=8), reference, solver=solver, num_samples=100, num_eval=100)
+    law = pwgf.solve(scheme, [0.0, 0.2], progress=False).at(0.2)
+    assert float(law.cov()) == pytest.approx(1e-10 * (0.25 + 0.75 * math.exp(-0.4)), rel=2e-3)
+
+
+@pytest.mark.parametrize(("dim", "cov"), [(1, 1e-12), (2, 1e-6)])
+def test_a_tight_start_spreads_as_it_should(dim, cov):
+    """The flow to temperature 1 from a variance of almost 0: it is 1 − e^{−2t}, and the mean stays 0."""
+    energy = energies.Potential(lambda x: x.square().sum(-1) / 2) + energies.Entropy()
+    scheme = pwgf.PWGF(energy, maps.Affine(dim), pwgf.Gaussian(dim, cov=cov), num_samples=64, num_eval=100)
+    law = pwgf.solve(scheme, [0.0, 1.0], progress=False).at(1.0)
+    assert float(law.mean().abs().max()) < 1e-6
+    torch.testing.assert_close(law.cov(), (1 - math.exp(-2)) * torch.eye(dim, dtype=torch.float64), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(("mean", "cov", "moved"), [(0.0, 1.0, False), (0.9, 0.2, False), (4.0, 1.0, True)])
+def test_a_map_sees_other_coordinates_only_far_from_standard_ones(mean, cov, moved):
+    energy, map = energies.Potential(lambda x: x.square().sum(-1) / 2), maps.Affine(2)
+    scheme = pwgf.PWGF(energy, map, pwgf.Gaussian(2, mean, cov))
+    assert isinstance(scheme.map, maps.Standardised) == moved
+    assert moved or scheme.map is map
+    assert pwgf.PWGF(energy, map, pwgf.Gaussian(2, mean, cov), theta0=map.initial()).map is map
+
+
+def test_a_given_start_far_from_standard_coordinates_is_refused():
+    """With these coordinates the variance was measured as .68 instead of 1."""
+    energy, map, reference = energies.Entropy(), maps.Affine(2), pwgf.Gaussian(2, mean=100.0)
+    with pytest.raises(ConfigError, match=r"coordinate . of the reference has mean 9.* maps.Standardised"):
+        pwgf.PWGF(energy, map, reference, theta0=map.initial()).start(0)
+    standardised = maps.Standardised(map, [100.0, 100.0], 1.0)
+    pwgf.PWGF(energy, standardised, reference, theta0=standardised.initial()).start(0)
+
+
+def test_coordinates_of_too_different_spread_are_refused():
+    reference = pwgf.Gaussian(2, cov=torch.tensor([[1.0, 0.0], [0.0, 1e-8]]))
+    energy = energies.Potential(lambda x: x.square().sum(-1) / 2)
+    with pytest.raises(ConfigError, match=r"spread .*e-05, so far below the rms .* Give a smaller damping"):
+        pwgf.PWGF(energy, maps.Affine(2), reference).start(0)
+    pwgf.PWGF(energy, maps.Affine(2), reference, damping=1e-12).start(0)
+
+
+@pytest.mark.parametrize(("mean", "cov", "dtype"), [(1e6, 1.0, torch.float32), (1e9, 1e-8, torch.float64)])
+def test_a_spread_below_the_rounding_of_its_mean_is_refused(mean, cov, dtype):
+    scheme = pwgf.PWGF(energies.Entropy(), maps.Affine(1), pwgf.Gaussian(1, mean, cov), dtype=dtype)
+    with pytest.raises(ConfigError, match=r"coordinate 0 .* numbers, .* do not resolve\. Solve for x - mean"):
+        scheme.start(0)
+
+
+def test_a_users_own_map_is_read_in_the_coordinates_of_its_run(tmp_path):
+    """The file holds origin and unit; the user hands over the module alone."""
+    map = maps.FromModule(Cubic(), 1, residual=True)
+    reference = pwgf.Gaussian(1, mean=50.0, cov=1e-4)
+    scheme = pwgf.PWGF(
+        energies.Potential(lambda x: x.square().sum(-1) / 2), map, reference, num_samples=50, num_eval=50
+    )
+    run = pwgf.solve(scheme, [0.0, 0.01], out=tmp_path / "run.h5", progress=False)
+    again = pwgf.load(tmp_path / "run.h5", map=maps.FromModule(Cubic(), 1, residual=True))
+    assert torch.equal(again.sample(0.01, 5), run.sample(0.01, 5))
+    forge_config(str(tmp_path / "run.h5"), lambda config: config["scheme"]["map"].update(spread="wide"))
+    with pytest.raises(SchemaError, match="its map has no coordinates"):
+        pwgf.load(tmp_path / "run.h5", map=map)
+
+
+def test_a_motion_over_many_spreads_is_named(caplog):
+    """The mean goes to 1e5(1 − e^{−2}), with an error of 1e-6 of that; the spread stays 1."""
+    energy = energies.Potential(lambda x: (x - 1e5).square().sum(-1) / 2) + energies.Entropy()
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=60, num_eval=60, tolerance=10.0)
+    run = pwgf.solve(scheme, [0.0, 2.0], progress=False)
+    assert "the law has moved by" in caplog.text and "times its spread" in caplog.text
+    assert float(run.at(2.0).mean()) == pytest.approx(1e5 * (1 - math.exp(-2)), rel=1e-2)
+
+
+def unbounded(x):
+    return -x.square().sum(-1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_an_energy_that_falls_without_bound_is_named(temperature, caplog):
+    """V = −|x|² spreads the law by e^{2t}, at temperature τ to the variance e^{4t}(1 + τ/2) − τ/2."""
+    energy = energies.Potential(unbounded)
+    energy = energy + temperature * energies.Entropy() if temperature else energy
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=60, num_eval=100, tolerance=1e-2)
+    run = pwgf.solve(scheme, [0.0, 2.0, 4.0], progress=False)
+    assert "F falls ever faster" in caplog.text and "the flow no equilibrium" in caplog.text
+    assert torch.isfinite(run.theta(4.0)).all()
+    exact = math.exp(16) * (1 + temperature / 2) - temperature / 2
+    assert float(run.at(4.0).cov()) == pytest.approx(exact, rel=2e-2)
+
+
+def test_a_fall_to_an_equilibrium_is_not_taken_for_one_without_bound(caplog):
+    """Out of a narrow law on a hilltop, and far away: F falls faster for a while."""
+    wells = energies.Potential(lambda x: (x.square() - 4).square().sum(-1) / 4)
+    far = energies.Potential(lambda x: (x - 1e3).square().sum(-1) / 2)
+    for energy, reference in ((wells, pwgf.Gaussian(1, cov=0.04)), (far, pwgf.Gaussian(1))):
+        scheme = pwgf.PWGF(energy, maps.Affine(1), reference, num_samples=60, num_eval=100)
+        pwgf.solve(scheme, [0.0, 3.0], progress=False)
+    assert "F falls ever faster" not in caplog.text
