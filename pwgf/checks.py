@@ -138,13 +138,21 @@ def check_dtype(dtype: object, call: str) -> None:
 
 
 def check_device(device: Any, call: str) -> str:
-    """The name of the device; ConfigError unless torch knows it and finds it."""
+    """The name of the device; ConfigError unless torch finds it, and it factorises in float64 and gives values back."""
     try:
         name = str(torch.device(device))
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{call}(device=…) must be 'cpu' or 'cuda'; got {device!r} ({error}).") from error
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"{call}(device={name!r}) needs a CUDA device, and torch finds none here; use device='cpu'.")
+    if name != "cpu":
+        try:
+            torch.linalg.cholesky_ex(torch.eye(2, dtype=torch.float64, device=name))[0].cpu()
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise ConfigError(
+                f"{call}(device={name!r}) needs a device that factorises matrices in float64, also where θ is float32; "
+                f"got {type(error).__name__}: {str(error).splitlines()[0]:.200}. Use device='cpu' or 'cuda'."
+            ) from error
     return name
 
 
