@@ -221,6 +221,28 @@ def private(x: Tensor) -> Tensor:
     return x.clone()
 
 
+class Constants:
+    """Tensors in the dtype and on the device of what they meet, copied there once.
+
+    Args:
+        tensors: in float64.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = tensors
+        self._copies: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    def like(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The tensors as x is."""
+        key = (x.dtype, x.device)
+        if key not in self._copies:
+            self._copies[key] = tuple(tensor.to(x.device, x.dtype) for tensor in self._tensors)
+        return self._copies[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_tensors": self._tensors, "_copies": {}}  # another process may have no such device
+
+
 def check_repeats(f: Callable[..., Tensor], arguments: Sequence[Tensor], call: str) -> Tensor:
     """f(*arguments), detached; ConfigError unless a second call gives the same within rounding."""
     first, again = (f(*arguments).detach() for _ in range(2))

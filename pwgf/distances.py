@@ -303,7 +303,9 @@ def bures_w2(mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> Tensor
 
 
 def _pair(call: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    x, y = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64)
+    """x and y as float64 samples on the device of x."""
+    x = torch.as_tensor(x, dtype=torch.float64)
+    y = torch.as_tensor(y, dtype=torch.float64).to(x.device)
     for name, samples in (("x", x), ("y", y)):
         if samples.ndim != 2 or samples.numel() == 0:
             raise ShapeError(
@@ -325,9 +327,10 @@ def _sorted_w2(x: Tensor, y: Tensor) -> Tensor:
     if n == m:
         return (x - y).square().mean(dim=1)
     # Both quantile functions are constant between the levels i/n and j/m; in units of 1/(nm) these are integers.
-    levels = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(x.device)
+    steps = torch.arange(max(n, m) + 1, device=x.device)
+    levels = torch.cat([steps[: n + 1] * m, steps[: m + 1] * n]).sort().values  # one that occurs twice weighs nothing
     weights = levels.diff().double() / (n * m)
-    return ((x[:, levels[:-1] // m] - y[:, levels[:-1] // n]).square() * weights).sum(dim=1)
+    return ((x[:, (levels[:-1] // m).clamp(max=n - 1)] - y[:, (levels[:-1] // n).clamp(max=m - 1)]).square() * weights).sum(dim=1)
 
 
 def _sorted_rows(x: Tensor) -> Tensor:
@@ -377,6 +380,7 @@ def _sampled_kl(p_name: str, p: Density, q_name: str, q: Density, n: int, genera
 
 def _gaussians(call: str, mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> list[Tensor]:
     arrays = [torch.as_tensor(a, dtype=torch.float64) for a in (mean0, cov0, mean1, cov1)]
+    arrays = [a.to(arrays[0].device) for a in arrays]
     shapes = [tuple(a.shape) for a in arrays]
     dim = shapes[0][0] if len(shapes[0]) == 1 else 0
     if dim < 1 or shapes != [(dim,), (dim, dim), (dim,), (dim, dim)]:
