@@ -221,6 +221,14 @@ def private(x: Tensor) -> Tensor:
     return x.clone()
 
 
+_ON_DEVICE = 2**25  # numbers that a block holds on a device: 256 MB in float64
+
+
+def entries_at_once(on_cpu: int, x: Tensor) -> int:
+    """Numbers that a block holds: `on_cpu`, for a core's cache, where x lies there; else many, for few kernels."""
+    return on_cpu if x.device.type == "cpu" else max(on_cpu, _ON_DEVICE)
+
+
 class Constants:
     """Tensors in the dtype and on the device of what they meet, copied there once.
 

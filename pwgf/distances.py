@@ -330,7 +330,9 @@ def _sorted_w2(x: Tensor, y: Tensor) -> Tensor:
     steps = torch.arange(max(n, m) + 1, device=x.device)
     levels = torch.cat([steps[: n + 1] * m, steps[: m + 1] * n]).sort().values  # one that occurs twice weighs nothing
     weights = levels.diff().double() / (n * m)
-    return ((x[:, (levels[:-1] // m).clamp(max=n - 1)] - y[:, (levels[:-1] // n).clamp(max=m - 1)]).square() * weights).sum(dim=1)
+    return (
+        (x[:, (levels[:-1] // m).clamp(max=n - 1)] - y[:, (levels[:-1] // n).clamp(max=m - 1)]).square() * weights
+    ).sum(dim=1)
 
 
 def _sorted_rows(x: Tensor) -> Tensor:

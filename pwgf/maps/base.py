@@ -238,7 +238,8 @@ def _slope_layers(map: PushForward, theta: Tensor, z: Tensor, xi: Tensor) -> lis
         found.append(layer._replace(a=a_rate, g=g))
         if g_rate is not None:
             found.append(layer._replace(a=a, g=g_rate))
-    return [layer for layer in found if bool(layer.a.any()) and (layer.g is None or bool(layer.g.any()))]
+    moves = [layer.a.any() if layer.g is None else layer.a.any() & layer.g.any() for layer in found]
+    return [layer for layer, kept in zip(found, torch.stack(moves).tolist(), strict=True) if kept]
 
 
 def from_layers(layers: list[Layer], num_params: int) -> Linearisation:
@@ -301,6 +302,18 @@ def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:
             "Use a smaller tolerance or more damping, so that the flow avoids such θ."
         )
     return y.T
+
+
+def inverse_of_factor(factor: Tensor) -> Tensor:
+    """(LLᵀ)⁻¹ (b,k,k) for lower L.
+
+    On a GPU by two triangular solves: `cholesky_inverse` would take the matrices there one after another.
+    """
+    if factor.device.type == "cpu":
+        return torch.cholesky_inverse(factor)
+    identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    half = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def score_by_inverse(z: Tensor, log_abs_det: Tensor, x: Tensor, slope: Tensor) -> Tensor:

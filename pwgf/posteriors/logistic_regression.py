@@ -216,7 +216,10 @@ def _mode(a: Tensor, precision: float = 1e-2) -> Tensor:
     w = a.new_zeros(a.shape[1])
     for _ in range(50):
         slope, curvature = _expand(a, w)
-        slope, curvature = slope - precision * w, curvature + precision * torch.eye(len(w), dtype=w.dtype, device=w.device)
+        slope, curvature = (
+            slope - precision * w,
+            curvature + precision * torch.eye(len(w), dtype=w.dtype, device=w.device),
+        )
         step, length = torch.linalg.solve(curvature, slope), 1.0
         while value(w + length * step) < value(w) and length > 1e-8:
             length /= 2

@@ -191,9 +191,7 @@ def sample(
         log_w = target(y) - log_rho
     x, log_density_at_x, log_w = x.cpu(), (log_rho - log_volume).cpu(), log_w.cpu()
     constants = _constants(log_w)
-    return Sampled(
-        x, log_density_at_x, log_w, *constants, watch.converged, float(run.t[-1]), run, target.coordinates
-    )
+    return Sampled(x, log_density_at_x, log_w, *constants, watch.converged, float(run.t[-1]), run, target.coordinates)
 
 
 class _Watch:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError
+from ...maps.base import inverse_of_factor
 from ...maps.convex import ConvexGradient
 from ...parallel import Shared
 
@@ -102,7 +103,7 @@ class _CholeskyLogDet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Tensor:
         (lower,) = ctx.saved_tensors
-        return factor.view(-1, 1, 1) * torch.cholesky_inverse(lower)
+        return factor.view(-1, 1, 1) * inverse_of_factor(lower)
 
 
 def exact_log_det(map: ConvexGradient, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
