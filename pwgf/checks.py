@@ -156,6 +156,12 @@ def check_device(device: Any, call: str) -> str:
     return name
 
 
+def memory_for_blocks(device: str) -> float:
+    """Bytes for a block of samples: 1e9 on a CPU, where larger blocks gain nothing, else a tenth of the device's."""
+    properties = getattr(getattr(torch, torch.device(device).type), "get_device_properties", None)
+    return 1e9 if device == "cpu" or properties is None else max(1e9, properties(device).total_memory / 10)
+
+
 def check_shape(x: Tensor, dim: int, call: str) -> Tensor:
     """x itself; ShapeError unless it has shape (n, dim)."""
     if x.ndim != 2 or x.shape[1] != dim:
@@ -227,6 +233,22 @@ _ON_DEVICE = 2**25  # numbers that a block holds on a device: 256 MB in float64
 def entries_at_once(on_cpu: int, x: Tensor) -> int:
     """Numbers that a block holds: `on_cpu`, for a core's cache, where x lies there; else many, for few kernels."""
     return on_cpu if x.device.type == "cpu" else max(on_cpu, _ON_DEVICE)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 products in float32, where a setting of torch allows TF32 or bfloat16; the setting is restored."""
+    matmuls = [backend.matmul for backend in (torch.backends.cuda, torch.backends.mkldnn) if hasattr(backend, "matmul")]
+    name, full = ("fp32_precision", "ieee") if hasattr(matmuls[0], "fp32_precision") else ("allow_tf32", False)
+    before = [(matmul, getattr(matmul, name)) for matmul in matmuls if hasattr(matmul, name)]
+    lower = [(matmul, value) for matmul, value in before if value in ("tf32", "bf16", True)]
+    try:
+        for matmul, _ in lower:
+            setattr(matmul, name, full)
+        yield
+    finally:
+        for matmul, value in lower:
+            setattr(matmul, name, value)
 
 
 class Constants:

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class _Module(_DummyBackendModule):
         return torch.empty(0, dtype=torch.uint8)
 
     def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None: ...
+
+    def get_device_name(self, device: Any = None) -> str:
+        return "Pretended"
+
+    def get_device_properties(self, device: Any = None) -> SimpleNamespace:
+        return SimpleNamespace(total_memory=80e9)
 
 
 _setup_privateuseone_for_python_backend(NAME, _Module())

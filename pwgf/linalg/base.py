@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pwgf.checks import is_integer, is_real, plain, plain_fields
+from pwgf.checks import full_precision, is_integer, is_real, plain, plain_fields
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError
 from pwgf.parallel import ALONE, Group
 
@@ -189,7 +189,8 @@ class EquationSolver(LinearSolver):
         trace = float(tangent.trace())
         if not math.isfinite(trace):
             raise non_finite(self.name, "the trace of the metric")
-        return self.made(Prepared(tangent, damping, trace), last)
+        with full_precision():
+            return self.made(Prepared(tangent, damping, trace), last)
 
     def made(self, state: Prepared, last: Prepared | None) -> Prepared:
         """The state with what solves will use of it."""
@@ -202,8 +203,9 @@ class EquationSolver(LinearSolver):
                 f"{self.name} solve(rhs=…) needs a right side in range(Jᵀ), which a free rhs (form='gradient') is not. "
                 "Use solver='primal' or 'cg', or form='velocity'."
             )
-        problem = NormalEquations(self.name, state, v, prior, rhs)
-        return problem.prior_solution() if problem.solved else self.answer(problem, state)
+        with full_precision():
+            problem = NormalEquations(self.name, state, v, prior, rhs)
+            return problem.prior_solution() if problem.solved else self.answer(problem, state)
 
     @abstractmethod
     def answer(self, problem: NormalEquations, state: Prepared) -> Solution:
