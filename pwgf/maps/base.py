@@ -364,26 +364,27 @@ def _newton(
     residual = map(theta, z) - x
     size = residual.norm(dim=1)
     for _ in range(max_iterations):
-        active = size > goal
-        if not bool(active.any()):
+        active = (size > goal).nonzero()[:, 0]
+        if not len(active):
             break
-        za, ra, sa = z[active], residual[active], size[active]
+        xa, za, ra, sa = x[active], z[active], residual[active], size[active]
         jacobian = map.jacobian(theta, za)
         step, info = torch.linalg.solve_ex(jacobian, ra.unsqueeze(-1))
         step = torch.where((info == 0).view(-1, 1), step.squeeze(-1), ra)
-        best_z, best_r, best_s = za.clone(), ra.clone(), sa.clone()
-        open_ = torch.ones_like(sa, dtype=torch.bool)
+        best_z, best_r, best_s = za, ra, sa
         for halving in range(8):
             trial = za - 0.5**halving * step
-            r = map(theta, trial) - x[active]
+            r = map(theta, trial) - xa
             s = r.norm(dim=1)
-            better = open_ & (s < sa)
-            best_z[better], best_r[better], best_s[better] = trial[better], r[better], s[better]
-            open_ &= ~better
-            if not bool(open_.any()):
+            better = (s < sa) & (best_s >= sa)  # the longest step that is one
+            best_z = torch.where(better.unsqueeze(1), trial, best_z)
+            best_r = torch.where(better.unsqueeze(1), r, best_r)
+            best_s = torch.where(better, s, best_s)
+            num_better = int((best_s < sa).sum())
+            if num_better == len(sa):
                 break
         z, residual, size = z.clone(), residual.clone(), size.clone()
         z[active], residual[active], size[active] = best_z, best_r, best_s
-        if bool((best_s >= sa).all()):
+        if not num_better:
             break
     return z, size <= goal

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..checks import Constants, check_integer, check_positive, plain_numbers
+from ..checks import Constants, check_integer, check_positive, entries_at_once, plain_numbers
 from ..energies.potential import KL
 from ..errors import ConfigError, ShapeError
 from ._weights_given_precision import WeightsGivenPrecision
@@ -145,7 +145,7 @@ class LogisticRegression:
                 f"LogisticRegression.predict(X) needs {self.dim - 1 - self.intercept} features per row, as it was made "
                 f"with; got shape {tuple(X.shape)}."
             )
-        size = max(1, _BLOCK // max(len(theta), 1))
+        size = max(1, entries_at_once(_BLOCK, rows) // max(len(theta), 1))
         return torch.cat([torch.sigmoid(part @ theta[:, :-1].double().T).mean(1) for part in rows.split(size)])
 
     def accuracy(self, theta: Tensor, X: Tensor, y: Tensor) -> float:
@@ -198,7 +198,7 @@ class _LogLikelihood(torch.autograd.Function):
 
 
 def _blocks(w: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-    return w.split(max(1, _BLOCK // max(len(a), 1)))
+    return w.split(max(1, entries_at_once(_BLOCK, w) // max(len(a), 1)))
 
 
 def _expand(a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from ...errors import ConfigError, NonFiniteError, SolverError
 from ...maps.base import inverse_of_factor
 from ...maps.convex import ConvexGradient
 from ...parallel import Shared
+from ..base import read
 
 _BETAS = (0.9, 0.99)
 _TINY = 1e-12  # of Adam's denominator; scaled by nothing, gradients are far above
@@ -237,8 +238,8 @@ def minimise(
     found, rate, decays, iteration = theta.clone(), settings.learning_rate, 0, 0
     mean, looked = theta.clone(), 0  # of the iterates since the last look: it averages the noise of the batches
     while iteration < settings.max_iterations and decays <= settings.num_decays:
-        value, slope = _slope(objective, theta, batch(iteration), log_det)
-        if not (math.isfinite(value) and bool(torch.isfinite(slope).all())):
+        value, slope, finite = _slope(objective, theta, batch(iteration), log_det)
+        if not (math.isfinite(value) and finite):
             raise SolverError(_diverged(where, iteration, rate, value, best))
         iteration += 1
         first.lerp_(slope, 1 - _BETAS[0])
@@ -262,16 +263,16 @@ def minimise(
     return Minimum(found, best, start, iteration, rate)
 
 
-def _slope(objective: Objective, theta: Tensor, cloud: Cloud, log_det: LogDet) -> tuple[float, Tensor]:
-    """J and its gradient; NaN where the energy itself says that it is not finite."""
+def _slope(objective: Objective, theta: Tensor, cloud: Cloud, log_det: LogDet) -> tuple[float, Tensor, bool]:
+    """J, its gradient, and whether that is finite; NaN where the energy itself says that it is not finite."""
     leaf = theta.detach().requires_grad_(True)
     try:
         with torch.enable_grad():
             value = objective(leaf, cloud, log_det)
             (slope,) = torch.autograd.grad(value, leaf)
     except NonFiniteError:
-        return math.nan, torch.zeros_like(theta)
-    return float(value.detach()), slope
+        return math.nan, torch.zeros_like(theta), False
+    return read(value, slope)
 
 
 def _diverged(where: str, iteration: int, rate: float, value: float, best: float) -> str:
