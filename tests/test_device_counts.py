@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pwgf
-from pwgf import energies, integrate, maps, posteriors
+from pwgf import energies, integrate, maps, posteriors, problems
 from pwgf.linalg._iterations import conjugate_gradients, lsmr
 from pwgf.maps import NeuralODE
 from pwgf.schemes.jko import QuadraticICNN
@@ -160,6 +160,16 @@ def test_waits_of_an_inverse(device):
     z = SMALL.inverse(theta, x)
     assert waits(device) <= 2 * 6 + 3, device.waits
     torch.testing.assert_close(SMALL(theta.held, z.held), Y, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["OrnsteinUhlenbeck", "GaussianMixture"])
+def test_constants_are_copied_once(name, device):
+    problem, map = getattr(problems, name)(2), maps.Affine(2)
+    rho = pwgf.measures.PushedMeasure(map, problem.reference, map.initial().to(DEVICE), Y.to(DEVICE))
+    problem.energy(rho)
+    device.clear()
+    problem.energy(rho)
+    assert device.kernels and not device.uploads
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
