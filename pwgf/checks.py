@@ -138,14 +138,28 @@ def check_dtype(dtype: object, call: str) -> None:
 
 
 def check_device(device: Any, call: str) -> str:
-    """The name of the device; ConfigError unless torch knows it and finds it."""
+    """The name of the device; ConfigError unless torch finds it, and it factorises in float64 and gives values back."""
     try:
         name = str(torch.device(device))
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"{call}(device=…) must be 'cpu' or 'cuda'; got {device!r} ({error}).") from error
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"{call}(device={name!r}) needs a CUDA device, and torch finds none here; use device='cpu'.")
+    if name != "cpu":
+        try:
+            torch.linalg.cholesky_ex(torch.eye(2, dtype=torch.float64, device=name))[0].cpu()
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise ConfigError(
+                f"{call}(device={name!r}) needs a device that factorises matrices in float64, also where θ is float32; "
+                f"got {type(error).__name__}: {str(error).splitlines()[0]:.200}. Use device='cpu' or 'cuda'."
+            ) from error
     return name
+
+
+def memory_for_blocks(device: str) -> float:
+    """Bytes for a block of samples: 1e9 on a CPU, where larger blocks gain nothing, else a tenth of the device's."""
+    properties = getattr(getattr(torch, torch.device(device).type), "get_device_properties", None)
+    return 1e9 if device == "cpu" or properties is None else max(1e9, properties(device).total_memory / 10)
 
 
 def check_shape(x: Tensor, dim: int, call: str) -> Tensor:
@@ -222,6 +236,52 @@ def check_lengths(length: float | None, name: str, times: np.ndarray, call: str)
 def private(x: Tensor) -> Tensor:
     """x for a user's function to hold: a copy, with x's graph, so that nothing done to it in place reaches x itself."""
     return x.clone()
+
+
+_ON_DEVICE = 2**25  # numbers that a block holds on a device: 256 MB in float64
+
+
+def entries_at_once(on_cpu: int, x: Tensor) -> int:
+    """Numbers that a block holds: `on_cpu`, for a core's cache, where x lies there; else many, for few kernels."""
+    return on_cpu if x.device.type == "cpu" else max(on_cpu, _ON_DEVICE)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 products in float32, where a setting of torch allows TF32 or bfloat16; the setting is restored."""
+    matmuls = [backend.matmul for backend in (torch.backends.cuda, torch.backends.mkldnn) if hasattr(backend, "matmul")]
+    name, full = ("fp32_precision", "ieee") if hasattr(matmuls[0], "fp32_precision") else ("allow_tf32", False)
+    before = [(matmul, getattr(matmul, name)) for matmul in matmuls if hasattr(matmul, name)]
+    lower = [(matmul, value) for matmul, value in before if value in ("tf32", "bf16", True)]
+    try:
+        for matmul, _ in lower:
+            setattr(matmul, name, full)
+        yield
+    finally:
+        for matmul, value in lower:
+            setattr(matmul, name, value)
+
+
+class Constants:
+    """Tensors in the dtype and on the device of what they meet, copied there once.
+
+    Args:
+        tensors: in float64.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = tensors
+        self._copies: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+
+    def like(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The tensors as x is."""
+        key = (x.dtype, x.device)
+        if key not in self._copies:
+            self._copies[key] = tuple(tensor.to(x.device, x.dtype) for tensor in self._tensors)
+        return self._copies[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_tensors": self._tensors, "_copies": {}}  # another process may have no such device
 
 
 def check_repeats(f: Callable[..., Tensor], arguments: Sequence[Tensor], call: str) -> Tensor:

@@ -170,15 +170,12 @@ def mmd(
         A. Gretton, K. M. Borgwardt, M. J. Rasch, B. Schölkopf, A. Smola, A kernel two-sample test, 2012.
     """
     x, y = _pair("mmd", x, y)
-    if kernel == "energy":
-        return _kernel_discrepancy(x, y, _minus_distance)
-    if callable(kernel):
-        return _kernel_discrepancy(x, y, kernel)
+    if kernel == "energy" or callable(kernel):
+        return _kernel_discrepancy(x, y, kernel if callable(kernel) else _minus_distance)
     if kernel != "gaussian":
         raise ConfigError(f"mmd(kernel=…) needs 'gaussian', 'energy' or a function k(x, y) -> (n, m); got {kernel!r}.")
     if bandwidth is None:
-        pooled = torch.cat([x[:500], y[:500]]).detach()
-        bandwidth = float(torch.pdist(pooled).median())
+        bandwidth = float(torch.pdist(torch.cat([x[:500], y[:500]]).detach()).median())
     if not bandwidth > 0:
         raise ConfigError(
             f"mmd(bandwidth=…) needs a positive length in units of x; got {bandwidth}. Try bandwidth=1.0."
@@ -303,7 +300,8 @@ def bures_w2(mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> Tensor
 
 
 def _pair(call: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    x, y = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64)
+    x = torch.as_tensor(x, dtype=torch.float64)
+    y = torch.as_tensor(y, dtype=torch.float64).to(x.device)
     for name, samples in (("x", x), ("y", y)):
         if samples.ndim != 2 or samples.numel() == 0:
             raise ShapeError(
@@ -325,9 +323,11 @@ def _sorted_w2(x: Tensor, y: Tensor) -> Tensor:
     if n == m:
         return (x - y).square().mean(dim=1)
     # Both quantile functions are constant between the levels i/n and j/m; in units of 1/(nm) these are integers.
-    levels = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(x.device)
+    ends = [torch.arange(a + 1, device=x.device) * b for a, b in ((n, m), (m, n))]
+    levels = torch.cat(ends).sort().values  # one that occurs twice weighs nothing
     weights = levels.diff().double() / (n * m)
-    return ((x[:, levels[:-1] // m] - y[:, levels[:-1] // n]).square() * weights).sum(dim=1)
+    gap = x[:, (levels[:-1] // m).clamp(max=n - 1)] - y[:, (levels[:-1] // n).clamp(max=m - 1)]
+    return (gap.square() * weights).sum(dim=1)
 
 
 def _sorted_rows(x: Tensor) -> Tensor:
@@ -376,7 +376,8 @@ def _sampled_kl(p_name: str, p: Density, q_name: str, q: Density, n: int, genera
 
 
 def _gaussians(call: str, mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> list[Tensor]:
-    arrays = [torch.as_tensor(a, dtype=torch.float64) for a in (mean0, cov0, mean1, cov1)]
+    device = torch.as_tensor(mean0).device
+    arrays = [torch.as_tensor(a, dtype=torch.float64).to(device) for a in (mean0, cov0, mean1, cov1)]
     shapes = [tuple(a.shape) for a in arrays]
     dim = shapes[0][0] if len(shapes[0]) == 1 else 0
     if dim < 1 or shapes != [(dim,), (dim, dim), (dim,), (dim, dim)]:

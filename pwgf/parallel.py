@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,25 @@ class Group:
                     "let each run on its own."
                 )
 
+    def check_own_device(self, device: str, call: str) -> None:
+        """Whether each rank computes on a device of its own, unless that is a CPU.
+
+        Raises:
+            ConfigError: on all ranks, where two have the same.
+        """
+        if self.size == 1 or device == "cpu":
+            return
+        found = self._texts(f"{socket.gethostname()} {_identity(device)}")
+        for rank, name in enumerate(found):
+            first = found.index(name)
+            if first < rank:
+                raise ConfigError(
+                    f"{call}: each of the {self.size} processes of this run needs a device of its own; processes "
+                    f"{first} and {rank} both compute on {name.partition(' ')[2]}. Give device='cuda', which is then "
+                    "the GPU of each process's number, and start no more processes than there are GPUs: torchrun "
+                    "--nproc-per-node R script.py."
+                )
+
     def on_first(self, action: Callable[[], object]) -> None:
         """Rank 0 acts while the others wait; an error of this package that it raises is raised on all ranks."""
         failure = ""
@@ -205,9 +225,9 @@ def world() -> Group:
     """The processes started together, as by `torchrun --nproc-per-node R script.py`; a single one without such a start.
 
     They are found where torch.distributed is initialised, or by the variables RANK, WORLD_SIZE, MASTER_ADDR and
-    MASTER_PORT; then it is initialised here, with gloo for CPU tensors and NCCL for CUDA tensors (gloo where processes
-    have to share a GPU). `PWGF_PARALLEL=0` switches it off: each process runs on its own. `PWGF_PARALLEL_TIMEOUT` is
-    the time in seconds after which a process that does not answer is given up (600).
+    MASTER_PORT; then it is initialised here, with gloo for CPU tensors and NCCL for CUDA tensors (gloo where a process
+    does not see as many GPUs as there are processes). `PWGF_PARALLEL=0` switches it off: each process runs on its own.
+    `PWGF_PARALLEL_TIMEOUT` is the time in seconds after which a process that does not answer is given up (600).
 
     Raises:
         ParallelError: the other processes cannot be reached.
@@ -237,6 +257,15 @@ def _join() -> None:
             f"the {os.environ['WORLD_SIZE']} processes of this run could not be joined: {error}. Start them together: "
             "torchrun --nproc-per-node R script.py; or set PWGF_PARALLEL=0 to run each on its own."
         ) from error
+
+
+def _identity(device: str) -> str:
+    """The device as all processes of a machine name it, whichever of the GPUs each of them sees."""
+    if not device.startswith("cuda"):
+        return device
+    index = torch.device(device).index
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
+    return f"{properties.name} {getattr(properties, 'uuid', index)}"
 
 
 def _timeout() -> float:

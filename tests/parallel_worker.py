@@ -215,6 +215,8 @@ def failures(folder):
     side = RightSide(nan_at_first._setup, z, last[:6], 0.0, momentum=0.0, damping=1e-3)
     found = {"nan": told(lambda: side(maps.Affine(2).initial()))}
     found["damping"] = told(lambda: pwgf.solve(scheme(damping=1e-6 * (rank + 1)), TIMES))
+    found["one device"] = told(lambda: parallel.world().check_own_device("xpu:0", "solve"))
+    found["own devices"] = told(lambda: parallel.world().check_own_device(f"xpu:{rank}", "solve"))
     shift = float(rank)
     found["energy"] = told(lambda: scheme(energy=energies.Potential(lambda x: (x - shift).square().sum(-1))).start())
     found["own energy"] = told(lambda: scheme(energy=Own()).start())

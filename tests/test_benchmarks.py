@@ -7,11 +7,11 @@ import torch
 
 growth = pytest.importorskip("benchmarks.growth", reason="the benchmarks are not part of this installation")
 
-from benchmarks import common, processes, products, runs, solves  # noqa: E402
+from benchmarks import common, device, processes, products, runs, solves  # noqa: E402
 from pwgf import linalg, maps  # noqa: E402
 
 
-@pytest.mark.parametrize("module", [products, solves, growth, runs], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [products, solves, growth, runs, device], ids=lambda module: module.__name__)
 def test_a_tiny_version_prints_whole_tables(module, capsys, monkeypatch):
     monkeypatch.setattr(common, "GEMM_SIZE", 64)
     module.main(module.TINY)

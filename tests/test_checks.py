@@ -1,6 +1,7 @@
 """Numbers of other kinds than Python's, times with units, and steps that rounding swallows."""
 
 import json
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 import pwgf
 from pwgf import energies, maps
-from pwgf.checks import later, plain
+from pwgf.checks import Constants, later, plain
 from pwgf.errors import ConfigError, SolverError
 
 INTEGERS = [np.int64, np.int32, np.uint8, np.array, torch.tensor]
@@ -31,6 +32,14 @@ def square(x):
 def test_numbers_become_pythons(value, expected):
     assert plain(value) == expected
     assert type(plain(value)) is type(expected)
+
+
+def test_constants_follow_dtype_and_pickle_without_copies():
+    one, constants = torch.ones(3, dtype=torch.float64), Constants(torch.ones(3, dtype=torch.float64))
+    (single,) = constants.like(one.float())
+    assert single.dtype == torch.float32 and constants.like(one.float())[0] is single
+    assert torch.equal(pickle.loads(pickle.dumps(constants)).like(one)[0], one)
+    assert len(pickle.dumps(constants)) == len(pickle.dumps(Constants(one)))
 
 
 @pytest.mark.parametrize("value", [None, "3", [3], np.array([3]), torch.tensor([3.0]), np.timedelta64(1, "s")])

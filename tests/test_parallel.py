@@ -142,6 +142,16 @@ def test_different_settings_are_refused_by_name(together):
         )
 
 
+def test_two_processes_on_one_device_are_refused(alone, together):
+    for found in together["ranks"]:
+        said = (
+            f"solve: each of the {together['size']} processes of this run needs a device of its own; processes 0 and 1 "
+        )
+        assert said + "both compute on xpu:0. Give device='cuda'" in str(found["one device"])
+        assert str(found["own devices"]) == "nothing"
+    assert str(alone["one device"]) == "nothing"
+
+
 def test_a_file_of_one_process_is_continued_by_several(alone, together):
     found = np.load(together["folder"] / "resumed.npy")
     straight = pwgf.solve(

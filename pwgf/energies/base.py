@@ -259,14 +259,25 @@ def on_copies(f: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         return f(*(private(value).requires_grad_() if isinstance(value, Tensor) else value for value in arguments))
 
 
-def slope(y: Tensor, leaf: Tensor, call: str) -> Tensor:
+def check_slope(f: Callable[[Tensor], Tensor], x: Tensor, call: str) -> None:
+    """ConfigError where f, a function of each sample, varies but not differentiably."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        slope(f(leaf), leaf, call, on_device=True)
+
+
+def slope(y: Tensor, leaf: Tensor, call: str, *, on_device: bool = False) -> Tensor:
     """∇Σy with respect to leaf; zeros where y is constant.
+
+    A gradient that vanishes everywhere is looked into on a CPU; elsewhere, where that waits for the device, only with
+    `on_device` (schemes do so once, at the start).
 
     Raises:
         ConfigError: y varies with the samples but not differentiably.
     """
     g = torch.autograd.grad(y.sum(), leaf, allow_unused=True)[0] if y.requires_grad else None
-    if g is not None and (len(leaf) < 2 or bool(g.any())):
+    looked_into = on_device or leaf.device.type == "cpu"
+    if g is not None and (len(leaf) < 2 or not looked_into or bool(g.any())):
         return g
     flat = y.detach().reshape(-1)
     if not bool((flat == flat[0]).logical_or(flat.isnan()).all()):

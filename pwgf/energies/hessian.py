@@ -130,8 +130,8 @@ def _positive(matrices: Tensor) -> Tensor:
     limits = torch.finfo(symmetric.dtype)
     jitter = _JITTER * symmetric.shape[1] * limits.eps * diagonal.abs().amax(1) + limits.tiny
     shifted = symmetric + torch.diag_embed(jitter.unsqueeze(1).expand_as(diagonal))
-    failed = torch.linalg.cholesky_ex(shifted).info > 0
-    if bool(failed.any()):
+    failed = torch.linalg.cholesky_ex(shifted).info.nonzero()[:, 0]
+    if len(failed):
         values, vectors = torch.linalg.eigh(symmetric[failed])
         symmetric[failed] = (vectors * values.clamp(min=0).unsqueeze(1)) @ vectors.mT
     return symmetric
@@ -159,7 +159,7 @@ def gradient_of(value: Tensor, leaf: Tensor) -> Tensor | None:
     if gradient.requires_grad:
         by_weight = torch.autograd.grad(gradient, weights, signs, retain_graph=True, allow_unused=True)[0]
     size = (signs * known).nansum()
-    seen = torch.zeros_like(size) if by_weight is None else by_weight[torch.isfinite(by_weight)].sum()
+    seen = torch.zeros_like(size) if by_weight is None else torch.where(by_weight.isfinite(), by_weight, 0.0).sum()
     if bool((seen - size).abs() > _CUT * size):
         raise ConfigError("a function inside cannot be differentiated twice.")
     return gradient
@@ -203,12 +203,11 @@ def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tens
         raise
     except (RuntimeError, ConfigError):
         return Hessian(explicit=(label,))
-    bad = torch.zeros(share.own.stop - share.own.start, dtype=torch.bool)
-    for name, field in found.items():
-        missing = ~torch.isfinite(field).reshape(len(field), -1).all(1)
-        if bool(missing.any()):
-            found[name] = torch.where(missing.reshape(-1, *[1] * (field.ndim - 1)), 0.0, field)
-            bad = bad | missing.cpu()
+    missing = {name: ~torch.isfinite(field).reshape(len(field), -1).all(1) for name, field in found.items()}
+    bad = torch.stack(list(missing.values())).any(0) if missing else torch.zeros(1, dtype=torch.bool)
     count = int(share.group.sum(bad.sum().to(share.group.device)))
+    if count:
+        for name, field in found.items():
+            found[name] = torch.where(missing[name].reshape(-1, *[1] * (field.ndim - 1)), 0.0, field)
     reported = (f"{label} (not finite at {count} of {share.num_samples} samples)",) if count else ()
     return replace(Hessian(explicit=reported), **found)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_each_sample, is_real, plain_fields
+from ..checks import check_each_sample, entries_at_once, is_real, plain_fields
 from ..errors import ConfigError
 from ..measures import Sampled
 from .base import Energy, Once, check_callable, evaluate, shares, slope
@@ -230,17 +230,18 @@ def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, 
     if not bool(total.any()):  # legal for a flat W, else W cannot be differentiated: `slope` distinguishes the two
         with torch.enable_grad():
             r = (samples - samples.roll(1, 0)).requires_grad_(True)
-            slope(_kernel(W, r), r, "Interaction: W(r)")
+            slope(_kernel(W, r), r, "Interaction: W(r)", on_device=True)
     return total
 
 
 def mean_curvature(W: Callable[[Tensor], Tensor], samples: Tensor, own: slice) -> Tensor:
     """Mean of ∇²W(x_i − x_j), W made even, over at most 64 partners j ≠ i of each row `own` of samples: (rows,d,d)."""
     n, d = samples.shape
-    shifts = torch.linspace(1, n - 1, min(_PARTNERS, n - 1), dtype=torch.float64).round().long().to(samples.device)
+    count = min(_PARTNERS, n - 1)
+    shifts = torch.linspace(1, n - 1, count, dtype=torch.float64, device=samples.device).round().long()
     rows = torch.arange(own.start, own.stop, device=samples.device)
     parts = [samples.new_zeros(0, d, d)]
-    for i in rows.split(max(1, _BLOCK // (len(shifts) * d))):
+    for i in rows.split(max(1, entries_at_once(_BLOCK, samples) // (count * d))):
         r = samples[i].unsqueeze(1) - samples[(i.unsqueeze(1) + shifts) % n]
         parts.append(_even_curvature(W, r))
     return torch.cat(parts)
@@ -282,7 +283,7 @@ def _kernel(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
 
 def _blocks(rows: Tensor, samples: Tensor) -> Iterator[tuple[slice, slice]]:
     """Square blocks of pairs: slices of rows and of samples."""
-    size = max(1, math.isqrt(_BLOCK // max(rows.shape[1], 1)))
+    size = max(1, math.isqrt(entries_at_once(_BLOCK, rows) // max(rows.shape[1], 1)))
     for i in range(0, len(rows), size):
         for j in range(0, len(samples), size):
             yield slice(i, i + size), slice(j, j + size)

@@ -62,7 +62,7 @@ class Local(Energy):
             by_ell = None
             if total.requires_grad:
                 by_ell = torch.autograd.grad(total.sum(), ell, retain_graph=True, allow_unused=True)[0]
-            by_x = slope(total, x, call) if by_ell is None else _partial(total, x)
+            by_x = slope(total, x, call, on_device=True) if by_ell is None else _partial(total, x)
         v = -by_x
         if by_ell is not None:
             v = v - by_ell.detach().unsqueeze(1) * rho.score

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import check_each_sample
 from ..measures import Sampled
-from .base import Energy, check_callable, evaluate, shares, slope
+from .base import Energy, check_callable, check_slope, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
 
@@ -41,6 +41,7 @@ class Potential(Energy):
     def try_functions(self, rho: Sampled) -> None:
         """V, sample by sample."""
         check_each_sample(self._at, [rho.x.detach()], "Potential: V(x)")
+        check_slope(self._at, rho.x, "Potential: V(x)")
 
     def __call__(self, rho: Sampled) -> Tensor:
         """Mean of V over the samples."""
@@ -81,6 +82,7 @@ class KL(Energy):
     def try_functions(self, rho: Sampled) -> None:
         """log π, sample by sample."""
         check_each_sample(self._at, [rho.x.detach()], "KL: log_target(x)")
+        check_slope(self._at, rho.x, "KL: log_target(x)")
 
     def __call__(self, rho: Sampled) -> Tensor:
         """Mean of log ρ − log π over the samples."""

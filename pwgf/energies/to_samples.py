@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, is_real, plain_numbers
+from ..checks import Constants, check_integer, entries_at_once, is_real, plain_numbers
 from ..errors import ConfigError, ShapeError, nearest
 from ..measures import Sampled
 from .base import Energy, Once, shares
@@ -38,6 +38,7 @@ class ToSamples(Energy):
             bad = int((~torch.isfinite(y).all(1)).sum())
             raise ConfigError(f"{call}(y): {bad} of {len(y)} samples are NaN or infinite. Leave them out.")
         self.y = y.detach().clone()
+        self._target_copies = Constants(self.y)
 
     @abstractmethod
     def _value(self, x: Tensor, y: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class ToSamples(Energy):
                 f"{type(self).__name__}(y): y has dimension {self.y.shape[1]}, the flow's samples {x.shape[1]}. Give "
                 f"samples of shape (m, {x.shape[1]})."
             )
-        return self.y.to(x)
+        return self._target_copies.like(x)[0]
 
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure drift."""
@@ -166,9 +167,10 @@ class MMD(ToSamples):
         d = x.shape[1]
         if self.kernel == "energy" and d == 1:
             return None
-        y = y[torch.linspace(0, len(y) - 1, min(_PARTNERS, len(y)), dtype=torch.float64).round().long().to(y.device)]
+        count = min(_PARTNERS, len(y))
+        y = y[torch.linspace(0, len(y) - 1, count, dtype=torch.float64, device=y.device).round().long()]
         eye, parts = torch.eye(d, dtype=x.dtype, device=x.device), []
-        for rows in x.split(max(1, _BLOCK // (len(y) * d))):
+        for rows in x.split(max(1, entries_at_once(_BLOCK, x) // (len(y) * d))):
             r = rows.unsqueeze(1) - y
             squared = r.square().sum(-1)
             if self.kernel == "energy":
@@ -187,7 +189,7 @@ class MMD(ToSamples):
         if self.kernel == "energy" and x.shape[1] == 1:
             return -_distances_on_a_line(x[:, 0], x[:, 0] if y is None else y[:, 0]) / pairs
         total = x.new_zeros(())
-        for rows in x.split(max(1, _BLOCK // len(x if y is None else y))):
+        for rows in x.split(max(1, entries_at_once(_BLOCK, x) // len(x if y is None else y))):
             total = total + self._kernel(_distances(rows, x if y is None else y)).sum()
         own = len(x) * self._kernel(x.new_zeros(())) if y is None else 0.0
         return (total - own) / pairs
@@ -195,7 +197,7 @@ class MMD(ToSamples):
     def _pull(self, x: Tensor, y: Tensor) -> Tensor:
         """Σ_j ∇k(x_i − y_j), (n,d); a sample does not pull itself."""
         parts = []
-        for rows in x.split(max(1, _BLOCK // len(y))):
+        for rows in x.split(max(1, entries_at_once(_BLOCK, x) // len(y))):
             r = _distances(rows, y)
             weight = torch.where(r > 0, -1 / r, 0.0) if self.kernel == "energy" else -self._kernel(r) / self._squared
             parts.append(rows * weight.sum(1, keepdim=True) - weight @ y)
@@ -239,17 +241,19 @@ class SlicedW2(ToSamples):
         normal = torch.randn(frames, d, d, generator=generator, dtype=torch.float64)
         self._directions = torch.linalg.qr(normal)[0].transpose(1, 2).reshape(-1, d)[:num_directions]
         self._sorted = (self._directions @ self.y.double().cpu().T).sort(1).values
+        self._constants = Constants(self._directions, self._sorted)
 
     def _value(self, x: Tensor, y: Tensor) -> Tensor:
-        projected = (self._directions.to(x) @ x.T).sort(1).values
-        target = self._sorted.to(x)
-        levels = torch.cat([torch.arange(len(x) + 1) * len(y), torch.arange(len(y) + 1) * len(x)]).unique().to(x.device)
-        share = levels.diff().to(x) / (len(x) * len(y))
-        gap = projected[:, levels[:-1] // len(y)] - target[:, levels[:-1] // len(x)]
+        directions, target = self._constants.like(x)
+        projected, (n, m) = (directions @ x.T).sort(1).values, (len(x), len(y))
+        steps = torch.arange(max(n, m) + 1, device=x.device)
+        levels = torch.cat([steps[: n + 1] * m, steps[: m + 1] * n]).sort().values  # a level met twice weighs nothing
+        share = levels.diff().to(x) / (n * m)
+        gap = projected[:, (levels[:-1] // m).clamp(max=n - 1)] - target[:, (levels[:-1] // n).clamp(max=m - 1)]
         return 0.5 * (gap.square() * share).sum(1).mean()
 
     def _velocity(self, x: Tensor, y: Tensor, own: slice) -> Tensor:
-        directions = self._directions.to(x)
+        directions = self._constants.like(x)[0]
         projected = directions @ x.T
         order = projected.argsort(1)
         aims = torch.empty_like(projected).scatter_(1, order, self._quantiles(len(x), x))
@@ -257,12 +261,12 @@ class SlicedW2(ToSamples):
 
     def _curvature(self, x: Tensor, y: Tensor) -> Tensor:
         """E[uuᵀ] over the directions, exact as long as no two projections change places."""
-        directions = self._directions.to(x)
+        directions = self._constants.like(x)[0]
         return (directions.T @ directions / len(directions)).expand(len(x), -1, -1)
 
     def _quantiles(self, n: int, like: Tensor) -> Tensor:
         """Mean of π's quantile function over [i/n, (i+1)/n], (L,n)."""
-        target, m = self._sorted.to(like), self._sorted.shape[1]
+        target, m = self._constants.like(like)[1], self._sorted.shape[1]
         if n == m:
             return target
         integral = torch.nn.functional.pad(target.cumsum(1), (1, 0)) / m  # at j/m

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import fitting, sampling
-from ..checks import private
+from ..checks import check_device, private
 from ..distances import divergence
 from ..errors import ConfigError
 from ..maps import PushForward, ResidualMLP
@@ -212,15 +212,17 @@ def update(
         max_iterations: of the least squares.
         t: for messages.
         seed: of all randomness.
-        settings: of the `PWGF` of this flow.
+        settings: of the `PWGF` of this flow. The likelihood is evaluated, and the map fitted, on its `device`.
 
     Raises:
         ConfigError: zero likelihood everywhere.
     """
     reference, generator = law.reference, torch.Generator().manual_seed(seed)
+    device = check_device(settings.get("device", "cpu"), "filtering.update")
+    law = PushedLaw(law.map, reference, law.theta.to(device))
     z = reference.matched_sample(_PILOT_SAMPLES, generator)
     with torch.no_grad():
-        log_w = log_likelihood(law.push(z))
+        log_w = log_likelihood(law.push(z).to(device)).cpu()
     check_observation(log_w, t)
     mean, cov, share = weighted_moments(z, log_w)
 
@@ -245,7 +247,7 @@ def update(
     theta, _ = fitting.regress(
         law.map, law.theta, z, x, max_iterations, tolerance=_FIT_TOLERANCE, least_damping=1e-8, call="filtering.update"
     )
-    new = PushedLaw(law.map, reference, theta)
+    new = PushedLaw(law.map, reference, theta.cpu())
     return Updated(
         new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, _gap(moved, new, reference)
     )
@@ -261,19 +263,19 @@ class _Moved:
 
 
 def _compose(law: PushedLaw, map: PushForward, found: sampling.Sampled, z: Tensor) -> _Moved:
-    inner = PushedLaw(map, found.run.reference, found.run.state().theta.double().cpu())
-    middle, logs = [], []
+    """At samples z of λ, on the device of the law."""
+    z, inner = z.to(law.theta), found.run.state().theta.to(law.theta)
+    x, logs = [], []
     with torch.no_grad():
         for part in z.split(_CHUNK):
-            rho = PushedMeasure(inner.map, inner.reference, inner.theta, part)
-            s = found.centre + rho.x @ found.scale.T
-            volume = law.map.log_abs_det(law.theta, s) + torch.linalg.slogdet(found.scale)[1]
-            middle.append(s)
-            logs.append(rho.log_density - volume)
-    return _Moved(z, law.push(torch.cat(middle)), torch.cat(logs))
+            rho = PushedMeasure(map, found.run.reference, inner, part)
+            s, log_volume = found.coordinates(rho.x)
+            x.append(law.map(law.theta, s))
+            logs.append(rho.log_density - law.map.log_abs_det(law.theta, s) - log_volume)
+    return _Moved(z, torch.cat(x), torch.cat(logs))
 
 
 def _gap(moved: _Moved, new: PushedLaw, reference: Reference) -> float:
     """KL from the law of T∘S to the new one, on some of its samples."""
     few = slice(0, _CHUNK)
-    return float(divergence(new.log_density(moved.x[few]) - moved.log_density[few]))
+    return float(divergence(new.log_density(moved.x[few]) - moved.log_density[few].cpu()))

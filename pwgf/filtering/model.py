@@ -69,7 +69,7 @@ class StateSpace:
         return Potential(self.potential) + self.temperature * Entropy()
 
     def at(self, y: Any) -> Callable[[Tensor], Tensor]:
-        """The log-likelihood of one observation as a function of x, checked at each call.
+        """The log-likelihood of one observation as a function of x, checked at each call; y is moved to x's device.
 
         Raises:
             ConfigError: the likelihood fails or is NaN.
@@ -78,7 +78,7 @@ class StateSpace:
 
         def log_likelihood(x: Tensor) -> Tensor:
             try:
-                value = self.log_likelihood(y, x)
+                value = self.log_likelihood(y.to(x.device) if isinstance(y, Tensor) else y, x)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 raise ConfigError(
                     f"log_likelihood(y, x) failed for an observation {_shown(y)} and x of shape {tuple(x.shape)}: "

@@ -65,7 +65,7 @@ def fit(
     Args:
         map, reference: T and λ.
         target: samples (n,d) float, n ≥ 2, or a function log π, (n,d) → (n,), normalised or not.
-        theta0: start (p,); None means `map.initial(seed)`.
+        theta0: start (p,); None means `map.initial(seed)`. The fit is made where the samples lie, or else θ₀.
         batch_size: samples of an Adam iteration; L-BFGS on a log density takes ten times as many.
         learning_rate: of Adam, > 0.
         max_iterations: of Adam, ≥ 0.
@@ -92,7 +92,8 @@ def fit(
     _check_settings(map, reference, learning_rate, max_iterations, polish, held_out, settings)
     generator = torch.Generator().manual_seed(seed)
     theta = check_theta0(theta0, map.num_params, "fit")
-    theta = (map.initial(seed) if theta is None else theta).double().cpu()
+    given = target if isinstance(target, Tensor) else theta
+    theta = (map.initial(seed) if theta is None else theta).double().to("cpu" if given is None else given.device)
     if isinstance(target, Tensor):
         objective: _Objective = _Likelihood(
             map, reference, _checked_samples(target, map), batch_size, held_out, generator
@@ -107,7 +108,7 @@ def fit(
         best = _Best(objective, theta, learning_rate, bar)
         done = _adam(best, generator, max_iterations, patience)
         done = _polish(best, polish) if polish else done
-    return Fit(best.theta, best.value, best.iterations, done)
+    return Fit(best.theta.cpu(), best.value, best.iterations, done)
 
 
 class _Objective(Protocol):
@@ -129,7 +130,7 @@ class _Likelihood:
         self.map = map
         self.reference = reference
         self.batch = batch
-        order = torch.randperm(len(x), generator=generator)
+        order = torch.randperm(len(x), generator=generator).to(x.device)
         count = min(math.ceil(share * len(x)), len(x) - 1)
         self.judging = x[order[:count]] if count else x
         self.x = x[order[count:]]
@@ -145,7 +146,8 @@ class _Likelihood:
     def value(self, theta: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is None or len(self.x) <= self.batch:
             return self._of(theta, self.x)
-        return self._of(theta, self.x[torch.randperm(len(self.x), generator=generator)[: self.batch]])
+        batch = torch.randperm(len(self.x), generator=generator)[: self.batch]
+        return self._of(theta, self.x[batch.to(self.x.device)])
 
     def judge(self, theta: Tensor) -> float:
         return float(self._of(theta, self.judging))
@@ -164,7 +166,7 @@ class _ReverseKL:
         self.all = even(10 * batch, generator)
 
     def _of(self, theta: Tensor, z: Tensor) -> Tensor:
-        rho = PushedMeasure(self.map, self.reference, theta, z)
+        rho = PushedMeasure(self.map, self.reference, theta, z.to(theta.device))
         target = self.log_target(rho.x)
         if not isinstance(target, Tensor) or target.shape != (len(z),):
             got = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
@@ -270,7 +272,7 @@ def _polish(best: _Best, iterations: int) -> bool:
             value, theta.grad = best.gradient(theta, None)
         except (SolverError, NonFiniteError):  # the line search shortens its step
             theta.grad = torch.zeros_like(theta)
-            return torch.tensor(1e10, dtype=torch.float64)
+            return torch.full((), 1e10, dtype=theta.dtype, device=theta.device)
         return value
 
     for _ in range(0, iterations, _POLISH_CHECK_EVERY):
@@ -308,7 +310,7 @@ def _checked_samples(x: Tensor, map: PushForward) -> Tensor:
         raise ShapeError(
             f"fit(target=…): samples must have shape (n, {map.dim}) with n ≥ 2; got {tuple(x.shape)}. A row per sample."
         )
-    x = x.detach().double().cpu()
+    x = x.detach().double()
     if not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x).all(1)).sum())
         raise ConfigError(f"fit(target=…): {bad} of {len(x)} samples are NaN or infinite. Leave them out.")

@@ -81,16 +81,18 @@ class Explicit:
         Raises:
             SolverError, NonFiniteError: the first stage failed, or too many substeps were rejected.
         """
-        watch = _Watch(field, ADAPTIVE[self.method], length, self.max_rejections)
-        times = torch.tensor([0.0, length], dtype=torch.float64, device=theta.device)
+        watch = _Watch(field, ADAPTIVE[self.method], length, self.max_rejections, theta.device)
+        times = torch.tensor([0.0, length], dtype=torch.float64)
         options = {"norm": watch.norm, "first_step": first_step * (1 + 1e-9), "step_t": times[1:]}
         try:
-            end = odeint(watch, theta, times, rtol=0.0, atol=self.tolerance, method=self.method, options=options)[-1]
+            end = odeint(watch, theta.cpu(), times, rtol=0.0, atol=self.tolerance, method=self.method, options=options)[
+                -1
+            ]
         except AssertionError as error:  # torchdiffeq's own checks: a substep below rounding
             raise SolverError(f"{self.method}: {error} after {watch.num_rejected} rejected substeps") from error
         return Advance(
-            end, watch.theta_dot, length, watch.accepted, watch.proposal, watch.num_rejected, NO_MEMORY, False,
-            watch.stiffness(),
+            end.to(theta.device), watch.theta_dot, length, watch.accepted, watch.proposal, watch.num_rejected,
+            NO_MEMORY, False, watch.stiffness(),
         )  # fmt: skip
 
     def to_config(self) -> dict[str, Any]:
@@ -147,10 +149,10 @@ class FixedStep:
 
     def advance(self, field: Field, theta: Tensor, length: float, first_step: float, memory: Tensor) -> Advance:
         """One step of the given length."""
-        watch = _Watch(field, 0, length, 0)
-        times = torch.tensor([0.0, length], dtype=torch.float64, device=theta.device)
-        end = odeint(watch.__call__, theta, times, method=self.method)[-1]  # bare: fixed steps know no callbacks
-        return Advance(end, watch.theta_dot, length, length, self.dt, 0, NO_MEMORY, False, 0.0)
+        watch = _Watch(field, 0, length, 0, theta.device)
+        times = torch.tensor([0.0, length], dtype=torch.float64)
+        end = odeint(watch.__call__, theta.cpu(), times, method=self.method)[-1]  # bare: fixed steps know no callbacks
+        return Advance(end.to(theta.device), watch.theta_dot, length, length, self.dt, 0, NO_MEMORY, False, 0.0)
 
     def to_config(self) -> dict[str, Any]:
         """The settings as JSON."""
@@ -164,10 +166,14 @@ def Euler(dt: float) -> FixedStep:
 
 
 class _Watch:
-    """The field as torchdiffeq calls it: turns failed stages into rejected substeps and remembers the proposal."""
+    """The field as torchdiffeq calls it: turns failed stages into rejected substeps and remembers the proposal.
 
-    def __init__(self, field: Field, order: int, length: float, max_rejections: int) -> None:
-        self.field, self.length, self.max_rejections = field, length, max_rejections
+    torchdiffeq combines stages on the CPU, where its comparisons of times wait for no device; samples and solves stay
+    on the device of the field.
+    """
+
+    def __init__(self, field: Field, order: int, length: float, max_rejections: int, device: torch.device) -> None:
+        self.field, self.length, self.max_rejections, self.device = field, length, max_rejections, device
         self.order = order
         self.stages: list[tuple[Tensor, Tensor]] = []  # the latest two: θ and θ̇
         self.attempting, self.failure = False, None  # type: tuple[bool, Exception | None]
@@ -178,30 +184,32 @@ class _Watch:
         if self.failure is not None:  # a stage of this substep failed already: it will be rejected
             return torch.zeros_like(theta)
         try:
-            self.theta_dot = self.field(theta)
-            if not bool(torch.isfinite(self.theta_dot).all()):
+            self.theta_dot = self.field(theta.to(self.device))
+            rate = self.theta_dot.cpu()
+            if not bool(torch.isfinite(rate).all()):
                 raise NonFiniteError("the right side θ̇ is NaN or infinite")
         except (SolverError, NonFiniteError) as error:
             if not self.attempting or not self.order:
                 raise
             self.failure = error
             return torch.zeros_like(theta)
-        self.stages = [*self.stages[-1:], (theta, self.theta_dot)]
-        return self.theta_dot
+        self.stages = [*self.stages[-1:], (theta, rate)]
+        return rate
 
     def stiffness(self) -> float:
         """h·κ of the last accepted substep: how fast θ̇ changes between its two last stages, per displacement."""
         if len(self.stages) < 2:
             return 0.0
         (before, slow), (after, fast) = self.stages
-        moved = float(self.field.displacement(after - before))
-        return self.accepted * float(self.field.displacement(fast - slow)) / moved if moved > 0 else 0.0
+        changes = [self.field.displacement(change) for change in (after - before, fast - slow)]
+        moved, bent = torch.stack(changes).tolist()
+        return self.accepted * bent / moved if moved > 0 else 0.0
 
     def norm(self, error: Tensor) -> Tensor:
         """Displacement error over tolerance; +inf after a failed stage, which makes torchdiffeq shrink the substep."""
-        ratio = torch.full((), math.inf) if self.failure is not None else self.field.displacement(error)
-        self.ratio = float(ratio) if bool(torch.isfinite(ratio)) else math.inf
-        return torch.full((), self.ratio, dtype=torch.float64, device=error.device)
+        ratio = math.inf if self.failure is not None else float(self.field.displacement(error))
+        self.ratio = ratio if math.isfinite(ratio) else math.inf
+        return torch.full((), self.ratio, dtype=torch.float64)
 
     def callback_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
         self.attempting, self.failure = True, None

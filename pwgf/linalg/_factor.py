@@ -35,17 +35,20 @@ def damped_inverse(
     Raises:
         NonFiniteError: K holds NaN or infinity.
     """
-    if not bool(torch.isfinite(gram).all()):
-        raise non_finite(solver, "the Gram matrix")
     dtype, eps = gram.dtype, torch.finfo(gram.dtype).eps
-    K = gram.double()
-    if damping >= eps / 10:
+    K, safe = gram.double(), damping >= eps / 10
+    checks = [torch.isfinite(gram).all()]
+    if safe:
         factor, info = torch.linalg.cholesky_ex(K + shift * torch.eye(len(K), dtype=K.dtype, device=K.device))
-        if int(info) == 0 and explicit and damping >= 1e-9:
+        checks.append(info == 0)
+    passed = torch.stack(checks).tolist()  # one wait for the device
+    if not passed[0]:
+        raise non_finite(solver, "the Gram matrix")
+    if all(passed[1:]) and safe:
+        if explicit and damping >= 1e-9:
             inverse_matrix = torch.cholesky_inverse(factor)
             return lambda r: (inverse_matrix @ r.double()).to(dtype)
-        if int(info) == 0:
-            return lambda r: torch.cholesky_solve(r.double()[:, None], factor)[:, 0].to(dtype)
+        return lambda r: torch.cholesky_solve(r.double()[:, None], factor)[:, 0].to(dtype)
     spectrum, basis = torch.linalg.eigh(K)
     spectrum = spectrum.clamp(min=0)
     inverse = 1 / (spectrum + shift)

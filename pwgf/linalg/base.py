@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pwgf.checks import is_integer, is_real, plain, plain_fields
+from pwgf.checks import full_precision, is_integer, is_real, plain, plain_fields
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError
 from pwgf.parallel import ALONE, Group
 
@@ -136,6 +136,7 @@ class LinearSolver(ABC):
     """
 
     name: ClassVar[str]
+    finite: ClassVar[bool] = False  # whether `solve` raises where x is NaN or infinite; else its caller checks
 
     @abstractmethod
     def prepare(self, tangent: TangentLike, damping: float, last: Any = None, *, has_rhs: bool = False) -> Any:
@@ -174,6 +175,7 @@ class EquationSolver(LinearSolver):
     """
 
     takes_rhs: ClassVar[bool] = True
+    finite: ClassVar[bool] = True
 
     def prepare(
         self, tangent: TangentLike, damping: float, last: Prepared | None = None, *, has_rhs: bool = False
@@ -187,7 +189,8 @@ class EquationSolver(LinearSolver):
         trace = float(tangent.trace())
         if not math.isfinite(trace):
             raise non_finite(self.name, "the trace of the metric")
-        return self.made(Prepared(tangent, damping, trace), last)
+        with full_precision():
+            return self.made(Prepared(tangent, damping, trace), last)
 
     def made(self, state: Prepared, last: Prepared | None) -> Prepared:
         """The state with what solves will use of it."""
@@ -200,8 +203,9 @@ class EquationSolver(LinearSolver):
                 f"{self.name} solve(rhs=…) needs a right side in range(Jᵀ), which a free rhs (form='gradient') is not. "
                 "Use solver='primal' or 'cg', or form='velocity'."
             )
-        problem = NormalEquations(self.name, state, v, prior, rhs)
-        return problem.prior_solution() if problem.solved else self.answer(problem, state)
+        with full_precision():
+            problem = NormalEquations(self.name, state, v, prior, rhs)
+            return problem.prior_solution() if problem.solved else self.answer(problem, state)
 
     @abstractmethod
     def answer(self, problem: NormalEquations, state: Prepared) -> Solution:
@@ -260,6 +264,7 @@ class NormalEquations:
         self._form_right_side(state.trace, has_prior=prior is not None)
 
     def _form_right_side(self, trace: float, has_prior: bool) -> None:
+        """b, and all norms with a single wait for the device; what is not finite has no finite norm."""
         n, v, rhs = self.tangent.n, self.v, self.rhs
         moved = self.jv(self.prior) if has_prior else torch.zeros_like(v)
         self.start_misfit = v - moved
@@ -268,11 +273,18 @@ class NormalEquations:
         else:
             self.b = rhs - self.jtu(moved) / n if has_prior else rhs
         norms = self.sample_norms(v, moved, self.start_misfit)
-        sizes = self.numbers(torch.cat([norms, self.b.norm().reshape(1)]))
-        self.v_norm, moved_norm, start_misfit_norm, self.b_norm = sizes
+        others = torch.stack(
+            [torch.linalg.vector_norm(a) for a in (self.b, self.prior, self.b if rhs is None else rhs)]
+        )
+        sizes = self.numbers(torch.cat([norms, others]))
+        self.v_norm, moved_norm, start_misfit_norm, self.b_norm, prior_norm, rhs_norm = sizes
+        self._check_finite("the right side v", self.v_norm)
+        self._check_finite("the prior", prior_norm)
+        if rhs is not None:
+            self._check_finite("the right side rhs", rhs_norm)
         self._check_finite("the tangent product", moved_norm + self.b_norm)
         spread = math.sqrt(max(trace, 0.0) / n)  # |J|_F/n
-        given = spread * self.v_norm if rhs is None else float(torch.linalg.vector_norm(rhs))
+        given = spread * self.v_norm if rhs is None else rhs_norm
         self.rounding = 10 * torch.finfo(self.tangent.dtype).eps * (given + spread * moved_norm)
         self.solved = self.b_norm <= self.rounding
         self.start_fit = (start_misfit_norm / self.v_norm) ** 2 if self.v_norm > 0 else 0.0
@@ -335,8 +347,6 @@ class NormalEquations:
                 f"{self.solver} solve: {what} needs shape {shape} and dtype {dtype}; got {tuple(a.shape)} and "
                 f"{a.dtype}. Reshape it, or cast it with .to(tangent.dtype)."
             )
-        if self.group.any(not bool(torch.isfinite(a).all())):
-            raise non_finite(self.solver, what)
 
 
 def non_finite(solver: str, what: str) -> NonFiniteError:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pwgf.linalg._conjugate import Conjugate
 from pwgf.linalg.base import Prepared
+from pwgf.maps.base import inverse_of_factor
 
 _LEAST_DAMPING = 1e-8  # of the preconditioner: nearer to rounding its inverse would be noise
 
@@ -50,10 +51,11 @@ class BlockPCG(Conjugate):
         sizes = gram.diagonal(dim1=1, dim2=2)
         tiny = torch.finfo(gram.dtype).tiny ** 0.5  # for a J that vanishes
         shift = max(max(state.damping, _LEAST_DAMPING) * state.trace, tiny)
-        stiffened = float(sizes.sum() / blocks.metric.diagonal(dim1=1, dim2=2).sum().clamp_min(1e-300))
+        stiffened = sizes.sum() / blocks.metric.diagonal(dim1=1, dim2=2).sum().clamp_min(1e-300)
         identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + shift * identity))
-        scale = 1 / (max(stiffened, 1.0) * diagonal + shift)
+        factor, info = torch.linalg.cholesky_ex(gram + shift * identity)
+        inverse = torch.where((info == 0).view(-1, 1, 1), inverse_of_factor(factor), torch.nan)
+        scale = 1 / (stiffened.clamp_min(1.0) * diagonal + shift)
 
         def apply(r: Tensor) -> Tensor:
             found = r * scale

@@ -99,6 +99,7 @@ class Auto(LinearSolver):
 
     accuracy: float = 1.0
     name: ClassVar[str] = "auto"
+    finite: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_settings(self, accuracy=self.accuracy)

@@ -37,7 +37,7 @@ class Dual(EquationSolver):
         """The factor of JJᵀ/n + μI; of few samples every process solves the whole, with J of all of them."""
         tangent, group = state.tangent, group_of(state.tangent)
         if group.size > 1:
-            tangent = tangent.subset(torch.arange(tangent.n))
+            tangent = tangent.subset(torch.arange(tangent.n, device=tangent.device))
         inverse = damped_inverse(self.name, tangent.gram_dual() / tangent.n, state.shift, state.damping)
         return replace(state, tangent=tangent, inverse=inverse, kept=group)
 

@@ -238,7 +238,8 @@ def _slope_layers(map: PushForward, theta: Tensor, z: Tensor, xi: Tensor) -> lis
         found.append(layer._replace(a=a_rate, g=g))
         if g_rate is not None:
             found.append(layer._replace(a=a, g=g_rate))
-    return [layer for layer in found if bool(layer.a.any()) and (layer.g is None or bool(layer.g.any()))]
+    moves = [layer.a.any() if layer.g is None else layer.a.any() & layer.g.any() for layer in found]
+    return [layer for layer, kept in zip(found, torch.stack(moves).tolist(), strict=True) if kept]
 
 
 def from_layers(layers: list[Layer], num_params: int) -> Linearisation:
@@ -303,6 +304,18 @@ def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:
     return y.T
 
 
+def inverse_of_factor(factor: Tensor) -> Tensor:
+    """(LLᵀ)⁻¹ (b,k,k) for lower L.
+
+    On a GPU by two triangular solves: `cholesky_inverse` would take the matrices there one after another.
+    """
+    if factor.device.type == "cpu":
+        return torch.cholesky_inverse(factor)
+    identity = torch.eye(factor.shape[1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    half = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
+
+
 def score_by_inverse(z: Tensor, log_abs_det: Tensor, x: Tensor, slope: Tensor) -> Tensor:
     """∇ log ρ(x) (n,d) = ∇_x [log λ(z) + log|det ∂_xz|] with slope = ∇ log λ(z): one backward pass, no d×d matrices.
 
@@ -351,26 +364,27 @@ def _newton(
     residual = map(theta, z) - x
     size = residual.norm(dim=1)
     for _ in range(max_iterations):
-        active = size > goal
-        if not bool(active.any()):
+        active = (size > goal).nonzero()[:, 0]
+        if not len(active):
             break
-        za, ra, sa = z[active], residual[active], size[active]
+        xa, za, ra, sa = x[active], z[active], residual[active], size[active]
         jacobian = map.jacobian(theta, za)
         step, info = torch.linalg.solve_ex(jacobian, ra.unsqueeze(-1))
         step = torch.where((info == 0).view(-1, 1), step.squeeze(-1), ra)
-        best_z, best_r, best_s = za.clone(), ra.clone(), sa.clone()
-        open_ = torch.ones_like(sa, dtype=torch.bool)
+        best_z, best_r, best_s = za, ra, sa
         for halving in range(8):
             trial = za - 0.5**halving * step
-            r = map(theta, trial) - x[active]
+            r = map(theta, trial) - xa
             s = r.norm(dim=1)
-            better = open_ & (s < sa)
-            best_z[better], best_r[better], best_s[better] = trial[better], r[better], s[better]
-            open_ &= ~better
-            if not bool(open_.any()):
+            better = (s < sa) & (best_s >= sa)  # the longest step that is one
+            best_z = torch.where(better.unsqueeze(1), trial, best_z)
+            best_r = torch.where(better.unsqueeze(1), r, best_r)
+            best_s = torch.where(better, s, best_s)
+            num_better = int((best_s < sa).sum())
+            if num_better == len(sa):
                 break
         z, residual, size = z.clone(), residual.clone(), size.clone()
         z[active], residual[active], size[active] = best_z, best_r, best_s
-        if bool((best_s >= sa).all()):
+        if not num_better:
             break
     return z, size <= goal

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
-from .base import Block, Layer, Linearisation, Pushed, blocks, samples_per_block
+from .base import Block, Layer, Linearisation, Pushed, blocks, inverse_of_factor, samples_per_block
 from .convex import (
     SHARE,
     ConvexGradient,
@@ -174,7 +174,7 @@ class ConvexMax(ConvexGradient):
         s = self._choice(units, centres, kappa, z)[1]
         jacobian, means = self._jacobian(units, q, bend, s)
         factor = cholesky(jacobian, z, "ConvexMax")
-        inverse = torch.cholesky_inverse(factor)
+        inverse = inverse_of_factor(factor)
         diagonal = (inverse.reshape(-1, self.dim**2) @ squares(v).T).view_as(s)
         rows = v.view(self.groups, self.size, -1).transpose(1, 2)
         by_mean = (inverse @ means).permute(2, 0, 1) @ rows  # (groups,n,size)

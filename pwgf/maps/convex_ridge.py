@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
 from ._ridge_layers import RidgeActivations
-from .base import Block, Layer, Linearisation, Pushed, blocks
+from .base import Block, Layer, Linearisation, Pushed, blocks, inverse_of_factor
 from .convex import (
     SHARE,
     ConvexGradient,
@@ -171,7 +171,7 @@ class ConvexRidge(ConvexGradient):
         h = torch.tanh(kappa * torch.addmm(centres.view(-1), z, v.T))
         bend = (kappa * p - q) * (1 - h * h)
         factor = cholesky(self._jacobian(units, q + bend), z, "ConvexRidge")
-        inverse = torch.cholesky_inverse(factor)
+        inverse = inverse_of_factor(factor)
         curvature = inverse.reshape(-1, self.dim**2) @ squares(v).T
         slope = slope - (curvature.mul_(bend).mul_(h).mul_(-2 * kappa)) @ v
         score = (inverse @ slope.unsqueeze(-1)).squeeze(-1)

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
-from ..checks import check_dim, check_integer, check_positive, is_real, plain_fields
+from ..checks import Constants, check_dim, check_integer, check_positive, is_real, plain_fields
 from ..errors import ConfigError, SolverError, nearest
 from ._affine_after import Act, AffineAfter
 from ._networks import default_gain, first_layer
 from .base import Block, Pushed, PushForward, blocks, newton_inverse
 
-_METHODS = {"euler": 1, "midpoint": 2, "rk4": 4}  # and how often a step evaluates the field
+Field = Callable[[float, Tensor], Tensor]
+
+
+def _euler(field: Field, t: float, dt: float, y: Tensor) -> Tensor:
+    return field(t, y)
+
+
+def _midpoint(field: Field, t: float, dt: float, y: Tensor) -> Tensor:
+    return field(t + dt / 2, y + dt / 2 * field(t, y))
+
+
+def _three_eighths(field: Field, t: float, dt: float, y: Tensor) -> Tensor:
+    one = field(t, y)
+    two = field(t + dt / 3, y + dt / 3 * one)
+    three = field(t + 2 * dt / 3, y + dt * (two - one / 3))
+    four = field(t + dt, y + dt * (one - two + three))
+    return (one + 3 * (two + three) + four) / 8
+
+
+class _Method(NamedTuple):
+    """How often a step evaluates the field, and the mean rate over it."""
+
+    calls: int
+    rate: Callable[[Field, float, float, Tensor], Tensor]
+
+
+_METHODS = {"euler": _Method(1, _euler), "midpoint": _Method(2, _midpoint), "rk4": _Method(4, _three_eighths)}
 _LOG_DETS = ("dense", "series")
 _DENSE_DIM = 32  # dimension up to which determinants are formed
 _CONVERGED = 0.1  # length to which the last power in the series must have shrunk a probe
@@ -118,7 +146,7 @@ class NeuralODE(AffineAfter):
     @property
     def numbers_per_sample(self) -> int:
         """Activations, Jacobians and what automatic differentiation keeps of them, for every evaluation."""
-        calls = self.num_steps * _METHODS[self.method]
+        calls = self.num_steps * _METHODS[self.method].calls
         columns = self.dim if self.log_det == "dense" else min(self.dim, self.num_probes)
         return calls * (2 * self.units * (columns + 2) + 4 * self.dim * (columns + 1))
 
@@ -138,36 +166,41 @@ class NeuralODE(AffineAfter):
         hidden[:, self.dim] = torch.randn(self.units, generator=generator, dtype=torch.float64)
         return theta
 
-    def _times(self, like: Tensor) -> Tensor:
-        return torch.linspace(0, 1, self.num_steps + 1, dtype=like.dtype, device=like.device)
-
-    def _slope(self, act: Act, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _slope(self, act: Act, t: float, y: Tensor) -> tuple[Tensor, Tensor]:
         """The field at (t, y), (n,d), and the hidden units there."""
-        h = torch.tanh(act(1, torch.cat([y, t.expand(len(y), 1)], dim=1)))
+        h = torch.tanh(act(1, torch.cat([y, t * y.new_ones(len(y), 1)], dim=1)))
         return self._weight * act(2, h), h
+
+    def _steps(self, field: Field, y: Tensor, first: int, last: int) -> Tensor:
+        """Steps first … last − 1 of y' = field(t, y), as torchdiffeq takes them; that compares times as it goes, and on
+        a GPU would wait for each."""
+        dt, take = 1 / self.num_steps, _METHODS[self.method].rate
+        for k in range(first, last):
+            y = y + dt * take(field, k * dt, dt, y)
+        return y
 
     def inner(self, act: Act, z: Tensor) -> Tensor:
         """Φ(z): all steps."""
-        return odeint(lambda t, y: self._slope(act, t, y)[0], z, self._times(z), method=self.method)[-1]
+        return self._steps(lambda t, y: self._slope(act, t, y)[0], z, 0, self.num_steps)
 
     def step(self, theta: Tensor, k: int, y: Tensor) -> Tensor:
         """Step k = 0 … num_steps − 1 of Φ, (n,d) → (n,d)."""
         act = self.acting(theta)
-        return odeint(lambda t, y: self._slope(act, t, y)[0], y, self._times(y)[k : k + 2], method=self.method)[-1]
+        return self._steps(lambda t, y: self._slope(act, t, y)[0], y, k, k + 1)
 
     def variation(self, theta: Tensor, y: Tensor, m: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Steps first … last − 1 from y, and their Jacobian applied to m: (n,d), (n,d,c) → the same."""
         _, hidden, out = self.unpack(theta)
         act, d = self.acting(theta), self.dim
 
-        def field(t: Tensor, state: Tensor) -> Tensor:
+        def field(t: float, state: Tensor) -> Tensor:
             slope, h = self._slope(act, t, state[:, :d])
             tangents = (1 - h * h).unsqueeze(2) * (hidden[:, :d] @ state[:, d:].view(m.shape))
             moved = self._weight * (out[:, :-1] @ tangents)
             return torch.cat([slope, moved.reshape(len(y), -1)], dim=1)
 
         state = torch.cat([y, m.reshape(len(y), -1)], dim=1)
-        after = odeint(field, state, self._times(y)[first : last + 1], method=self.method)[-1]
+        after = self._steps(field, state, first, last)
         return after[:, :d], after[:, d:].view(m.shape)
 
     def _identity(self, like: Tensor) -> Tensor:
@@ -197,9 +230,7 @@ class NeuralODE(AffineAfter):
 
     def probes(self, like: Tensor) -> Tensor:
         """Frozen orthonormal directions (d,m), uniformly distributed over `probe_seed`."""
-        generator = torch.Generator().manual_seed(self.probe_seed)
-        q, r = torch.linalg.qr(torch.randn(self.dim, self.dim, generator=generator, dtype=torch.float64))
-        return (q * r.diagonal().sign())[:, : self.num_probes].to(like)
+        return _frame(self.dim, self.probe_seed).like(like)[0][:, : self.num_probes]
 
     def _series(self, theta: Tensor, k: int, y: Tensor) -> tuple[Tensor, Tensor]:
         """The points after step k, and its log det (n,) from the series."""
@@ -245,6 +276,14 @@ class NeuralODE(AffineAfter):
         for k in reversed(range(self.num_steps)):
             y = newton_inverse(_Step(self, k), theta, y)
         return y
+
+
+@lru_cache(maxsize=16)
+def _frame(dim: int, seed: int) -> Constants:
+    """A random orthogonal matrix (d,d)."""
+    generator = torch.Generator().manual_seed(seed)
+    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+    return Constants(q * r.diagonal().sign())
 
 
 class _Step(PushForward):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim, memory_told, plain_numbers
+from ..checks import Constants, as_points, check_dim, memory_told, plain_numbers
 from ..errors import ConfigError, ShapeError
 from .base import Reference
 from .law import as_generator
@@ -52,6 +52,7 @@ class Gaussian(Reference):
             self._factor = check_cov(self._cov, f"Gaussian(dim={dim}, cov=…)")
         if not bool(torch.isfinite(m).all()):
             raise ConfigError(f"Gaussian(dim={dim}): mean must be finite; got {mean!r}.")
+        self._constants = Constants(self._mean, self._factor)
 
     def __repr__(self) -> str:
         return f"Gaussian(dim={self.dim}, mean={self._mean.tolist()}, cov={self._cov.tolist()})"
@@ -90,8 +91,8 @@ class Gaussian(Reference):
     def log_density(self, z: Tensor) -> Tensor:
         """log N(z; mean, cov): (n,d) → (n,); −∞ where z is infinite, NaN where it is."""
         z = as_points(z, self.dim, "Gaussian.log_density(z): z")
-        factor = self._factor.to(z)
-        unit = torch.linalg.solve_triangular(factor, (z - self._mean.to(z)).T, upper=False)
+        mean, factor = self._constants.like(z)
+        unit = torch.linalg.solve_triangular(factor, (z - mean).T, upper=False)
         constant = 0.5 * self.dim * math.log(2 * math.pi) + factor.diagonal().log().sum()
         value = -0.5 * unit.square().sum(0) - constant
         return torch.where(z.isinf().any(1), -math.inf, value)  # there the solve may give inf − inf

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, plain_numbers
+from ..checks import Constants, check_integer, plain_numbers
 from ..errors import ShapeError
 from ._expectation_propagation import Approximation, expectation_propagation
 
@@ -62,6 +62,7 @@ class WeightsGivenPrecision:
         self._lowest = u
         self._tables = torch.stack(tables[::-1])  # (G, k, 1+k)
         self._quantiles = _quantiles(torch.tensor(evidence[::-1], dtype=torch.float64), log_prior, u, self._step)
+        self._constants = Constants(self._tables, self._quantiles)
         self._directions = _directions(rows, found[logs.index(max(logs))])
 
     def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +98,9 @@ class WeightsGivenPrecision:
     def _log_precision(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """u and du/dz, (n,) each; linear beyond the table."""
         place = (z + _REACH) / _NORMAL_STEP
-        inside, node = _between(place, len(self._quantiles))
-        four = _neighbours(self._quantiles.to(z), node)
+        quantiles = self._constants.like(z)[1]
+        inside, node = _between(place, len(quantiles))
+        four = _neighbours(quantiles, node)
         slope = (_cubic_slopes(inside - node) * four).sum(1)
         return (_cubic(inside - node) * four).sum(1) + slope * (place - inside), slope / _NORMAL_STEP
 
@@ -107,7 +109,7 @@ class WeightsGivenPrecision:
 
         Samples are grouped by the four nodes around them, so that each uses 4 tables and not all.
         """
-        tables = self._tables.to(y)
+        tables = self._constants.like(y)[0]
         padded = torch.cat([torch.ones_like(y[:, :1]), y], 1)
         place, node = _between(place, len(tables))
         order, sizes = node.argsort(), torch.bincount(node, minlength=len(tables)).tolist()

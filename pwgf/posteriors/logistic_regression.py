@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..checks import check_integer, check_positive, plain_numbers
+from ..checks import Constants, check_integer, check_positive, entries_at_once, plain_numbers
 from ..energies.potential import KL
 from ..errors import ConfigError, ShapeError
 from ._weights_given_precision import WeightsGivenPrecision
@@ -29,7 +29,8 @@ class LogisticRegression:
     checked by `sampling.hmc`.
 
     Args:
-        X: (N,k) features, finite, none of them constant; the prior assumes about unit variance.
+        X: (N,k) features, finite, none of them constant; the prior assumes about unit variance. On any device:
+            `log_target` copies them once to that of its argument.
         y: (N,) labels, all in {0, 1} or all in {−1, 1}.
         prior_rate: rate of the exponential law of α, > 0, in units of w²; 100 in the study.
         intercept: adds a column of ones.
@@ -77,6 +78,7 @@ class LogisticRegression:
             check_integer(seed, "seed", "LogisticRegression", least=0)
             if batch_size < len(X):
                 self._reduce(batch_size, torch.Generator().manual_seed(seed))
+        self._constants = Constants(self._signed, *(self._correction or ()))
 
     @property
     def energy(self) -> KL:
@@ -110,10 +112,10 @@ class LogisticRegression:
                 "LogisticRegression: a plane through 0 separates the classes, so that w has no posterior variance: "
                 "sample means converge slowly and covariances not at all. Cure: quantiles in place of moments"
             )
-        rows, k = self._signed, self._signed.shape[1]
+        rows, k = self._signed.cpu(), self._signed.shape[1]
         slope, curvature = torch.zeros(k, dtype=torch.float64), torch.zeros(k, k, dtype=torch.float64)
         if self._correction is not None:
-            mode, slope, curvature = self._correction
+            mode, slope, curvature = (part.cpu() for part in self._correction)
             part_slope, part_curvature = _expand(rows, mode)
             curvature = curvature + self._scale * part_curvature
             slope, rows = slope + self._scale * part_slope + curvature @ mode, rows[:0]
@@ -137,22 +139,22 @@ class LogisticRegression:
 
     def predict(self, theta: Tensor, X: Tensor) -> Tensor:
         """P(y = 1 | x), averaged over posterior samples: (n,k+1), (M,k) → (M,)."""
-        rows = self._design(torch.as_tensor(X, dtype=torch.float64))
+        rows = self._design(torch.as_tensor(X, dtype=torch.float64).to(theta.device))
         if rows.ndim != 2 or rows.shape[1] != self.dim - 1:
             raise ShapeError(
                 f"LogisticRegression.predict(X) needs {self.dim - 1 - self.intercept} features per row, as it was made "
                 f"with; got shape {tuple(X.shape)}."
             )
-        size = max(1, _BLOCK // max(len(theta), 1))
+        size = max(1, entries_at_once(_BLOCK, rows) // max(len(theta), 1))
         return torch.cat([torch.sigmoid(part @ theta[:, :-1].double().T).mean(1) for part in rows.split(size)])
 
     def accuracy(self, theta: Tensor, X: Tensor, y: Tensor) -> float:
         """Share of rows whose more probable label is y."""
-        return float(((self.predict(theta, X) > 0.5) == (signs(y) > 0)).double().mean())
+        return float(((self.predict(theta, X) > 0.5) == (signs(y).to(theta.device) > 0)).double().mean())
 
     def mean_log_likelihood(self, theta: Tensor, X: Tensor, y: Tensor) -> float:
         """Mean over rows of log P(y|x), the posterior predictive; nats."""
-        p, positive = self.predict(theta, X), signs(y) > 0
+        p, positive = self.predict(theta, X), signs(y).to(theta.device) > 0
         return float(torch.where(positive, p, 1 - p).log().mean())
 
     def to_config(self) -> dict[str, Any]:
@@ -163,16 +165,17 @@ class LogisticRegression:
         return torch.cat([X, torch.ones_like(X[:, :1])], 1) if self.intercept else X
 
     def _log_likelihood(self, w: Tensor) -> Tensor:
-        total: Tensor = self._scale * _LogLikelihood.apply(w, self._signed.to(w))
-        if self._correction is None:
+        signed, *correction = self._constants.like(w)
+        total: Tensor = self._scale * _LogLikelihood.apply(w, signed)
+        if not correction:
             return total
-        mode, slope, curvature = (part.to(w) for part in self._correction)
+        mode, slope, curvature = correction
         return total + (w - mode) @ slope - 0.5 * (((w - mode) @ curvature) * (w - mode)).sum(1)
 
     def _reduce(self, size: int, generator: torch.Generator) -> None:
         """Keeps `size` rows, and the terms that make value, slope and curvature at the mode those of all rows."""
         whole = self._signed
-        rows = whole[torch.randperm(len(whole), generator=generator)[:size]]
+        rows = whole[torch.randperm(len(whole), generator=generator)[:size].to(whole.device)]
         mode, scale = _mode(whole), len(whole) / size
         (slope, curvature), (part_slope, part_curvature) = _expand(whole, mode), _expand(rows, mode)
         self._signed = rows
@@ -195,7 +198,7 @@ class _LogLikelihood(torch.autograd.Function):
 
 
 def _blocks(w: Tensor, a: Tensor) -> tuple[Tensor, ...]:
-    return w.split(max(1, _BLOCK // max(len(a), 1)))
+    return w.split(max(1, entries_at_once(_BLOCK, w) // max(len(a), 1)))
 
 
 def _expand(a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,7 +216,10 @@ def _mode(a: Tensor, precision: float = 1e-2) -> Tensor:
     w = a.new_zeros(a.shape[1])
     for _ in range(50):
         slope, curvature = _expand(a, w)
-        slope, curvature = slope - precision * w, curvature + precision * torch.eye(len(w), dtype=w.dtype)
+        slope, curvature = (
+            slope - precision * w,
+            curvature + precision * torch.eye(len(w), dtype=w.dtype, device=w.device),
+        )
         step, length = torch.linalg.solve(curvature, slope), 1.0
         while value(w + length * step) < value(w) and length > 1e-8:
             length /= 2
@@ -240,7 +246,7 @@ def _checked_data(X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     X = torch.as_tensor(X, dtype=torch.float64)
     if X.ndim != 2 or len(X) < 2 or X.shape[1] < 1:
         raise ShapeError(f"LogisticRegression(X, y): X must have shape (N, k) with N ≥ 2; got {tuple(X.shape)}.")
-    y = torch.as_tensor(y)
+    y = torch.as_tensor(y).to(X.device)
     if y.shape != X.shape[:1]:
         raise ShapeError(f"LogisticRegression(X, y): y must have shape ({len(X)},) for that X; got {tuple(y.shape)}.")
     bad = ~torch.isfinite(X)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, check_integer, check_points, check_positive, plain_numbers
+from ..checks import Constants, check_dim, check_integer, check_points, check_positive, plain_numbers
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
 
@@ -59,6 +59,7 @@ class GaussianMixture(LangevinProblem):
         self.span = check_positive((5.0 if dim < 32 else 3.0) if span is None else span, "span", "GaussianMixture")
         generator = torch.Generator().manual_seed(seed)
         self.centres = self.span * (2 * torch.rand(components, dim, generator=generator, dtype=torch.float64) - 1)
+        self._constants = Constants(self.centres)
 
     def log_target(self, x: Tensor) -> Tensor:
         """log π(x), (n, d) -> (n,), normalised."""
@@ -67,7 +68,7 @@ class GaussianMixture(LangevinProblem):
 
     def _closeness(self, x: Tensor) -> Tensor:
         """x·m_j − ½|m_j|², (n, k): −½|x − m_j|² up to a term that does not depend on j."""
-        centres = self.centres.to(x)
+        (centres,) = self._constants.like(x)
         return x @ centres.T - 0.5 * centres.square().sum(1)
 
     def assign(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_dim, plain_numbers
+from ..checks import Constants, check_dim, plain_numbers
 from ..energies.base import Energy
 from ..energies.local import Entropy
 from ..energies.potential import Potential
@@ -70,8 +70,13 @@ class OrnsteinUhlenbeck(Problem):
 
     def potential(self, x: Tensor) -> Tensor:
         """V(x) = ½(x−b)ᵀΣ⁻¹(x−b), (n, d) -> (n,)."""
-        centred = x - self.mean.to(x)
-        return 0.5 * ((centred @ self.precision.to(x)) * centred).sum(-1)
+        mean, precision = self._constants.like(x)
+        centred = x - mean
+        return 0.5 * ((centred @ precision) * centred).sum(-1)
+
+    @cached_property
+    def _constants(self) -> Constants:
+        return Constants(self.mean, self.precision)
 
     @property
     def reference(self) -> Gaussian:

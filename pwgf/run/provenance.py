@@ -16,7 +16,10 @@ from .._version import __version__
 
 
 def provenance(device: str, processes: int = 1) -> dict[str, Any]:
-    """Versions, platform, threads, processes, device, git commit of the working folder, command line; JSON values."""
+    """Versions, platform, threads, processes, device and its name, git commit of the working folder, command line.
+
+    JSON values.
+    """
     return {
         "pwgf": __version__,
         "torch": torch.__version__,
@@ -28,9 +31,16 @@ def provenance(device: str, processes: int = 1) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": processes,
         "device": device,
+        "device_name": _device_name(device),
         "git_commit": _git_commit(),
         "argv": [str(word).encode("utf-8", "backslashreplace").decode() for word in sys.argv],  # which may be no UTF-8
     }
+
+
+def _device_name(device: str) -> str:
+    """What the device calls itself, such as "NVIDIA H200"; on a CPU the processor, "" where that is unknown."""
+    named = getattr(getattr(torch, torch.device(device).type), "get_device_name", None)
+    return platform.processor() if named is None else str(named(device))
 
 
 def _git_commit() -> str:

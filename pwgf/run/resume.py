@@ -48,6 +48,7 @@ class Stored(NamedTuple):
         grown: whether this call adds times.
         spent: seconds of wall time and of CPU so far.
         begun_with: threads and processes that began it.
+        begun_on: its device.
     """
 
     spec: RunSpec
@@ -57,6 +58,7 @@ class Stored(NamedTuple):
     grown: bool
     spent: tuple[float, float]
     begun_with: tuple[Any, Any]
+    begun_on: str
 
 
 def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
@@ -91,6 +93,7 @@ def stored_run(scheme: Scheme, spec: RunSpec, out: str) -> Stored:
             grown=grown,
             spent=(_last(record, "wall_time"), _last(record, "cpu_time")),
             begun_with=(record.provenance.get("threads"), record.provenance.get("processes", 1)),
+            begun_on=record.config["scheme"].get("device", "cpu"),
         )
 
 
@@ -114,11 +117,14 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
     """ResumeMismatchError, with the keys that differ, unless the settings agree; `times` may be extended at its end.
 
     Names of an energy's functions may differ (a script's module is `__main__`): `check_fingerprint` compares values. So
-    may the description of the scheme and the user's metadata.
+    may the description of the scheme, the user's metadata, and the device with the memory that blocks take there.
     """
     now = json.loads(json.dumps(now))  # tuples become lists, as in the file
     free = ("description", "metadata")
     old, new = ({k: v for k, v in flatten(of).items() if k.partition(".")[0] not in free} for of in (stored, now))
+    if not same_device(old.pop("scheme.device", "cpu"), new.pop("scheme.device", "cpu")):
+        for settings in (old, new):
+            settings.pop("scheme.max_memory", None)
     differ = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key) and key != "times"]
     differ = [key for key in differ if not _names_function(key, old, new)]
     if not same_times(stored["times"], now["times"]):
@@ -129,6 +135,11 @@ def check_same(stored: dict[str, Any], now: dict[str, Any]) -> None:
             f"solve(resume=True): the stored run has other settings ({shown}). Restore them, choose another out=…, or "
             "start again with overwrite=True. times may only be extended at the end."
         )
+
+
+def same_device(one: str, other: str) -> bool:
+    """Whether two names mean one device: "cuda" is "cuda:0"."""
+    return one.removesuffix(":0") == other.removesuffix(":0")
 
 
 def stored_state(record: storage.Record) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from .identity import identity_of
 from .loop import Callback, Loop, Options
 from .memory import Memory
 from .provenance import provenance
-from .resume import flatten, has_rows, pack_finished, stored_run
+from .resume import flatten, has_rows, pack_finished, same_device, stored_run
 from .signals import Signals
 from .spec import RunSpec, Times, check_times
 from .trajectory import Trajectory
@@ -113,8 +113,10 @@ def _has_rows_to_resume(spec: RunSpec, start: State | None, out: str | None, res
     found = resume and out is not None and has_rows(out)
     same: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite, "rows in out": found}
     same["start.theta"] = None if start is None else tensor_config(start.theta)
-    settings = dataclasses.replace(spec, description={}, metadata=None).to_config()  # process 0 writes its own
-    world().agree({**flatten(settings), **same}, "solve")
+    settings = flatten(dataclasses.replace(spec, description={}, metadata=None).to_config())  # process 0 writes its own
+    settings["scheme.device"] = spec.device.partition(":")[0]  # each process has one of the same kind
+    world().agree({**settings, **same}, "solve")
+    world().check_own_device(spec.device, "solve")
     return found
 
 
@@ -152,7 +154,8 @@ def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State 
         )
     device = stored_config(scheme)["device"]
     theta, theta_dot = (x.detach().to(device, scheme.dtype) for x in (start.theta, start.theta_dot))
-    return dataclasses.replace(start, theta=theta, theta_dot=theta_dot)
+    extra = {name: values.detach().to(device) for name, values in start.extra.items()}
+    return dataclasses.replace(start, theta=theta, theta_dot=theta_dot, extra=extra)
 
 
 def _first(scheme: Scheme, spec: RunSpec, start: State | None) -> tuple[State, np.ndarray]:
@@ -213,6 +216,10 @@ def _continued(scheme: Scheme, spec: RunSpec, out: str, max_cost: float | None) 
             "resuming with %d threads in %d processes a run begun with %s in %s: results may differ in the last bits",
             *now,
             *stored.begun_with,
+        )
+    if not same_device(stored.begun_on, spec.device) and world().rank == 0:
+        _log.warning(
+            "resuming on %s a run begun on %s: results may differ in the last bits", spec.device, stored.begun_on
         )
     header = _header(scheme, stored.spec, stored.state) if stored.grown else None
     return _Way(

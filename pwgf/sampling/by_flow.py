@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import storage
-from ..checks import check_dim, check_integer, check_number, plain_numbers
+from ..checks import check_device, check_dim, check_integer, check_number, plain_numbers
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..maps import PushForward, ResidualMLP
@@ -144,7 +144,8 @@ def sample(
             density is then unknown: log_density, log_weights, ess and both values of log Z are NaN.
         out, resume, overwrite, progress: as in `solve`.
         seed: of the flow and of the samples.
-        settings: of `PWGF`, e.g. num_samples=2000.
+        settings: of `PWGF`, e.g. num_samples=2000. log p and `whiten` are evaluated on its `device`; results lie on the
+            CPU.
 
     Raises:
         ConfigError: arguments that cannot work; p vanishes at samples of λ; no mode for "laplace"; a log p without a
@@ -166,8 +167,9 @@ def sample(
     """
     _check(log_density, dim, n, whiten, tolerance, max_time, polish)
     reference = Gaussian(dim) if reference is None else reference
-    target = Target(log_density, coordinates(log_density, dim, whiten))
-    target.check_start(reference.sample(1000, torch.Generator().manual_seed(seed)))
+    device = check_device(settings.get("device", "cpu"), "sample")
+    target = Target(log_density, coordinates(log_density, dim, whiten, device))
+    target.check_start(reference.sample(1000, torch.Generator().manual_seed(seed)).to(device))
     map = ResidualMLP(dim) if map is None else map
     scheme = PWGF(KL(target), map, reference, **settings)
     watch = _Watch(scheme, target, reference, tolerance, seed)
@@ -180,17 +182,16 @@ def sample(
     if not watch.converged:
         watch.warn(float(run.t[-1]))
     z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
-    y, log_rho = _pushed(scheme.map, reference, run.state().theta, z)
+    y, log_rho = _pushed(scheme.map, reference, run.state().theta, z.to(device))
     if polish:
         y = langevin(target, y, polish, seed=seed)
         log_rho = torch.full_like(log_rho, math.nan)
     with torch.no_grad():
         x, log_volume = target.coordinates(y)
         log_w = target(y) - log_rho
+    x, log_density_at_x, log_w = x.cpu(), (log_rho - log_volume).cpu(), log_w.cpu()
     constants = _constants(log_w)
-    return Sampled(
-        x, log_rho - log_volume, log_w, *constants, watch.converged, float(run.t[-1]), run, target.coordinates
-    )
+    return Sampled(x, log_density_at_x, log_w, *constants, watch.converged, float(run.t[-1]), run, target.coordinates)
 
 
 class _Watch:
@@ -201,7 +202,7 @@ class _Watch:
         self.target = target
         self.reference = reference
         self.tolerance = tolerance
-        self.z = reference.sample(2 * _CHUNK, torch.Generator().manual_seed(seed + 2))
+        self.z = reference.sample(2 * _CHUNK, torch.Generator().manual_seed(seed + 2)).to(scheme.device)
         self.times: set[float] = set()
         self.kl = math.inf
         self.converged = False
@@ -268,8 +269,8 @@ class _Watch:
 
 
 def _pushed(map: PushForward, reference: Reference, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """T_θ(z) and log ρ_θ there, (n,d) and (n,) float64."""
-    theta = theta.detach().double().cpu()
+    """T_θ(z) and log ρ_θ there, (n,d) and (n,) float64, on the device of z."""
+    theta = theta.detach().double().to(z.device)
     with torch.no_grad():
         parts = [PushedMeasure(map, reference, theta, part) for part in z.split(_CHUNK)]
         return torch.cat([rho.x for rho in parts]), torch.cat([rho.log_density for rho in parts])

@@ -23,7 +23,7 @@ def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, s
 
     Args:
         log_density: log p, (n,d) → (n,), differentiable.
-        x: (n,d) starts.
+        x: (n,d) starts; log p is evaluated on their device.
         steps: ≥ 0.
         seed: of the noise.
         step: h at the start, in units of x².
@@ -31,12 +31,12 @@ def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, s
     generator = torch.Generator().manual_seed(seed + 3)
     value, slope = _value_and_slope(log_density, x)
     for k in range(steps):
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         proposed = x + step * slope + math.sqrt(2 * step) * noise
         there, back = _value_and_slope(log_density, proposed)
         reverse = (x - proposed - step * back).square().sum(1) / (4 * step)
         log_ratio = there - value + noise.square().sum(1) / 2 - reverse
-        uniform = torch.rand(len(x), generator=generator, dtype=x.dtype)
+        uniform = torch.rand(len(x), generator=generator, dtype=x.dtype).to(x.device)
         taken = (uniform.log() < log_ratio) & torch.isfinite(there)
         x = torch.where(taken[:, None], proposed, x)
         value, slope = torch.where(taken, there, value), torch.where(taken[:, None], back, slope)
@@ -78,7 +78,7 @@ def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 
 
     Args:
         log_density: log p, (m,d) → (m,), differentiable.
-        x: (m,d) starts, spread more widely than p, which `rhat` assumes.
+        x: (m,d) starts, spread more widely than p, which `rhat` assumes; log p is evaluated on their device.
         steps: trajectories kept, ≥ 2.
         warmup: trajectories before them, which adapt the step.
         seed: of momenta and lengths.
@@ -97,20 +97,22 @@ def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 
     if not callable(log_density):
         raise ConfigError(f"hmc(log_density=…) must be a function (m,d) → (m,); got {type(log_density).__name__}.")
     generator = torch.Generator().manual_seed(seed)
-    x, step, scale = x.detach().double(), 0.2, torch.eye(x.shape[1], dtype=torch.float64)
+    x, step = x.detach().double(), 0.2
+    scale = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     value, slope = _value_and_slope(log_density, x)
     if not bool(torch.isfinite(value).all()):
         raise NonFiniteError(f"hmc: log p is not finite at {int((~torch.isfinite(value)).sum())} of {len(x)} starts.")
     kept, seen, accepted = [], [], 0.0
     for k in range(warmup + steps):
-        momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         length = math.pi / 4 * (1 + 2 * float(torch.rand(1, generator=generator)))
         short = k % _FINE == 0  # frees chains that are where p is too steep for the step
         h = step / _FINE ** (1 + k // _FINE % 3) if short else step
         count = max(1, round(length / step))
         proposed, there, back, drop = _leapfrog(log_density, x, slope, momentum, scale, h, count)
         log_ratio = there - value + drop
-        taken = torch.rand(len(x), generator=generator, dtype=x.dtype).log() < log_ratio  # NaN is refused
+        uniform = torch.rand(len(x), generator=generator, dtype=x.dtype).to(x.device)
+        taken = uniform.log() < log_ratio  # NaN is refused
         x = torch.where(taken[:, None], proposed, x)
         value, slope = torch.where(taken, there, value), torch.where(taken[:, None], back, slope)
         share = float(taken.double().mean())

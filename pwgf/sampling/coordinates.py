@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import Constants
 from ..energies.base import on_copies
 from ..errors import ConfigError, ShapeError
 from .chains import LogDensity
@@ -26,20 +27,21 @@ class Linear:
     """
 
     def __init__(self, centre: Tensor, scale: Tensor) -> None:
-        self.centre = centre.double()
-        self.scale = scale.double()
-        self.log_volume = torch.linalg.slogdet(self.scale)[1]
+        self.centre = centre.double().cpu()
+        self.scale = scale.double().cpu()
+        self._constants = Constants(self.centre, self.scale, torch.linalg.slogdet(self.scale)[1])
 
     def __call__(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.centre.to(y) + y @ self.scale.to(y).T, self.log_volume.to(y).expand(len(y))
+        centre, scale, log_volume = self._constants.like(y)
+        return centre + y @ scale.T, log_volume.expand(len(y))
 
 
-def coordinates(log_density: LogDensity, dim: int, whiten: Whiten) -> Coordinates:
-    """The coordinates that `sample(whiten=…)` selects."""
+def coordinates(log_density: LogDensity, dim: int, whiten: Whiten, device: str) -> Coordinates:
+    """The coordinates that `sample(whiten=…)` selects; log p is evaluated on the device."""
     if whiten is None:
         return Linear(torch.zeros(dim), torch.eye(dim))
     if isinstance(whiten, str):
-        return Linear(*laplace(log_density, dim))
+        return Linear(*laplace(log_density, dim, torch.zeros(dim, dtype=torch.float64, device=device)))
     return Linear(*whiten) if isinstance(whiten, tuple) else whiten
 
 

@@ -18,7 +18,7 @@ def laplace(log_density: Callable[[Tensor], Tensor], dim: int, start: Tensor | N
     Args:
         log_density: log p, (n,d) → (n,), twice differentiable.
         dim: d.
-        start: where L-BFGS begins, (d,); None means 0.
+        start: where L-BFGS begins, (d,); None means 0 on the CPU. log p is evaluated on its device, where m and L are.
 
     Raises:
         ConfigError: no maximum found, the Hessian there is not positive definite, or log p has no second derivatives.
@@ -42,7 +42,7 @@ def laplace(log_density: Callable[[Tensor], Tensor], dim: int, start: Tensor | N
             "Hessian of −log p is not positive definite). Cure: whiten=None, or shift log_density so that 0 is near a "
             "mode."
         )
-    inverse = torch.linalg.solve_triangular(factor, torch.eye(dim, dtype=torch.float64), upper=False)
+    inverse = torch.linalg.solve_triangular(factor, torch.eye(dim, dtype=x.dtype, device=x.device), upper=False)
     return mode, inverse.T.contiguous()
 
 

@@ -356,6 +356,12 @@ def member_config(member: Any) -> dict[str, Any]:
     return {"name": f"{type(member).__module__}.{type(member).__qualname__}"}
 
 
+def read(value: Tensor, gradient: Tensor) -> tuple[float, Tensor, bool]:
+    """A scalar as a number, its gradient, and whether that is finite, with one wait for the device."""
+    number, finite = torch.stack([value.detach(), torch.isfinite(gradient).all().to(value.dtype)]).tolist()
+    return number, gradient, finite > 0
+
+
 def merge_counters(old: Mapping[str, int], **more: int) -> dict[str, int]:
     """Counters with increments added."""
     return {**old, **{name: old.get(name, 0) + step for name, step in more.items()}}

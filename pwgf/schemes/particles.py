@@ -145,17 +145,19 @@ class EulerMaruyama(ParticleReplay):
             t, theta, torch.zeros_like(theta), self.dt, generator.get_state(), {"num_steps": 0, "num_stages": 0}
         )
 
-    def _drift(self, x: Tensor, t: float) -> Tensor:
+    def _drift(self, x: Tensor, t: float) -> tuple[Tensor, float]:
+        """v (n,d) and its rms; NonFiniteError where it is not finite."""
         v = torch.zeros_like(x)
         for coefficient, term in self._drifts:
             v = v + coefficient * term.velocity(Cloud(x))
-        if not bool(torch.isfinite(v).all()):
+        speed, finite = torch.stack([v.square().sum(1).mean().sqrt(), torch.isfinite(v).all().to(v.dtype)]).tolist()
+        if not finite:
             bad = int((~torch.isfinite(v).all(1)).sum())
             raise NonFiniteError(
                 f"the drift is NaN or infinite at {bad} of {len(x)} particles at t = {t:.6g}. Causes: (a) the energy "
                 "is not finite there: check it; (b) the step is unstable: smaller dt."
             )
-        return v
+        return v, speed
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One step of length dt, cut at t1."""
@@ -164,17 +166,17 @@ class EulerMaruyama(ParticleReplay):
         h = t1 - state.t if last else self.dt
         x = state.theta.view(self.num_samples, -1)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
-        v = self._drift(x, state.t)
+        v, speed = self._drift(x, state.t)
         moved = (x + h * v + math.sqrt(2 * self.temperature * h) * noise).reshape(-1)
         t = t1 if last else later(state.t, h)
         counters = merge_counters(state.counters, num_steps=1, num_stages=1)
         after = State(t, moved, v.reshape(-1), self.dt, generator.get_state(), counters)
-        return after, Info(state.t, t, h, 1, 0, {"velocity_rms": float(v.square().sum(1).mean().sqrt())})
+        return after, Info(state.t, t, h, 1, 0, {"velocity_rms": speed})
 
     def measure(self, state: State) -> Row:
         """Particles, energy of the drift terms, second moment."""
         x = state.theta.view(self.num_samples, -1)
-        v = self._drift(x, state.t)
+        _, speed = self._drift(x, state.t)
         row: Row = {"theta": state.theta, "theta_dot": state.theta_dot}
         total = 0.0
         for coefficient, term in self._drifts:
@@ -183,14 +185,14 @@ class EulerMaruyama(ParticleReplay):
             row[f"energy_{term.label}"] = float(row.get(f"energy_{term.label}", 0.0)) + part
             total += part
         row["energy"] = total if self.temperature == 0 else math.nan
-        row["velocity_rms"] = float(v.square().sum(1).mean().sqrt())
+        row["velocity_rms"] = speed
         row["second_moment"] = float(x.square().sum(1).mean())
         row.update({name: float(count) for name, count in state.counters.items()}, dt=state.dt)
         return row
 
     def fingerprint(self, state: State) -> np.ndarray:
         """Drift at the first 16 particles, with the temperature."""
-        v = self._drift(state.theta.view(self.num_samples, -1)[:16], state.t)
+        v, _ = self._drift(state.theta.view(self.num_samples, -1)[:16], state.t)
         return np.append(v.double().cpu().numpy().ravel(), self.temperature)
 
     def layout(self) -> list[Block]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import entries_at_once
 from ..maps.base import Layer, Linearisation, PushForward
 from ..parallel import ALONE, Group
 
@@ -92,7 +93,8 @@ class Tangent:
     def _diagonal(self) -> Tensor:
         total = torch.zeros(self.p, dtype=self.dtype, device=self.device)
         if not self._once:
-            few = self.subset(torch.arange(min(self.n, _FEW_SAMPLES)) * self.n // min(self.n, _FEW_SAMPLES))
+            count = min(self.n, _FEW_SAMPLES)
+            few = self.subset(torch.arange(count, device=self.device) * self.n // count)
             return sum((rows.square().sum(0) for rows in few._rows()), total) / few.n
         for part in self._parts:
             total += part.diagonal() if part.diagonal is not None else _layer_squares(part.layers(), total)  # type: ignore[misc]
@@ -103,13 +105,17 @@ class Tangent:
         return self._diagonal
 
     def trace(self) -> Tensor:
-        """tr Ĝ = |J|²/n, a scalar: as exact as `diagonal`, the damping's scale needs no more."""
-        return self._diagonal.sum()
+        """tr Ĝ = |J|²/n, a scalar on the CPU: as exact as `diagonal`, the damping's scale needs no more."""
+        return self._trace
+
+    @cached_property
+    def _trace(self) -> Tensor:
+        return self._diagonal.sum().cpu()
 
     def gram_dual(self) -> Tensor:
         """JJᵀ, (n·d, n·d), rows ordered (sample, coordinate): Σ_layers (a_i·a_j)(g_ik·g_jl)."""
         if self.group.size > 1:  # few samples: every process forms the whole
-            return self.subset(torch.arange(self.n)).gram_dual()
+            return self.subset(torch.arange(self.n, device=self.device)).gram_dual()
         if not self.layered:
             rows = torch.cat(list(self._rows()))
             return rows @ rows.T
@@ -186,14 +192,14 @@ class Tangent:
 
     def _rows(self) -> Iterator[Tensor]:
         """Rows of J in blocks of whole samples, (b·d, p), by differentiating T."""
-        per_block = max(1, _ENTRIES // max(self.d * self.p, 1))
+        per_block = max(1, entries_at_once(_ENTRIES, self.z) // max(self.d * self.p, 1))
         for block in self.z.split(per_block):
             yield self.map.tangent_rows(self.theta, block).reshape(-1, self.p)
 
     def _layered_rows(self) -> Iterator[Tensor]:
         """The same from the factors."""
         q = self.num_directions
-        size = max(1, _CACHED // max(q * self.d * self.p, 1)) * q
+        size = max(1, entries_at_once(_CACHED, self.z) // max(q * self.d * self.p, 1)) * q
         identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
         for layers in self._layers():
             for start in range(0, len(layers[0].a), size):
@@ -269,7 +275,7 @@ class SlopeTangent(Tangent):
         return SlopeTangent(self.map, self.theta.to(dtype), z, xi, self.chunk_size, self.group)
 
     def _rows(self) -> Iterator[Tensor]:
-        per_block = max(1, _ENTRIES // max(self.num_directions * self.d * self.p, 1))
+        per_block = max(1, entries_at_once(_ENTRIES, self.z) // max(self.num_directions * self.d * self.p, 1))
         for z, xi in self._pairs(per_block):
             yield self.map.slope_rows(self.theta, z, xi).reshape(-1, self.p)
 

@@ -161,7 +161,9 @@ class Curvature:
         """The blocks of Ĝ and H between parameters that move one coordinate each: formed once for all step lengths."""
         group, n, plain = self.tangent.group, self.tangent.n, self.tangent.output_blocks()
         total = torch.zeros_like(plain.metric)
-        for k, (_, columns) in enumerate(self.tangent.output_columns()):
+        places = []
+        for k, (index, columns) in enumerate(self.tangent.output_columns()):
+            places.append(index)
             if self.point is not None:
                 total[k].addmm_((self.point[:, k, k].unsqueeze(1) * columns).T, columns)
             if self.centred is not None:
@@ -171,7 +173,7 @@ class Curvature:
             along2 = self.axis.view(len(self.axis), -1, self.tangent.d).square()
             for k, (index, columns) in enumerate(self.slopes.output_columns()):  # fewer: a shift has no slope
                 weights = self.across2 + (self.along2 - self.across2) * along2[:, :, k]
-                spots = torch.searchsorted(plain.places[k].cpu(), index)
+                spots = torch.searchsorted(places[k], index).to(total.device)
                 total[k][spots.unsqueeze(1), spots] += (weights.reshape(-1, 1) * columns).T @ columns
         return plain._replace(hessian=group.sum(total) / n)
 
@@ -260,11 +262,12 @@ class ImplicitTangent:
     @cached_property
     def spread(self) -> float:
         """tr(Ĝ + hH)/tr Ĝ ≥ 1 by random columns on a few samples: how much larger the rows are than those of J."""
-        few = self.subset(torch.arange(min(self.n, _FEW_SAMPLES)) * self.n // min(self.n, _FEW_SAMPLES))
+        count = min(self.n, _FEW_SAMPLES)
+        few = self.subset(torch.arange(count, device=self.device) * self.n // count)
         generator = torch.Generator().manual_seed(0)
         columns = torch.randint(0, 2, (4, self.p), generator=generator).to(self.dtype).to(self.device) * 2 - 1
-        rows = sum(float(few.jv(column).square().sum()) for column in columns)
-        plain = sum(float(few.tangent.jv(column).square().sum()) for column in columns)
+        sizes = [torch.stack([t.jv(column).square().sum() for column in columns]).sum() for t in (few, few.tangent)]
+        rows, plain = torch.stack(sizes).tolist()
         return max(1.0, rows / plain) if plain > 0 and math.isfinite(rows) else 1.0
 
     def subset(self, index: Tensor) -> ImplicitTangent:
@@ -296,7 +299,7 @@ class ImplicitTangent:
     def gram_dual(self) -> Tensor:
         """RRᵀ, (n·rows, n·rows): by pairs of layers, then weighted on both sides."""
         if self.group.size > 1:
-            return self.subset(torch.arange(self.n)).gram_dual()
+            return self.subset(torch.arange(self.n, device=self.device)).gram_dual()
         if not self.layered:
             rows = self.dense()
             return rows @ rows.T
@@ -328,8 +331,10 @@ class ImplicitTangent:
 
 
 def _root(matrices: Tensor) -> Tensor:
-    """Lower L (n,d,d) with LLᵀ the given matrices."""
+    """Lower L (n,d,d) with LLᵀ the given matrices; away from a CPU it is NaN where there is none, and solvers raise."""
     root, info = torch.linalg.cholesky_ex(matrices)
+    if root.device.type != "cpu":
+        return torch.where((info == 0).view(-1, 1, 1), root, torch.nan)
     if bool(info.any()):
         raise SolverError("the second variation times the step is beyond rounding: no Cholesky factor of I + h·K")
     return root

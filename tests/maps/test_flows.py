@@ -73,6 +73,14 @@ def test_the_inverse_undoes_the_steps_where_reverse_time_does_not(method, num_st
     torch.testing.assert_close(map.inverse(theta, x), z, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("method", ["euler", "midpoint", "rk4"])
+def test_steps_are_those_of_torchdiffeq(method):
+    map, theta = bent(method, 3)
+    z, act, times = points(20, 2), map.acting(theta), torch.linspace(0, 1, 4, dtype=torch.float64)
+    theirs = odeint(lambda t, y: map._slope(act, t, y)[0], z, times, method=method)[-1]
+    torch.testing.assert_close(map(theta, z), theirs, rtol=1e-13, atol=1e-13)
+
+
 def test_many_steps_follow_the_continuous_flow():
     """d = 1 with a constant field: f = gain (W_out tanh(bias) + c) does not depend on y or t, T(z) = z + f."""
     map = maps.NeuralODE(1, width=3, gain=0.5)

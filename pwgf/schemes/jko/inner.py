@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ...energies import Energy
 from ...errors import ConfigError, NonFiniteError, SolverError
+from ...maps.base import inverse_of_factor
 from ...maps.convex import ConvexGradient
 from ...parallel import Shared
 from .._adam import Adam
+from ..base import read
 
 _LOWER = 0.25  # factor of the rate at a plateau
 _GAIN = 1e-3  # share of the step's descent that counts as progress between two looks
@@ -101,7 +103,7 @@ class _CholeskyLogDet(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> Tensor:
         (lower,) = ctx.saved_tensors
-        return factor.view(-1, 1, 1) * torch.cholesky_inverse(lower)
+        return factor.view(-1, 1, 1) * inverse_of_factor(lower)
 
 
 def exact_log_det(map: ConvexGradient, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,8 +237,8 @@ def minimise(
     found, rate, decays, iteration = theta.clone(), settings.learning_rate, 0, 0
     mean, looked = theta.clone(), 0  # of the iterates since the last look: it averages the noise of the batches
     while iteration < settings.max_iterations and decays <= settings.num_decays:
-        value, slope = _slope(objective, theta, batch(iteration), log_det)
-        if not (math.isfinite(value) and bool(torch.isfinite(slope).all())):
+        value, slope, finite = _slope(objective, theta, batch(iteration), log_det)
+        if not (math.isfinite(value) and finite):
             raise SolverError(_diverged(where, iteration, rate, value, best))
         iteration += 1
         theta -= rate * adam.direction(slope)
@@ -257,16 +259,16 @@ def minimise(
     return Minimum(found, best, start, iteration, rate)
 
 
-def _slope(objective: Objective, theta: Tensor, cloud: Cloud, log_det: LogDet) -> tuple[float, Tensor]:
-    """J and its gradient; NaN where the energy itself says that it is not finite."""
+def _slope(objective: Objective, theta: Tensor, cloud: Cloud, log_det: LogDet) -> tuple[float, Tensor, bool]:
+    """J, its gradient, and whether that is finite; NaN where the energy itself says that it is not finite."""
     leaf = theta.detach().requires_grad_(True)
     try:
         with torch.enable_grad():
             value = objective(leaf, cloud, log_det)
             (slope,) = torch.autograd.grad(value, leaf)
     except NonFiniteError:
-        return math.nan, torch.zeros_like(theta)
-    return float(value.detach()), slope
+        return math.nan, torch.zeros_like(theta), False
+    return read(value, slope)
 
 
 def _diverged(where: str, iteration: int, rate: float, value: float, best: float) -> str:

@@ -48,4 +48,5 @@ def _block(setup: Setup, theta: Tensor, theta_dot: Tensor, z: Tensor) -> dict[st
         values["miss2"] = rho.mean((w - v).square().sum(1))
         values["dissipation"] = rho.mean((v * w).sum(1))
         values["fold_fraction"] = rho.mean((rho.det_sign <= 0).to(v.dtype))
-    return {name: float(value) for name, value in values.items()}
+    numbers = torch.stack([value.detach().to(v.dtype) for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True))

@@ -66,8 +66,18 @@ class RightSide:
         self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
         self.num_stages, self.num_products, self.extra_damping = 0, 0, 1.0
-        self.residual, self.fit = 0.0, 0.0
+        self.residual = 0.0
+        self.misfit: float | Tensor = 0.0  # share of the velocity that the latest solve misses
         self.start: tuple[float, float] | None = None
+
+    @property
+    def fit(self) -> float:
+        """Share of the velocity that the latest solve misses, in sample."""
+        return float(self.misfit)
+
+    @cached_property
+    def _has_last(self) -> bool:
+        return bool(self.last.any())
 
     def __call__(self, theta: Tensor) -> Tensor:
         """One least-squares solve."""
@@ -84,10 +94,10 @@ class RightSide:
         A fixed multiple would drag the rates of a fast transient into what follows it.
         """
         prior = torch.zeros_like(self.last)
-        if momentum > 0 and bool(self.last.any()):
+        if momentum > 0 and self._has_last:
             moved = system.jv(self.last)
-            fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()])).tolist()
-            prior = min(momentum, max(0.0, fit / size if size > 0 else 0.0)) * self.last
+            fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()]))
+            prior = torch.where(size > 0, fit / size, 0.0).clamp(0.0, momentum) * self.last
         return self._accepted(self._solution(system, damping, rhs, prior))
 
     def _solution(
@@ -106,8 +116,8 @@ class RightSide:
         if self.floor is None and self.rho.asked_for_density:
             self.floor = self.rho.floor
         if self.start is None:
-            energy = float(self.setup.energy(self.rho).detach())
-            self.start = (energy, float(self.rho.mean(v.square().sum(1))))
+            energy, speed2 = self.setup.energy(self.rho).detach(), self.rho.mean(v.square().sum(1))
+            self.start = tuple(torch.stack([energy, speed2]).tolist())
             self.unit = self._spread() if self.in_spreads else 1.0
         return v
 
@@ -115,8 +125,8 @@ class RightSide:
         """θ̇ of a solve that has converged to finite numbers."""
         solution = agreed(solution, self.setup.group)
         self.num_products += solution.num_products
-        self.residual, self.fit = solution.residual, solution.fit
-        if not bool(torch.isfinite(solution.x).all()):
+        self.residual, self.misfit = solution.residual, solution.fit
+        if not self.setup.solver.finite and not bool(torch.isfinite(solution.x).all()):
             raise NonFiniteError(f"the linear solve gave NaN or infinite θ̇ at t = {self.t:.6g}")
         if not solution.converged:
             raise SolverError(
@@ -237,8 +247,8 @@ class Linearised:
         eta = side.solved(system, system.right_side(v), side.extra_damping * side.implicit_damping, momentum)
         if self.w is None:
             self.w = self.curvature.tangent.jv(eta)
-            missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()])).tolist()
-            side.fit = missed / whole if whole > 0 else 0.0
+            missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()]))
+            side.misfit = torch.where(whole > 0, missed / whole, 0.0)
         return eta
 
     def fallen(self, h: float) -> float:
@@ -260,8 +270,9 @@ class Linearised:
 
     def stiffness(self, e: Tensor) -> float:
         """eᵀHe/E|Je|²."""
-        plain = float(self.rho.mean(self.curvature.tangent.jv(e).square().sum(1)))
-        return float(self.curvature.quadratic(e)) / plain if plain > 0 else 0.0
+        size2 = self.rho.mean(self.curvature.tangent.jv(e).square().sum(1))
+        plain, bent = torch.stack([size2, self.curvature.quadratic(e)]).tolist()
+        return bent / plain if plain > 0 else 0.0
 
     def moved_since(self, start: Linearised) -> Tensor:
         """T_θ(z) − T_θ₀(z), (n,d)."""

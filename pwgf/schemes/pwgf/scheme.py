@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_lengths, check_number, check_theta0, later, plain_numbers
+from ...checks import check_device, check_lengths, check_number, check_theta0, later, memory_for_blocks, plain_numbers
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
@@ -79,7 +79,8 @@ class PWGF(MapReplay):
         form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
         chunk_size: samples per block in densities and tangents; results do not depend on it but for rounding. None: as
             many as `max_memory` allows.
-        max_memory: bytes for what densities and tangents hold for each sample of a block.
+        max_memory: bytes for what densities and tangents hold for the samples of a block; None: 1e9 on a CPU, a tenth
+            of its memory on another device.
         dtype, device: of θ and all computation.
 
     Raises:
@@ -115,7 +116,7 @@ class PWGF(MapReplay):
         theta0: Tensor | None = None,
         form: str = "velocity",
         chunk_size: int | None = None,
-        max_memory: float = 1e9,
+        max_memory: float | None = None,
         dtype: torch.dtype = torch.float64,
         device: str = "cpu",
     ) -> None:
@@ -126,10 +127,11 @@ class PWGF(MapReplay):
         refuse_ill_posed(energy)
         if tolerance is not None:
             check_number(tolerance, "tolerance", "PWGF", low=0.0, high=math.inf, open_low=True)
-        chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
         if theta0 is None:
             map = in_standard_coordinates(map, reference)
         super().__init__(map, reference, dtype, check_device(device, "PWGF"))
+        max_memory = memory_for_blocks(self.device) if max_memory is None else max_memory
+        chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
         self.energy, self.theta0 = energy, check_theta0(theta0, map.num_params, "PWGF")
         self.num_samples, self.num_eval, self.momentum = num_samples, num_eval, momentum
         self.integrator = self._chosen(integrator, form).resolved(tolerance)
@@ -220,7 +222,7 @@ class PWGF(MapReplay):
             SolverError, NonFiniteError: no interval succeeded, however short; the last good state is untouched.
         """
         generator, dt, momentum = state.generator(), state.dt, self.momentum
-        memory = state.extra.get("integrator", NO_MEMORY)
+        memory = state.extra.get("integrator", NO_MEMORY).cpu()
         rejected, stages = 0, 0
         for redraw in range(_REDRAWS + 1):
             z = self._draw(self.num_samples, generator, even=True)
@@ -240,7 +242,7 @@ class PWGF(MapReplay):
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        tiny = _tiny_steps(state.extra.get("tiny", _NO_TINY), moved.dt, t1 - state.t)
+        tiny = _tiny_steps(state.extra.get("tiny", _NO_TINY).cpu(), moved.dt, t1 - state.t)
         if float(tiny[0]) > _MOST_TINY:
             raise self._stalled(side, state, moved)
         extra = {"integrator": moved.memory, "tiny": tiny}

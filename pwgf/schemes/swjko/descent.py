@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import SolverError
 from .._adam import Adam
+from ..base import read
 
 WINDOW = 10
 """Iterations whose mean value is compared with that of the ones before, and whose iterates are averaged."""
@@ -62,8 +63,8 @@ def descend(
     rate, plateaus, retreats, before, start = learning_rate, 0, 0, math.inf, math.nan
     good, adam, window = theta, Adam(theta), _Window(theta)
     for k in range(1, max_iterations + 1):
-        value, gradient = _evaluated(objective, theta)
-        if not math.isfinite(value) or not bool(torch.isfinite(gradient).all()):
+        value, gradient, finite = _evaluated(objective, theta)
+        if not (math.isfinite(value) and finite):
             if k == 1 or retreats == _RETREATS:
                 what = "its gradient is NaN or infinite" if math.isfinite(value) else f"the objective is {value}"
                 raise SolverError(f"{what} at inner iteration {k}, learning rate {rate:.3g}")
@@ -97,9 +98,9 @@ class _Window:
         return self._count == WINDOW
 
 
-def _evaluated(objective: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[float, Tensor]:
+def _evaluated(objective: Callable[[Tensor], Tensor], theta: Tensor) -> tuple[float, Tensor, bool]:
     with torch.enable_grad():
         leaf = theta.detach().requires_grad_(True)
         value = objective(leaf)
         (gradient,) = torch.autograd.grad(value, leaf)
-    return float(value.detach()), gradient
+    return read(value, gradient)

@@ -241,6 +241,15 @@ def test_a_solver_that_does_not_converge_fails_the_interval():
         scheme.step(scheme.start(), 1.0)
 
 
+def test_a_solver_of_ones_own_that_gives_nan_fails_the_interval():
+    def broken(tangent, v, *, damping, prior=None, rhs=None):
+        return linalg.Solution(torch.full((tangent.p,), torch.nan, dtype=v.dtype), 0.0, 0.0, 0, True)
+
+    scheme = ou_scheme(solver=broken, integrator=pwgf.FixedStep("rk4", 0.1))
+    with pytest.raises(NonFiniteError, match="the linear solve gave NaN or infinite θ̇ at t = 0"):
+        scheme.step(scheme.start(), 1.0)
+
+
 def test_an_energy_that_blows_up_is_named_with_its_term():
     def wall(x):
         return -10 * x[:, 0] + (6 - x[:, 0]).sqrt()  # the samples run to the right, past the last x where V exists
