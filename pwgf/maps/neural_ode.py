@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ..checks import check_dim, check_integer, check_positive, is_real, plain_fields
 from ..errors import ConfigError, SolverError, nearest
@@ -141,6 +141,12 @@ class NeuralODE(AffineAfter):
     def _times(self, like: Tensor) -> Tensor:
         return torch.linspace(0, 1, self.num_steps + 1, dtype=like.dtype, device=like.device)
 
+    def _steps(self, field: Callable[[Tensor, Tensor], Tensor], y: Tensor, times: Tensor) -> Tensor:
+        """y at the last of the times, after Runge–Kutta steps of ẏ = field(t, y) from each to the next."""
+        from torchdiffeq import odeint  # noqa: PLC0415, it imports scipy.integrate, half a second
+
+        return odeint(field, y, times, method=self.method)[-1]
+
     def _slope(self, act: Act, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The field at (t, y), (n,d), and the hidden units there."""
         h = torch.tanh(act(1, torch.cat([y, t.expand(len(y), 1)], dim=1)))
@@ -148,12 +154,12 @@ class NeuralODE(AffineAfter):
 
     def inner(self, act: Act, z: Tensor) -> Tensor:
         """Φ(z): all steps."""
-        return odeint(lambda t, y: self._slope(act, t, y)[0], z, self._times(z), method=self.method)[-1]
+        return self._steps(lambda t, y: self._slope(act, t, y)[0], z, self._times(z))
 
     def step(self, theta: Tensor, k: int, y: Tensor) -> Tensor:
         """Step k = 0 … num_steps − 1 of Φ, (n,d) → (n,d)."""
         act = self.acting(theta)
-        return odeint(lambda t, y: self._slope(act, t, y)[0], y, self._times(y)[k : k + 2], method=self.method)[-1]
+        return self._steps(lambda t, y: self._slope(act, t, y)[0], y, self._times(y)[k : k + 2])
 
     def variation(self, theta: Tensor, y: Tensor, m: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Steps first … last − 1 from y, and their Jacobian applied to m: (n,d), (n,d,c) → the same."""
@@ -167,7 +173,7 @@ class NeuralODE(AffineAfter):
             return torch.cat([slope, moved.reshape(len(y), -1)], dim=1)
 
         state = torch.cat([y, m.reshape(len(y), -1)], dim=1)
-        after = odeint(field, state, self._times(y)[first : last + 1], method=self.method)[-1]
+        after = self._steps(field, state, self._times(y)[first : last + 1])
         return after[:, :d], after[:, d:].view(m.shape)
 
     def _identity(self, like: Tensor) -> Tensor:

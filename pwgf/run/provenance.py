@@ -5,12 +5,10 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from typing import Any
 
-import h5py
-import numpy as np
 import torch
-import torchdiffeq
 
 from .._version import __version__
 
@@ -19,10 +17,7 @@ def provenance(device: str, processes: int = 1) -> dict[str, Any]:
     """Versions, platform, threads, processes, device, git commit of the working folder, command line; JSON values."""
     return {
         "pwgf": __version__,
-        "torch": torch.__version__,
-        "torchdiffeq": torchdiffeq.__version__,
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
+        **{library: _version(library) for library in ("torch", "torchdiffeq", "numpy", "h5py")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
@@ -31,6 +26,14 @@ def provenance(device: str, processes: int = 1) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "argv": [str(word).encode("utf-8", "backslashreplace").decode() for word in sys.argv],  # which may be no UTF-8
     }
+
+
+def _version(library: str) -> str:
+    """Version of an installed library, which need not be imported for that; "" where it came without metadata."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _git_commit() -> str:
