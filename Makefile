@@ -35,12 +35,12 @@ test: $(VENV)/.installed
 test-faults: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m faults tests
 
-# the quick tests in build/$(1), made by the Python $(2), installed with the arguments $(3) of pip
+# the quick tests in build/$(1), made by the Python $(2), installed with the arguments $(3) of pip; other releases may warn
 define quick_tests_in
 	$(2) -m venv --clear build/$(1)
 	build/$(1)/bin/python $(PIP_INSTALL) $(3) -e ".[test]"
 	build/$(1)/bin/python -m pip freeze --exclude-editable
-	build/$(1)/bin/python -m pytest -n 2 -m "not slow and not faults" $(PYTEST_ARGS)
+	build/$(1)/bin/python -m pytest -n 2 -m "not slow and not faults" -W default $(PYTEST_ARGS)
 endef
 
 floors:
