@@ -2,19 +2,26 @@
 # make test   the whole test suite (PYTEST_ARGS="-m 'not slow'" for the quick part)
 # make docs   checks links and Python blocks of the documentation, builds the site in build/site
 # make bench  speed: products, solves, growth, full runs; about ten minutes of one idle core, tables on the screen
+# make floors the quick tests on the oldest releases promised (floors.txt) and the oldest Python; make newest: on the newest
+#             of all (TORCH=2.13.0 takes that release of torch instead)
+# make dist   sdist and wheel in dist/, checked by twine
 # make test-faults   crashes, kills, full disks and broken files at full length (a quarter of an hour or more); prints its counts
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+OLDEST ?= python3.11
+NEWEST ?= $(firstword $(foreach v,3.14 3.13 3.12 3.11,$(shell command -v python$v)))
+TORCH ?=
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # one thread per process: two test processes already fill two cores, and bits must not depend on the thread count
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-faults lint format types docs bench clean
+.PHONY: demo test test-faults floors newest lint format types docs bench dist clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[plot,xarray,eval,flows,data,test,dev]"
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[test,dev]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -23,10 +30,26 @@ demo: $(VENV)/.installed
 	$(BIN)/pwgf plot results/demo.h5 --out results/demo.png
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m faults tests
+
+# the quick tests in build/$(1), made by the Python $(2), installed with the arguments $(3) of pip; other releases may warn
+define quick_tests_in
+	$(2) -m venv --clear build/$(1)
+	build/$(1)/bin/python $(PIP_INSTALL) $(3) -e ".[test]"
+	build/$(1)/bin/python -m pip freeze --exclude-editable
+	build/$(1)/bin/python -m pytest -n 2 -m "not slow and not faults" -W default $(PYTEST_ARGS)
+endef
+
+floors:
+	mkdir -p build
+	sed "s/^torch==.*/torch==$(or $(TORCH),$(shell sed -n s/^torch==//p floors.txt))/" floors.txt > build/floors.txt
+	$(call quick_tests_in,floors,$(OLDEST),-c build/floors.txt)
+
+newest:
+	$(call quick_tests_in,newest,$(NEWEST),$(if $(TORCH),torch==$(TORCH)))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -40,7 +63,7 @@ types: $(VENV)/.installed
 	$(BIN)/mypy
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[docs]"
 	touch $@
 
 docs: $(VENV)/.docs
@@ -50,6 +73,15 @@ docs: $(VENV)/.docs
 	cp -r README.md CHANGELOG.md CONTRIBUTING.md docs build/docs
 	cp results/*.md results/*.png build/docs/results
 	$(BIN)/mkdocs build --strict
+
+$(VENV)/.release: $(VENV)/.installed
+	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[release]"
+	touch $@
+
+dist: $(VENV)/.release
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 bench: $(VENV)/.installed
 	for part in products solves growth runs; do $(BIN)/python -m benchmarks.$$part || exit 1; done

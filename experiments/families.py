@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import tyro
+from scipy.integrate import trapezoid
 
 import pwgf
 from experiments.common import RESULTS, cost, samples, sym_kl, table
@@ -62,7 +63,7 @@ def cases() -> list[Case]:
         return float((mixture.masses(samples(run, 4.0, 50_000)) - mixture.masses(exact)).abs().max())
 
     def distance(run: pwgf.Trajectory) -> float:
-        return float(np.trapezoid(np.abs(density(run, 0.5) - reference(0.5)), GRID))
+        return float(trapezoid(np.abs(density(run, 0.5) - reference(0.5)), GRID))
 
     return [
         Case("ornstein-uhlenbeck", ou.energy, ou.reference, 2, 1.0, 0.9, lambda run: sym_kl(run, ou, 0.9)),

@@ -6,7 +6,11 @@ picks θ̇ = argmin E|J θ̇ − v|². An *integrator* takes the step, a *scheme
 remembers it.
 """
 
-from . import distances, energies, filtering, fitting, integrate, linalg, maps, posteriors, problems, sampling
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
 from ._version import __version__
 from .errors import (
     ConfigError,
@@ -19,12 +23,15 @@ from .errors import (
     SolverError,
     StorageError,
 )
-from .integrate import Euler, Explicit, FixedStep, Implicit
-from .measures import Barenblatt, Gaussian, UniformBall, Unnormalised
-from .run.loop import evolve
-from .run.solve import solve
-from .run.trajectory import Trajectory, load
-from .schemes import JKOICNN, PWGF, SWJKO, EulerMaruyama
+
+if TYPE_CHECKING:
+    from . import distances, energies, filtering, fitting, integrate, linalg, maps, posteriors, problems, sampling
+    from .integrate import Euler, Explicit, FixedStep, Implicit
+    from .measures import Barenblatt, Gaussian, UniformBall, Unnormalised
+    from .run.loop import evolve
+    from .run.solve import solve
+    from .run.trajectory import Trajectory, load
+    from .schemes import JKOICNN, PWGF, SWJKO, EulerMaruyama
 
 __all__ = [
     "JKOICNN",
@@ -64,3 +71,31 @@ __all__ = [
     "sampling",
     "solve",
 ]
+
+_HOMES = {
+    "integrate": ("Euler", "Explicit", "FixedStep", "Implicit"),
+    "measures": ("Barenblatt", "Gaussian", "UniformBall", "Unnormalised"),
+    "run.loop": ("evolve",),
+    "run.solve": ("solve",),
+    "run.trajectory": ("Trajectory", "load"),
+    "schemes": ("EulerMaruyama", "JKOICNN", "PWGF", "SWJKO"),
+}
+"""Where the names above are defined that are neither errors nor parts of the package."""
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that this function finds
+
+    def __getattr__(name: str) -> object:
+        """A name of the package, or a part such as `pwgf.maps`; imported when first used, as torch takes a second."""
+        home = next((module for module, names in _HOMES.items() if name in names), None)
+        if home is not None:
+            value = getattr(import_module(f"{__name__}.{home}"), name)
+        elif not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+            value = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

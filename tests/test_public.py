@@ -1,5 +1,8 @@
 """The names that `import pwgf` offers: none disappears, and none appears unnoticed."""
 
+import ast
+from pathlib import Path
+
 import pwgf
 
 NAMES = [
@@ -49,3 +52,12 @@ def test_the_public_names_are_those_listed_here():
 
 def test_each_public_name_is_there():
     assert [name for name in NAMES if not hasattr(pwgf, name)] == []
+
+
+def test_type_checkers_find_each_name_where_it_is_imported_from():
+    tree = ast.parse(Path(pwgf.__file__).read_text(encoding="utf-8"))
+    for_checkers = next(node for node in tree.body if isinstance(node, ast.If))
+    homes = {node.module: tuple(alias.name for alias in node.names) for node in for_checkers.body if node.module}
+    assert {module: tuple(sorted(names)) for module, names in homes.items()} == {
+        module: tuple(sorted(names)) for module, names in pwgf._HOMES.items()
+    }

@@ -8,12 +8,12 @@ at the latest stage.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ..checks import plain_fields, plain_numbers
 from ..errors import ConfigError, NonFiniteError, SolverError, nearest
@@ -85,9 +85,7 @@ class Explicit:
         times = torch.tensor([0.0, length], dtype=torch.float64)
         options = {"norm": watch.norm, "first_step": first_step * (1 + 1e-9), "step_t": times[1:]}
         try:
-            end = odeint(watch, theta.cpu(), times, rtol=0.0, atol=self.tolerance, method=self.method, options=options)[
-                -1
-            ]
+            end = _integrated(watch, theta, times, rtol=0.0, atol=self.tolerance, method=self.method, options=options)
         except AssertionError as error:  # torchdiffeq's own checks: a substep below rounding
             raise SolverError(f"{self.method}: {error} after {watch.num_rejected} rejected substeps") from error
         return Advance(
@@ -151,7 +149,7 @@ class FixedStep:
         """One step of the given length."""
         watch = _Watch(field, 0, length, 0, theta.device)
         times = torch.tensor([0.0, length], dtype=torch.float64)
-        end = odeint(watch.__call__, theta.cpu(), times, method=self.method)[-1]  # bare: fixed steps know no callbacks
+        end = _integrated(watch.__call__, theta, times, method=self.method)  # bare: fixed steps know no callbacks
         return Advance(end.to(theta.device), watch.theta_dot, length, length, self.dt, 0, NO_MEMORY, False, 0.0)
 
     def to_config(self) -> dict[str, Any]:
@@ -163,6 +161,13 @@ class FixedStep:
 def Euler(dt: float) -> FixedStep:
     """Forward Euler steps of length dt, as the published scheme takes them."""
     return FixedStep("euler", dt)
+
+
+def _integrated(field: Callable[[Tensor, Tensor], Tensor], theta: Tensor, times: Tensor, **settings: Any) -> Tensor:
+    """θ at the last of the times."""
+    from torchdiffeq import odeint  # noqa: PLC0415, it imports scipy.integrate, half a second
+
+    return odeint(field, theta.cpu(), times, **settings)[-1]
 
 
 class _Watch:

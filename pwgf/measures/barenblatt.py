@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from ..checks import as_points, check_dim, is_real, plain_fields
@@ -88,6 +87,8 @@ class Barenblatt(Isotropic):
 
         Beta(α, β) is drawn as the quantile of a uniform number, so that one generator drives all.
         """
+        from scipy.special import betaincinv  # noqa: PLC0415, a quarter of a second
+
         generator = as_generator(seed, "Barenblatt.sample")
         direction = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)
         uniform = torch.rand(n, generator=generator, dtype=torch.float64)

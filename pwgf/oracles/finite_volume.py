@@ -16,7 +16,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.linalg import solve_banded
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError, SolverError
@@ -29,6 +28,8 @@ _TRUSTED = 1e-30  # where the computed density is below this, log ρ + V/τ is c
 
 def solve_tridiagonal(lower: Array, diag: Array, upper: Array, rhs: Array) -> Array:
     """x (N,) with A x = rhs for the tridiagonal A; the first of `lower` and the last of `upper` are not used."""
+    from scipy.linalg import solve_banded  # noqa: PLC0415, a tenth of a second
+
     return solve_banded((1, 1), np.stack([np.roll(upper, 1), diag, np.roll(lower, -1)]), rhs)
 
 

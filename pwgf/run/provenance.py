@@ -5,12 +5,10 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from typing import Any
 
-import h5py
-import numpy as np
 import torch
-import torchdiffeq
 
 from .._version import __version__
 
@@ -22,10 +20,7 @@ def provenance(device: str, processes: int = 1) -> dict[str, Any]:
     """
     return {
         "pwgf": __version__,
-        "torch": torch.__version__,
-        "torchdiffeq": torchdiffeq.__version__,
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
+        **{library: _version(library) for library in ("torch", "torchdiffeq", "numpy", "h5py")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
@@ -41,6 +36,14 @@ def _device_name(device: str) -> str:
     """What the device calls itself, such as "NVIDIA H200"; on a CPU the processor, "" where that is unknown."""
     named = getattr(getattr(torch, torch.device(device).type), "get_device_name", None)
     return platform.processor() if named is None else str(named(device))
+
+
+def _version(library: str) -> str:
+    """Version of an installed library, which need not be imported for that; "" where it came without metadata."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _git_commit() -> str:

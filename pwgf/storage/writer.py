@@ -112,7 +112,7 @@ class Writer:
         try:
             if not overwrite:
                 refuse_existing(path)
-            now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             manifest = _begin(path, disk, header, uuid.uuid4().hex, now, _serial_of(path))
             if os.path.exists(path):
                 with disk.telling(path, path, 0):

@@ -9,7 +9,8 @@ import pytest
 
 import pwgf
 from pwgf import cli, maps, problems
-from pwgf.cli import commands
+from pwgf.cli import run as command_run
+from pwgf.cli import settings
 
 TINY = ["--num-samples", "100", "--num-eval", "200", "--num-rows", "3", "--end-time", "0.2", "--threads", "1"]
 
@@ -238,7 +239,7 @@ def test_interrupt_gives_130(monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "solve", interrupted)
+    monkeypatch.setattr(command_run, "solve", interrupted)
     assert cli.main(["run", "aggregation"]) == 130
     assert "--resume" in capsys.readouterr().err
 
@@ -257,7 +258,7 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["run", "--help"])
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-    for field in commands.Run.__dataclass_fields__:
+    for field in settings.Run.__dataclass_fields__:
         assert field == "problem" or f"--{field.replace('_', '-')} " in said
     for text in (
         "(None: 1e-6; 1e-7 in implicit steps of small maps, on a line 1e-8)",

@@ -5,6 +5,7 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 
 import pwgf
 from pwgf import energies, maps, plots, problems
@@ -35,7 +36,7 @@ def test_the_curves_are_the_stored_columns():
     assert [law.get_title(loc="left") for law in laws] == ["t = 0", "t = 0.05", "t = 0.1"]
     density = laws[2].lines[0]
     x = np.asarray(density.get_xdata())
-    assert np.trapezoid(density.get_ydata(), x) == pytest.approx(1, abs=0.02)  # the axes hold 99.4 % and some room
+    assert trapezoid(density.get_ydata(), x) == pytest.approx(1, abs=0.02)  # the axes hold 99.4 % and some room
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from scipy.integrate import trapezoid
 
 import pwgf
 from pwgf import energies, maps, problems
@@ -115,7 +116,7 @@ def test_missed_share_is_the_weighted_residual():
     # x = z + b: v = −2(x−3) + z = −2(b−3) − z, of which the translation follows −2(b−3), so E|v|² = 4(b−3)² + 1
     missed = np.ones(4)
     squared = 4 * (3 * np.exp(-2 * run.t)) ** 2 + 1
-    expected = np.trapezoid(missed, run.t) / np.trapezoid(squared, run.t)
+    expected = trapezoid(missed, run.t) / trapezoid(squared, run.t)
     assert accuracy.missed_share(run) == pytest.approx(expected, rel=0.05)
 
 
