@@ -70,8 +70,8 @@ def memory_told(call: str, cure: str) -> Iterator[None]:
         found = _ASKED.search(str(error))
         if found is None and not isinstance(error, MemoryError):
             raise
-        asked = found[1] if found and found[1] else "more bytes than can be counted"
-        raise ConfigError(f"{call} asks for {asked} of memory at once, more than there is. Cure: {cure}.") from error
+        asked = f"{found[1] or 'more bytes than can be counted'} of memory at once, " if found else "memory, "
+        raise ConfigError(f"{call} asks for {asked}more than there is. Cure: {cure}.") from error
 
 
 def is_integer(value: object) -> TypeGuard[int]:

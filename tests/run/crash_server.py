@@ -6,6 +6,7 @@ Usage: python crash_server.py FOLDER; prints {job: exit status}, negative for a 
 
 import json
 import os
+import resource
 import signal
 import sys
 
@@ -51,6 +52,7 @@ PLACES = {  # where a signal arrives: the function during whose `call`-th call i
     "first row": (pwgf.PWGF, "measure", 1),
     "packing": (storage.writer, "pack_record", 1),
 }
+LARGE = {"num_samples": 5000}  # whose steps take megabytes
 UNSEEN = 77  # exit status when a second signal did not act at once
 
 
@@ -76,6 +78,23 @@ def signalled(place, numbers):
     return job
 
 
+def without_memory(path):
+    """The system gives no more memory once t has passed .26; what is said of it is written beside the run."""
+
+    def limited(state, info):
+        if state.t > 0.26:
+            with open("/proc/self/statm") as file:
+                size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+
+    try:
+        solve(out=path, settings=LARGE, callbacks=[limited])
+    except pwgf.PWGFError as error:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with open(path + ".txt", "w", encoding="utf-8") as file:
+            file.write(f"{type(error).__name__}: {error}")
+
+
 JOBS = {
     "killed": lambda path: solve(out=path, callbacks=[at(0.26, signal.SIGKILL)]),
     "killed_between_rows": lambda path: solve(out=path, callbacks=[at(0.26, signal.SIGKILL)], checkpoint_seconds=1e-9),
@@ -83,6 +102,7 @@ JOBS = {
     "interrupted": lambda path: solve(out=path, callbacks=[at(0.26, signal.SIGINT)]),
     "terminated": lambda path: solve(out=path, callbacks=[at(0.26, signal.SIGTERM)]),
     "loads": loads,
+    "without memory": without_memory,
     **{f"{place} {number}": signalled(place, [number]) for place in PLACES for number in (2, 15)},
     **{f"linear solve {number} twice": signalled("linear solve", [number] * 2) for number in (2, 15)},
 }

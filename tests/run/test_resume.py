@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pwgf import energies, maps
 from pwgf.errors import ConfigError, PathError, ResumeMismatchError, SolverError
 from pwgf.run.signals import Signals
 from pwgf.schemes.pwgf.right_side import RightSide
+from tests.run.crash_server import LARGE
 from tests.run.helpers import TIMES, assert_same_rows, scheme, solve
 
 
@@ -336,6 +338,16 @@ def test_a_second_signal_stops_in_the_midst_of_a_step(crashes, whole, number):
     assert ends[f"linear solve {number} twice"] == 128 + number
     assert pwgf.load(path).state().t == pytest.approx(0.1)  # the step is lost, the last row is not
     assert_same_rows(solve(out=path, resume=True), whole)
+
+
+def test_a_run_that_gets_no_more_memory_ends_by_name_and_resumes(crashes):
+    folder, ends = crashes
+    path = folder / "without memory.h5"
+    assert ends["without memory"] == 0
+    said = (folder / "without memory.h5.txt").read_text()
+    assert re.match(r"ConfigError: solve asks for (\d+ bytes of memory at once|memory), more than there is\. Cure: ", said)
+    assert pwgf.load(path).t.tolist() == TIMES[:3]
+    assert_same_rows(solve(out=path, settings=LARGE, resume=True), solve(settings=LARGE))
 
 
 @pytest.mark.parametrize("runs", [2, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.faults])])
