@@ -184,6 +184,14 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
     return check_shape(points if points.is_floating_point() else points.double(), dim, call)
 
 
+def as_float64(value: Any, expected: str) -> Tensor:
+    """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{expected}; got {value!r:.60}, which is not made of numbers.") from error
+
+
 def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
     """log ρ(x), (n,d) → (n,), −∞ in rows that are infinite, where no law has mass; `log_density` sees the others."""
     finite = ~x.isinf().reshape(len(x), -1).any(1)

@@ -51,9 +51,9 @@ def started(size, *arguments, **environment):
 
 def torchrun(size, *arguments):
     """The worker in `size` processes, started by torchrun and ended if they hang."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), str(WORKER)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size, WORKER]
     return subprocess.run(
-        [*command, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=900
+        [*map(str, [*command, *arguments])], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=900
     )
 
 

@@ -77,15 +77,21 @@ class Problem(ABC):
         """Rebuilds this problem from `to_config()`; its "name" is ignored.
 
         Raises:
-            ConfigError: an entry is not an argument of the constructor.
+            ConfigError: an entry is not an argument of the constructor, or one that it needs is missing.
         """
         arguments = {key: value for key, value in config.items() if key != "name"}
-        known = list(inspect.signature(cls).parameters)
+        known = inspect.signature(cls).parameters
         for key in arguments:
             if key not in known:
                 raise ConfigError(
                     f"{cls.__name__}.from_config: unknown entry {key!r}; it takes {', '.join(known)}."
                     + nearest(key, known)
+                )
+        needed = [key for key, argument in known.items() if argument.default is argument.empty]
+        for key in needed:
+            if key not in arguments:
+                raise ConfigError(
+                    f"{cls.__name__}.from_config needs the entry {key!r}; got {', '.join(arguments) or 'none'}. Add it."
                 )
         return cls(**arguments)
 

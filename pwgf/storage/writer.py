@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pwgf.storage.manifest as manifests
-from pwgf.errors import ConfigError, PathError, SchemaError, StorageError
+from pwgf.errors import ConfigError, PathError, StorageError
 from pwgf.storage.disk import Disk, in_memory
 from pwgf.storage.guard import checked_path
 from pwgf.storage.lock import RunLock, lock_run

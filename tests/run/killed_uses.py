@@ -39,7 +39,7 @@ def filtered(folder):
 
 
 def compared(folder):
-    """The rows of the runs; all figures of the table but CPU seconds, to ten digits: sums may differ in the last bit."""
+    """The rows of the runs; the figures of the table but CPU seconds, to ten digits: sums may differ in the last."""
     makes = {
         "pwgf": lambda problem, times: pwgf.PWGF(problem.energy, maps.Affine(1), problem.reference, num_samples=60),
         "particles": lambda problem, times: pwgf.EulerMaruyama(

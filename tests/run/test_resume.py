@@ -305,6 +305,21 @@ def test_a_run_killed_before_its_first_row_starts_afresh(crashes, whole):
     assert_same_rows(solve(out=path, resume=True), whole)
 
 
+def test_a_run_that_is_about_to_store_its_first_row_is_not_called_stopped(tmp_path):
+    moving, seen = scheme(), []
+
+    def looked(state):
+        if not seen:
+            with pytest.raises(ConfigError, match="has begun, and its first row is not stored yet; load it again"):
+                pwgf.load(tmp_path / "run.h5")
+        seen.append(state.t)
+        return pwgf.PWGF.measure(moving, state)
+
+    moving.measure = looked
+    pwgf.solve(moving, TIMES[:2], out=tmp_path / "run.h5", seed=3, progress=False)
+    assert seen == TIMES[:2]
+
+
 @pytest.mark.parametrize(("job", "status"), [("interrupted", 130), ("terminated", 143)])
 def test_signals_finish_the_step_and_keep_everything(crashes, whole, job, status):
     folder, ends = crashes
@@ -345,7 +360,7 @@ def test_a_run_that_gets_no_more_memory_ends_by_name_and_resumes(crashes):
     path = folder / "without memory.h5"
     assert ends["without memory"] == 0
     said = (folder / "without memory.h5.txt").read_text()
-    assert re.match(r"ConfigError: solve asks for (\d+ bytes of memory at once|memory), more than there is\. Cure: ", said)
+    assert re.match(r"ConfigError: solve asks for (\d+ bytes of memory at once|memory), more than there is\.", said)
     assert pwgf.load(path).t.tolist() == TIMES[:3]
     assert_same_rows(solve(out=path, settings=LARGE, resume=True), solve(settings=LARGE))
 

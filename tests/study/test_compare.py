@@ -269,7 +269,7 @@ def test_bad_arguments(arguments, message):
 
 def test_a_file_that_is_there_is_safe(stored):
     path, _, _ = stored
-    with pytest.raises(PathError, match="a file is there already. Replace it with overwrite=True, which repeats no run"):
+    with pytest.raises(PathError, match="is there already. Replace it with overwrite=True, which repeats no run"):
         compare([OU], {"affine": affine}, times=TIMES, out=path)
 
 
