@@ -81,7 +81,10 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 def is_real(value: object) -> TypeGuard[float]:
     """Whether value is a finite number (and not a bool)."""
-    return isinstance(value, numbers.Real) and not isinstance(value, _UNITS) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, _UNITS) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        return False
 
 
 def check_integer(value: object, name: str, call: str, *, least: int = 1) -> None:
@@ -188,7 +191,7 @@ def as_float64(value: Any, expected: str) -> Tensor:
     """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
     try:
         return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ConfigError(f"{expected}; got {value!r:.60}, which is not made of numbers.") from error
 
 

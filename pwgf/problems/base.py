@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..energies.base import Energy
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, PWGFError, nearest
 from ..measures import Law, Reference
 
 
@@ -93,7 +93,15 @@ class Problem(ABC):
                 raise ConfigError(
                     f"{cls.__name__}.from_config needs the entry {key!r}; got {', '.join(arguments) or 'none'}. Add it."
                 )
-        return cls(**arguments)
+        try:
+            return cls(**arguments)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            if isinstance(error, PWGFError):
+                raise
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ConfigError(
+                f"{cls.__name__}.from_config: no problem has such entries ({why}). Give those of to_config()."
+            ) from error
 
     @abstractmethod
     def _arguments(self) -> dict[str, Any]:
