@@ -165,10 +165,12 @@ def refusal(error: OSError, path: str, needed: int, written: int) -> str:
 
 @contextlib.contextmanager
 def in_memory(call: str) -> Iterator[None]:
-    """Turns a MemoryError of the block into a StorageError."""
+    """Turns a MemoryError of the block, also one met when its own file is read back, into a StorageError."""
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, StorageError) as error:
+        if not isinstance(error, MemoryError) and not isinstance(error.__cause__, MemoryError):
+            raise
         raise StorageError(
             f"{call}: there is not enough memory to prepare the file. What was published before is untouched. "
             "Free some memory, then publish again or continue with resume=True."

@@ -229,7 +229,7 @@ def image(kind: str, stamps: Mapping[str, str | int], fill: Callable[[h5py.File]
     try:
         with new_file(target, kind, stamps) as file:
             fill(file)
-    except Exception:
+    except BaseException:
         target.check()  # the cause, instead of what HDF5 makes of it
         raise
     target.check()

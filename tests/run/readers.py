@@ -54,7 +54,7 @@ def main(folder, processes, threads):
     reading, writing = os.pipe()
     sizes = [1] * processes + ([threads // 2] * 2 if threads else [])
     children = [forked(lambda size=size: crowd(path, whole, size, writing)) for size in sizes]
-    solve(TIMES, out=path, callbacks=[lambda state, info: time.sleep(PAUSE)])
+    solve(TIMES, out=path, callbacks=[lambda state, info: time.sleep(PAUSE * (1 + len(sizes) / 5))])
     ends = [end_of(child) for child in children]
     os.close(writing)
     with os.fdopen(reading) as pipe:
