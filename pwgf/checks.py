@@ -70,8 +70,8 @@ def memory_told(call: str, cure: str) -> Iterator[None]:
         found = _ASKED.search(str(error))
         if found is None and not isinstance(error, MemoryError):
             raise
-        asked = found[1] if found and found[1] else "more bytes than can be counted"
-        raise ConfigError(f"{call} asks for {asked} of memory at once, more than there is. Cure: {cure}.") from error
+        asked = f"{found[1] or 'more bytes than can be counted'} of memory at once, " if found else "memory, "
+        raise ConfigError(f"{call} asks for {asked}more than there is. Cure: {cure}.") from error
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -81,7 +81,10 @@ def is_integer(value: object) -> TypeGuard[int]:
 
 def is_real(value: object) -> TypeGuard[float]:
     """Whether value is a finite number (and not a bool)."""
-    return isinstance(value, numbers.Real) and not isinstance(value, _UNITS) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, _UNITS) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the floats
+        return False
 
 
 def check_integer(value: object, name: str, call: str, *, least: int = 1) -> None:
@@ -196,6 +199,14 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{call} must be made of real numbers; got {x!r:.60} ({error}).") from error
     return check_shape(points if points.is_floating_point() else points.double(), dim, call)
+
+
+def as_float64(value: Any, expected: str) -> Tensor:
+    """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ConfigError(f"{expected}; got {value!r:.60}, which is not made of numbers.") from error
 
 
 def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """What several processes compute in tests/test_parallel.py; run by itself it is one of them.
 
 python tests/parallel_worker.py figures FOLDER      # every figure, to FOLDER/rank-R.npz
-python tests/parallel_worker.py run FILE MODE       # a run in which a process dies
+python tests/parallel_worker.py run FILE MODE       # a run in which processes die
 """
 
 import os
@@ -155,12 +155,11 @@ def runs(folder):
         run = pwgf.solve(scheme(energy=energy, **settings), TIMES, seed=1)
         for column in ("theta", "energy", "energy_stderr", "projection_residual", "dissipation", "num_stages"):
             found[f"run {name} {column}"] = run[column]
-    for integrator in ("implicit", "auto"):
-        for name in ("potential", "sum"):
-            energy = ENERGIES[name]() + energies.Entropy()
-            run = pwgf.solve(scheme(energy=energy, integrator=integrator), TIMES, seed=1)
-            for column in ("theta", "energy", "num_implicit", "num_stages"):
-                found[f"run {integrator} {name} {column}"] = run[column]
+    for integrator, name in (("implicit", "potential"), ("auto", "sum")):  # a step here is a thousand exchanges
+        energy = ENERGIES[name]() + energies.Entropy()
+        run = pwgf.solve(scheme(energy=energy, integrator=integrator), TIMES[:3], seed=1)
+        for column in ("theta", "energy", "num_implicit", "num_stages"):
+            found[f"run {integrator} {name} {column}"] = run[column]
     make, made = Writer.create, []
     Writer.create = lambda *args, **settings: made.append(1) or make(*args, **settings)
     run = pwgf.solve(scheme(**QUICK), TIMES[:3], out=folder / "own.h5", seed=1)
@@ -260,17 +259,29 @@ def figures(folder):
 
 
 def dying(out, mode):
-    """A run in which process `mode[-1]` exits, or halts, after four steps beyond the first row."""
-    seen = []
+    """A run, begun or resumed, in which between the second row and the third something happens, by mode:
+
+    "exit R", "halt R": process R exits, or halts; "kill": all are killed; "terminate": torchrun gets SIGTERM;
+    "nothing".
+    """
+    rank = parallel.world().rank
 
     def die(state, info):
-        seen.append(state.t)
-        if state.t > TIMES[1] and parallel.world().rank == int(mode[-1]):
-            if mode.startswith("halt"):
-                time.sleep(1000)
+        if not 0.07 < state.t < TIMES[2]:
+            return
+        if mode == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif mode == "terminate" and rank == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+            while not signal.getsignal(signal.SIGTERM).__self__.number:  # until torchrun has passed it on
+                time.sleep(0.01)
+        elif mode == f"halt {rank}":
+            time.sleep(1000)
+        elif mode == f"exit {rank}":
             os._exit(9)
 
-    pwgf.solve(scheme(integrator=pwgf.FixedStep("midpoint", 0.0125)), TIMES, out=out, seed=1, callbacks=[die])
+    fixed = scheme(integrator=pwgf.FixedStep("midpoint", 0.0125))
+    pwgf.solve(fixed, TIMES, out=out, seed=1, callbacks=[die], resume=True, checkpoint_seconds=1e-9)
 
 
 if __name__ == "__main__":
@@ -280,5 +291,6 @@ if __name__ == "__main__":
         run = pwgf.solve(scheme(**QUICK), TIMES, out=f"{sys.argv[2]}/resumed.h5", seed=1, resume=True)
         if os.environ["RANK"] == "0":
             np.save(f"{sys.argv[2]}/resumed.npy", run["theta"])
+        dying(f"{sys.argv[2]}/whole.h5", "nothing")
     else:
         dying(sys.argv[2], sys.argv[3])

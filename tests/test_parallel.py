@@ -17,6 +17,7 @@ from pwgf import parallel
 from pwgf.errors import ConfigError
 from pwgf.parallel import ALONE, Group
 from tests import parallel_worker
+from tests.run.helpers import assert_same_rows
 
 WORKER = Path(parallel_worker.__file__)
 ENVIRONMENT = {
@@ -48,6 +49,14 @@ def started(size, *arguments, **environment):
     ]
 
 
+def torchrun(size, *arguments):
+    """The worker in `size` processes, started by torchrun and ended if they hang."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size, WORKER]
+    return subprocess.run(
+        [*map(str, [*command, *arguments])], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=900
+    )
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
@@ -60,10 +69,7 @@ def together(request, tmp_path_factory):
     folder, size = tmp_path_factory.mktemp("together"), request.param
     scheme, times = parallel_worker.scheme(**parallel_worker.QUICK), parallel_worker.TIMES[:2]
     pwgf.solve(scheme, times, seed=1, out=folder / "resumed.h5", progress=False)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    done = subprocess.run(
-        [*torchrun, str(WORKER), "figures", str(folder)], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
+    done = torchrun(size, "figures", folder)
     assert done.returncode == 0, done.stderr
     ranks = []
     for rank in range(size):
@@ -184,6 +190,25 @@ def test_when_a_process_dies_the_others_stop_and_one_alone_can_go_on(mode, tmp_p
     run = pwgf.solve(parallel_worker.scheme(**settings), parallel_worker.TIMES, out=out, seed=1, resume=True)
     assert "resuming with 1 threads in 1 processes a run begun with 1 in 2" in caplog.text
     straight = pwgf.solve(parallel_worker.scheme(**settings), parallel_worker.TIMES, seed=1)
+    np.testing.assert_allclose(run["theta"], straight["theta"], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [2], indirect=True)
+@pytest.mark.parametrize("mode", ["kill", "terminate"])
+def test_a_run_under_torchrun_that_was_stopped_resumes_to_the_bit(mode, together, tmp_path):
+    """All processes killed at once, or torchrun terminated as by a queue; then the same command again."""
+    out = tmp_path / "run.h5"
+    assert torchrun(2, "run", out, mode).returncode != 0
+    stopped = pwgf.load(out)
+    assert stopped.t.tolist() == parallel_worker.TIMES[:2]
+    assert stopped.state().t == pytest.approx(0.0625 if mode == "kill" else 0.075)  # the step under way is finished
+    done = torchrun(2, "run", out, "nothing")
+    assert done.returncode == 0, done.stderr
+    run, whole = pwgf.load(out), pwgf.load(together["folder"] / "whole.h5")
+    assert_same_rows(run, whole)
+    settings = {"integrator": pwgf.FixedStep("midpoint", 0.0125)}
+    straight = pwgf.solve(parallel_worker.scheme(**settings), parallel_worker.TIMES, seed=1, progress=False)
     np.testing.assert_allclose(run["theta"], straight["theta"], atol=1e-6)
 
 

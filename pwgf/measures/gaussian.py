@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import Constants, as_points, check_dim, memory_told, plain_numbers
+from ..checks import Constants, as_float64, as_points, check_dim, memory_told, plain_numbers
 from ..errors import ConfigError, ShapeError
 from .base import Reference
 from .law import as_generator
@@ -35,8 +35,8 @@ class Gaussian(Reference):
     @plain_numbers
     def __init__(self, dim: int, mean: Any = 0.0, cov: Any = None) -> None:
         check_dim(dim, "Gaussian(dim)")
-        m = _as_float64(mean, f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},)")
-        c = _as_float64(1.0 if cov is None else cov, f"Gaussian(dim={dim}): cov must be a number or a matrix")
+        m = as_float64(mean, f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},)")
+        c = as_float64(1.0 if cov is None else cov, f"Gaussian(dim={dim}): cov must be a number or a matrix")
         if m.ndim > 1 or (m.ndim == 1 and len(m) != dim):
             raise ShapeError(
                 f"Gaussian(dim={dim}): mean must be a number or have shape ({dim},); got {tuple(m.shape)}."
@@ -117,11 +117,3 @@ def check_cov(cov: Tensor, call: str) -> Tensor:
             f"{call}: cov must be symmetric positive definite; its smallest eigenvalue is {smallest:.3g}."
         )
     return factor
-
-
-def _as_float64(value: Any, expected: str) -> Tensor:
-    """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
-    try:
-        return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{expected}; got {value!r:.60}, which is not made of numbers.") from error

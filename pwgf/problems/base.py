@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..energies.base import Energy
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, PWGFError, nearest
 from ..measures import Law, Reference
 
 
@@ -77,17 +77,31 @@ class Problem(ABC):
         """Rebuilds this problem from `to_config()`; its "name" is ignored.
 
         Raises:
-            ConfigError: an entry is not an argument of the constructor.
+            ConfigError: an entry is not an argument of the constructor, or one that it needs is missing.
         """
         arguments = {key: value for key, value in config.items() if key != "name"}
-        known = list(inspect.signature(cls).parameters)
+        known = inspect.signature(cls).parameters
         for key in arguments:
             if key not in known:
                 raise ConfigError(
                     f"{cls.__name__}.from_config: unknown entry {key!r}; it takes {', '.join(known)}."
                     + nearest(key, known)
                 )
-        return cls(**arguments)
+        needed = [key for key, argument in known.items() if argument.default is argument.empty]
+        for key in needed:
+            if key not in arguments:
+                raise ConfigError(
+                    f"{cls.__name__}.from_config needs the entry {key!r}; got {', '.join(arguments) or 'none'}. Add it."
+                )
+        try:
+            return cls(**arguments)
+        except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            if isinstance(error, PWGFError):
+                raise
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ConfigError(
+                f"{cls.__name__}.from_config: no problem has such entries ({why}). Give those of to_config()."
+            ) from error
 
     @abstractmethod
     def _arguments(self) -> dict[str, Any]:

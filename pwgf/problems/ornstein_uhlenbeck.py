@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import Constants, check_dim, plain_numbers
+from ..checks import Constants, as_float64, check_dim, plain_numbers
 from ..energies.base import Energy
 from ..energies.local import Entropy
 from ..energies.potential import Potential
@@ -47,13 +47,12 @@ class OrnsteinUhlenbeck(Problem):
     def __init__(self, dim: int, cov: Any = None, mean: Any = None) -> None:
         check_dim(dim, "OrnsteinUhlenbeck(dim)")
         self.dim = dim
-        self.cov = _matrix(0.25 * torch.eye(dim) if cov is None else cov)
-        self.mean = _matrix(3 * torch.ones(dim) if mean is None else mean)
+        shapes = f"OrnsteinUhlenbeck(dim={dim}, cov, mean) needs shapes ({dim}, {dim}) and ({dim},)"
+        self.cov = as_float64(0.25 * torch.eye(dim) if cov is None else cov, shapes).clone()
+        self.mean = as_float64(3 * torch.ones(dim) if mean is None else mean, shapes).clone()
         if self.cov.shape != (dim, dim) or self.mean.shape != (dim,):
-            raise ShapeError(
-                f"OrnsteinUhlenbeck(dim={dim}, cov, mean) needs shapes ({dim}, {dim}) and ({dim},); got "
-                f"{tuple(self.cov.shape)} and {tuple(self.mean.shape)}. Make dim, cov and mean agree."
-            )
+            got = f"{tuple(self.cov.shape)} and {tuple(self.mean.shape)}"
+            raise ShapeError(f"{shapes}; got {got}. Make dim, cov and mean agree.")
         check_cov(self.cov, f"OrnsteinUhlenbeck(dim={dim}, cov=…)")
 
     @cached_property
@@ -122,7 +121,3 @@ class OrnsteinUhlenbeck(Problem):
 
     def _arguments(self) -> dict[str, Any]:
         return {"dim": self.dim, "cov": self.cov.tolist(), "mean": self.mean.tolist()}
-
-
-def _matrix(value: Any) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()

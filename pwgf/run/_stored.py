@@ -182,7 +182,7 @@ def checked_restart(plain: Mapping[str, Any]) -> dict[str, Any]:
         fits = theta.ndim == 1 and theta.shape == theta_dot.shape and theta.dtype.kind == theta_dot.dtype.kind == "f"
         fits = fits and bool(np.isfinite(theta).all() and np.isfinite(theta_dot).all())
         fits = fits and math.isfinite(t) and dt >= 0 and rng.dtype == np.uint8 and rng.shape == (RNG_BYTES,)
-        fits = fits and isinstance(counters, dict) and all(is_integer(n) and n >= 0 for n in counters.values())
+        fits = fits and isinstance(counters, dict) and all(is_integer(n) and 0 <= n < 2**63 for n in counters.values())
         fits = fits and np.asarray(plain["fingerprint"]).dtype.kind == "f"
         own = [value for name, value in plain.items() if name.startswith("extra_")]
         fits = fits and all(isinstance(value, np.ndarray) for value in own)

@@ -334,9 +334,9 @@ def load(
         map = as_solved(record, map)
         _check_given(record, map, reference, energy)
         if len(record) == 0:
-            raise ConfigError(
-                f"{path}: the run was stopped before its first row was stored; solve it with resume=True."
-            )
+            stopped = "the run was stopped before its first row was stored; solve it with resume=True."
+            begun = "the run has begun, and its first row is not stored yet; load it again later."
+            raise ConfigError(f"{path}: {begun if record.status == 'running' else stopped}")
         missing, reader = "", None
         try:
             reader = reader_of(record, map, reference)

@@ -163,6 +163,20 @@ def refusal(error: OSError, path: str, needed: int, written: int) -> str:
     )
 
 
+@contextlib.contextmanager
+def in_memory(call: str) -> Iterator[None]:
+    """Turns a MemoryError of the block, also one met when its own file is read back, into a StorageError."""
+    try:
+        yield
+    except (MemoryError, StorageError) as error:
+        if not isinstance(error, MemoryError) and not isinstance(error.__cause__, MemoryError):
+            raise
+        raise StorageError(
+            f"{call}: there is not enough memory to prepare the file. What was published before is untouched. "
+            "Free some memory, then publish again or continue with resume=True."
+        ) from error
+
+
 class Stored(io.RawIOBase):
     """A file open for reading, in the form that h5py reads through; closed with the last reference to it."""
 
@@ -210,6 +224,30 @@ class Stored(io.RawIOBase):
         if not self.closed:
             os.close(self._fd)
         super().close()
+
+
+class Image(io.BytesIO):
+    """A new file in memory that HDF5 writes to; as a `Stream` does, it remembers its failure and shows HDF5 none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._failure: MemoryError | None = None
+
+    def check(self) -> None:
+        """Raises the MemoryError of the first write that had no room, if there was one."""
+        if self._failure is not None:
+            raise self._failure
+
+    def write(self, data: Any) -> int:
+        """Writes at the present position; nothing after the first failure."""
+        view = memoryview(data).cast("B")
+        if self._failure is None:
+            try:
+                return super().write(view)
+            except MemoryError as failure:
+                self._failure = failure
+                super().__init__()  # for the calls still to come: the failure has closed it
+        return len(view)
 
 
 class Stream(Stored):

@@ -49,6 +49,8 @@ def trusting(path: str) -> Iterator[None]:
             raise StorageError(too_many_files(f"reading {path!r}")) from error
         if isinstance(error, OSError) and error.errno in (errno.EIO, errno.EACCES):
             raise StorageError(f"reading {path!r} failed: {error}. Check the disk and the permissions.") from error
+        if isinstance(error, MemoryError):
+            raise StorageError(f"reading {path!r} failed: there is not enough memory for it. Free some.") from error
         raise refused(path, f"it is damaged ({type(error).__name__}: {error})") from error
 
 

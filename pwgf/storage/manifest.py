@@ -163,3 +163,12 @@ def read(path: str) -> tuple[Manifest, bytes] | None:
     except FileNotFoundError:
         return None
     return decode(data, name), data
+
+
+def serial_at(path: str) -> int:
+    """The serial of the existing parts, so that new parts get new names; 0 where there are none or damaged ones."""
+    try:
+        found = read(path)
+    except SchemaError:
+        return 0
+    return 0 if found is None else found[0].serial

@@ -9,7 +9,7 @@ import numpy as np
 
 import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, SchemaError
-from pwgf.storage.disk import TEMPORARY, Disk, Stream
+from pwgf.storage.disk import TEMPORARY, Disk, Stream, in_memory
 from pwgf.storage.guard import DAMAGE, checked_path, walk
 from pwgf.storage.lock import lock_run
 from pwgf.storage.manifest import parts_of
@@ -52,7 +52,7 @@ def pack(path: str | os.PathLike) -> str:
     if manifests.read(path) is not None:
         lock = lock_run(path, disk)
         try:
-            with open_record(path) as record:
+            with in_memory(f"packing {path!r}"), open_record(path) as record:
                 status = "killed" if record.status == "running" else record.status  # the lock is ours: nobody writes
                 if not len(record):
                     raise PathError(f"pack({path!r}) needs a run with at least one row; it has none. Remove its parts.")

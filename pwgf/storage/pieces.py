@@ -15,7 +15,7 @@ import numpy as np
 from pwgf.errors import SchemaError
 from pwgf.storage.guard import columns, open_guarded, open_stored, read_attr, refused, trusting
 from pwgf.storage.manifest import Part, is_count
-from pwgf.storage.schema import VECTORS, Header, content_digest, dataset_digest, get, load_json
+from pwgf.storage.schema import DTYPES, VECTORS, Header, content_digest, dataset_digest, get, load_json
 
 BATCH_BYTES = 8 << 20
 
@@ -190,7 +190,10 @@ class _Arrays(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:
             raise KeyError(name)
-        return np.asarray(self._piece.value(f"arrays/{name}"))
+        values = np.asarray(self._piece.value(f"arrays/{name}"))
+        if values.dtype not in DTYPES:
+            raise refused(self._piece.path, f"arrays/{name[:40]} is no array of numbers")
+        return values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

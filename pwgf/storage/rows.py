@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import h5py
 import numpy as np
 
 from pwgf.errors import ConfigError, ShapeError
@@ -16,7 +16,7 @@ from pwgf.storage.schema import (
     VECTORS,
     Header,
     check_values,
-    new_file,
+    image,
     put_header,
     put_restart,
     to_json,
@@ -95,29 +95,24 @@ def rows_image(manifest: Manifest, rows: Sequence[Row], restart: Mapping[str, An
 
     The datasets are plain: the manifest has the sha256 of the whole file, so checksums of chunks would only take time.
     """
-    target = io.BytesIO()
-    with new_file(target, "rows", _stamps(manifest)) as file:
+
+    def fill(file: h5py.File) -> None:
         for name in rows[0]:
             file.create_dataset(name, data=np.array([row[name] for row in rows]))
         if restart is not None:
             put_restart(file, restart)
-    return target.getvalue()
+
+    return image("rows", _stamps(manifest), fill)
 
 
 def restart_image(manifest: Manifest, restart: Mapping[str, Any]) -> bytes:
     """A restart state alone."""
-    target = io.BytesIO()
-    with new_file(target, "restart", _stamps(manifest)) as file:
-        put_restart(file, restart)
-    return target.getvalue()
+    return image("restart", _stamps(manifest), lambda file: put_restart(file, restart))
 
 
 def header_image(manifest: Manifest, header: Header) -> bytes:
     """A header."""
-    target = io.BytesIO()
-    with new_file(target, "header", _stamps(manifest)) as file:
-        put_header(file, header)
-    return target.getvalue()
+    return image("header", _stamps(manifest), lambda file: put_header(file, header))
 
 
 def config_digest(header: Header) -> str:

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from pwgf._version import __version__
 from pwgf.errors import ConfigError, ShapeError
+from pwgf.storage.disk import Image
 
 SCHEMA = "1.0"
 LIBVER = ("v110", "v110")  # readable since HDF5 1.10; the first with checksums on all metadata a file of ours has
@@ -215,6 +216,24 @@ def new_file(target: io.IOBase, kind: str, stamps: Mapping[str, str | int]) -> I
         for name, value in {"pwgf_schema": SCHEMA, "pwgf_version": __version__, "pwgf_kind": kind, **stamps}.items():
             put_attr(file, name, value)
         yield file
+
+
+def image(kind: str, stamps: Mapping[str, str | int], fill: Callable[[h5py.File], None]) -> bytes:
+    """The bytes of a new HDF5 file, made in memory; MemoryError where there is not enough.
+
+    Args:
+        kind, stamps: as in `new_file`.
+        fill: puts in what the file is to hold.
+    """
+    target = Image()
+    try:
+        with new_file(target, kind, stamps) as file:
+            fill(file)
+    except BaseException:
+        target.check()  # the cause, instead of what HDF5 makes of it
+        raise
+    target.check()
+    return target.getvalue()
 
 
 def put_attr(item: h5py.Group | h5py.Dataset, name: str, value: str | int) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import h5py
 import numpy as np
 
 from pwgf.errors import PathError, ShapeError
-from pwgf.storage.disk import Disk
+from pwgf.storage.disk import Disk, in_memory
 from pwgf.storage.guard import checked_path, open_guarded, open_stored, refused, trusting
 from pwgf.storage.lock import make_folder
-from pwgf.storage.schema import check_names, get, new_file, put, to_json
+from pwgf.storage.schema import check_names, get, image, put, to_json
 
 Column = np.ndarray | list[str]
 
@@ -42,13 +42,16 @@ def write_table(
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ShapeError(f"{call} needs columns of one length; got {lengths}.")
-    image = io.BytesIO()
-    with new_file(image, "table", {}) as file:
+
+    def fill(file: h5py.File) -> None:
         put(file, "config", to_json("write_table(config=…)", config))
         for name, values in columns.items():
             text = len(values) > 0 and isinstance(values[0], str)
             put(file, f"columns/{name}", to_json(call, list(values)) if text else np.asarray(values, dtype=np.float64))
-    disk, data = Disk(), image.getvalue()
+
+    disk = Disk()
+    with in_memory(f"writing {path!r}"):
+        data = image("table", {}, fill)
     with disk.telling(path, path + ".tmp", len(data)):
         make_folder(disk, os.path.dirname(path))
         disk.publish(path, data)

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pwgf.storage.manifest as manifests
-from pwgf.errors import ConfigError, PathError, SchemaError, StorageError
-from pwgf.storage.disk import Disk
+from pwgf.errors import ConfigError, PathError, StorageError
+from pwgf.storage.disk import Disk, in_memory
 from pwgf.storage.guard import checked_path
 from pwgf.storage.lock import RunLock, lock_run
 from pwgf.storage.manifest import Manifest, Part, parts_of
@@ -113,7 +113,7 @@ class Writer:
             if not overwrite:
                 refuse_existing(path)
             now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            manifest = _begin(path, disk, header, uuid.uuid4().hex, now, _serial_of(path))
+            manifest = _begin(path, disk, header, uuid.uuid4().hex, now, manifests.serial_at(path))
             if os.path.exists(path):
                 with disk.telling(path, path, 0):
                     disk.remove(path)
@@ -219,18 +219,20 @@ class Writer:
         """Publishes the pending rows and state, if there are any.
 
         Raises:
-            StorageError: the disk refused. What was published before is untouched; call again to try again.
+            StorageError: the disk refused, or there is not enough memory. What was published before is untouched; call
+                again to try again.
         """
         self._require_open("publish")
         if self._restart is None:
             return
         began = self._clock()
         self._serial += 1
-        if self._pending:
-            self._publish_rows(self._restart)
-        else:
-            name = f"restart-{self._serial:06d}.h5"
-            self._commit(restart=self._put(name, restart_image(self._manifest, self._restart)))
+        with in_memory(f"writing {self.path!r}"):
+            if self._pending:
+                self._publish_rows(self._restart)
+            else:
+                name = f"restart-{self._serial:06d}.h5"
+                self._commit(restart=self._put(name, restart_image(self._manifest, self._restart)))
         self._pending, self._restart = [], None  # in one statement, as in `append`
         self._last_cost = self._clock() - began
         self._spent += self._last_cost
@@ -289,7 +291,7 @@ class Writer:
             self._serial += 1
             self._commit(status=status)
         if status == "complete":
-            with open_record(self.path) as record:
+            with in_memory(f"packing {self.path!r}"), open_record(self.path) as record:
                 pack_record(record, status, self._disk)
             remove_parts(self.path, self._disk)
         self._lock.release()
@@ -366,15 +368,6 @@ def refuse_existing(path: str) -> None:
             f"writing {path!r}: a run is there already. Continue it with resume=True, replace it with overwrite=True, "
             "or give another path."
         )
-
-
-def _serial_of(path: str) -> int:
-    """The serial of the existing parts, so that new parts get new names; 0 if there are none."""
-    try:
-        found = manifests.read(path)
-    except SchemaError:
-        return 0
-    return 0 if found is None else found[0].serial
 
 
 def _begin(

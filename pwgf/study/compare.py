@@ -210,7 +210,10 @@ def compare(
     if not members or not all(isinstance(problem, Problem) for problem in members):
         raise ConfigError(f"compare(members=…) needs a list of problems out of pwgf.problems; got {members!r:.60}.")
     if out is not None and os.path.exists(out) and not overwrite:
-        raise PathError(f"compare(out={os.fspath(out)!r}): a file is there already; give overwrite=True.")
+        raise PathError(
+            f"compare(out={os.fspath(out)!r}): a file is there already. Replace it with overwrite=True, which repeats "
+            "no run that is in runs=…, or give another path."
+        )
     given = None if times is None else _checked_times(times, members)
     config = {"methods": list(makes), "problems": [p.to_config() for p in members], "seeds": list(seeds)}
     table, judge = Comparison([], config), _Judge(num_samples)

@@ -181,11 +181,27 @@ def test_unknown_name_suggests_the_nearest():
         problems.from_config({"name": "Agregation", "dim": 2})
 
 
+def test_a_missing_entry_is_named():
+    with pytest.raises(ConfigError, match=r"StyblinskiTang\.from_config needs the entry 'dim'; got c\. Add it"):
+        problems.from_config({"name": "StyblinskiTang", "c": 0.5})
+
+
+def test_numbers_beyond_all_types_are_refused():
+    with pytest.raises(ConfigError, match=r"StyblinskiTang\(c=…\) must be positive and finite; got 1000"):
+        problems.from_config({"name": "StyblinskiTang", "dim": 2, "c": 10**400})
+    with pytest.raises(ConfigError, match=r"OrnsteinUhlenbeck.* needs shapes .*; got 1000.*not made of numbers"):
+        problems.from_config({"name": "OrnsteinUhlenbeck", "dim": 2, "cov": 10**400})
+    with pytest.raises(ConfigError, match=r"GaussianMixture\.from_config: no problem has such entries \(.*to_config"):
+        problems.from_config({"name": "GaussianMixture", "dim": 2, "components": 10**400})
+
+
 def test_arguments_of_single_problems_are_checked():
     with pytest.raises(ShapeError, match=r"OrnsteinUhlenbeck\(dim=2, cov, mean\) needs shapes \(2, 2\) and \(2,\)"):
         problems.OrnsteinUhlenbeck(dim=2, cov=torch.eye(3))
     with pytest.raises(ConfigError, match=r"OrnsteinUhlenbeck\(dim=2, cov=…\).*positive definite"):
         problems.OrnsteinUhlenbeck(dim=2, cov=-torch.eye(2))
+    with pytest.raises(ConfigError, match=r"OrnsteinUhlenbeck.* needs shapes .*; got \[\[1, 0\], 0\.5\], which is not"):
+        problems.OrnsteinUhlenbeck(dim=2, cov=[[1, 0], 0.5])
     with pytest.raises(ConfigError, match=r"StyblinskiTang\(c=…\) must be positive and finite; got -1"):
         problems.StyblinskiTang(dim=1, c=-1)
     with pytest.raises(ConfigError, match=r"BarenblattFlow\(m=…\) needs m > 1; got 1"):

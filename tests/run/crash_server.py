@@ -5,19 +5,18 @@ Usage: python crash_server.py FOLDER; prints {job: exit status}, negative for a 
 """
 
 import json
-import math
 import os
+import resource
 import signal
 import sys
-import time
 
-import numpy as np
 import torch
 
 import pwgf
 from pwgf import storage
 from pwgf.schemes.pwgf.right_side import RightSide
-from tests.run.helpers import TIMES, assert_same_rows, scheme, solve
+from tests.run.deaths import end_of, forked, kill_at_random
+from tests.run.helpers import TIMES, scheme, solve
 
 
 def at(time, number):
@@ -53,6 +52,7 @@ PLACES = {  # where a signal arrives: the function during whose `call`-th call i
     "first row": (pwgf.PWGF, "measure", 1),
     "packing": (storage.writer, "pack_record", 1),
 }
+LARGE = {"num_samples": 5000}  # whose steps take megabytes
 UNSEEN = 77  # exit status when a second signal did not act at once
 
 
@@ -78,59 +78,21 @@ def signalled(place, numbers):
     return job
 
 
-def kill_at_random(folder, count, seed):
-    """Runs that are killed at random times, resumed, killed again and resumed to the end; what was found."""
-    rng, whole, span = np.random.default_rng(seed), solve(), math.inf
-    for number in range(2):
-        began = time.monotonic()
-        solve(out=os.path.join(folder, f"timed-{number}.h5"))
-        span = min(span, time.monotonic() - began)
-    found = {"runs": count, "kills": 0, "loaded": 0, "identical": 0}
-    for number in range(count):
-        path = os.path.join(folder, f"{number}.h5")
-        for _ in range(1 + number % 3):
-            known, died = killed_once(path, rng.uniform(0, span))
-            found["kills"] += died
-            found["loaded"] += died and loads_a_prefix(path, whole, known)
-        assert_same_rows(solve(out=path, resume=True), whole)
-        found["identical"] += 1
-    return found
+def without_memory(path):
+    """The system gives no more memory once t has passed .26; what is said of it is written beside the run."""
 
+    def limited(state, info):
+        if state.t > 0.26:
+            with open("/proc/self/statm") as file:
+                size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
 
-def killed_once(path, delay):
-    """Kills a process that solves after `delay` seconds: (number of rows it had acknowledged, was it killed?)."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        report = [lambda state, info: os.write(writing, bytes([sum(t < state.t for t in TIMES)])) and None]
-        solve(out=path, resume=True, callbacks=report)
-        os._exit(0)
-    os.close(writing)
-    ended, status, until = 0, 0, time.monotonic() + delay
-    while not ended and time.monotonic() < until:
-        time.sleep(0.002)
-        ended, status = os.waitpid(child, os.WNOHANG)
-    if not ended:
-        os.kill(child, signal.SIGKILL)
-        status = os.waitpid(child, 0)[1]
-    with os.fdopen(reading, "rb") as pipe:
-        return max(pipe.read(), default=0), os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-
-
-def loads_a_prefix(path, whole, known):
-    """Does the file open, with the first rows of the whole run, at least the `known` ones?"""
     try:
-        record = storage.open_record(path)
-    except pwgf.errors.PathError:
-        return known == 0 and not os.path.exists(path + ".parts/manifest.json")
-    rows = len(record)
-    same = all(
-        np.array_equal(record.column(name), whole[name][:rows])
-        for name in record.names
-        if rows and name not in ("wall_time", "cpu_time")
-    )
-    theta = all(np.array_equal(record.vector("theta", k), whole["theta"][k]) for k in range(rows))
-    return rows >= known and same and theta and record.verify() == []
+        solve(out=path, settings=LARGE, callbacks=[limited])
+    except pwgf.PWGFError as error:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with open(path + ".txt", "w", encoding="utf-8") as file:
+            file.write(f"{type(error).__name__}: {error}")
 
 
 JOBS = {
@@ -140,6 +102,7 @@ JOBS = {
     "interrupted": lambda path: solve(out=path, callbacks=[at(0.26, signal.SIGINT)]),
     "terminated": lambda path: solve(out=path, callbacks=[at(0.26, signal.SIGTERM)]),
     "loads": loads,
+    "without memory": without_memory,
     **{f"{place} {number}": signalled(place, [number]) for place in PLACES for number in (2, 15)},
     **{f"linear solve {number} twice": signalled("linear solve", [number] * 2) for number in (2, 15)},
 }
@@ -147,19 +110,8 @@ JOBS = {
 
 def main(folder):
     """Runs all jobs, each in a child that ends as it will."""
-    ends = {}
-    for job in JOBS:
-        child = os.fork()
-        if not child:
-            try:
-                JOBS[job](os.path.join(folder, job + ".h5"))
-            except KeyboardInterrupt:
-                os._exit(130)
-            except SystemExit as end:
-                os._exit(end.code)
-            os._exit(0)
-        ends[job] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    sys.stdout.write(json.dumps(ends))
+    paths = {job: os.path.join(folder, job + ".h5") for job in JOBS}
+    sys.stdout.write(json.dumps({job: end_of(forked(lambda job=job: JOBS[job](paths[job]))) for job in JOBS}))
 
 
 if __name__ == "__main__":
@@ -167,4 +119,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 2:
         main(sys.argv[1])
     else:
-        sys.stdout.write(json.dumps(kill_at_random(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+        sys.stdout.write(json.dumps(kill_at_random(solve, sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pwgf import energies, maps
 from pwgf.errors import ConfigError, PathError, ResumeMismatchError, SolverError
 from pwgf.run.signals import Signals
 from pwgf.schemes.pwgf.right_side import RightSide
+from tests.run.crash_server import LARGE
 from tests.run.helpers import TIMES, assert_same_rows, scheme, solve
 
 
@@ -303,6 +305,21 @@ def test_a_run_killed_before_its_first_row_starts_afresh(crashes, whole):
     assert_same_rows(solve(out=path, resume=True), whole)
 
 
+def test_a_run_that_is_about_to_store_its_first_row_is_not_called_stopped(tmp_path):
+    moving, seen = scheme(), []
+
+    def looked(state):
+        if not seen:
+            with pytest.raises(ConfigError, match="has begun, and its first row is not stored yet; load it again"):
+                pwgf.load(tmp_path / "run.h5")
+        seen.append(state.t)
+        return pwgf.PWGF.measure(moving, state)
+
+    moving.measure = looked
+    pwgf.solve(moving, TIMES[:2], out=tmp_path / "run.h5", seed=3, progress=False)
+    assert seen == TIMES[:2]
+
+
 @pytest.mark.parametrize(("job", "status"), [("interrupted", 130), ("terminated", 143)])
 def test_signals_finish_the_step_and_keep_everything(crashes, whole, job, status):
     folder, ends = crashes
@@ -336,6 +353,16 @@ def test_a_second_signal_stops_in_the_midst_of_a_step(crashes, whole, number):
     assert ends[f"linear solve {number} twice"] == 128 + number
     assert pwgf.load(path).state().t == pytest.approx(0.1)  # the step is lost, the last row is not
     assert_same_rows(solve(out=path, resume=True), whole)
+
+
+def test_a_run_that_gets_no_more_memory_ends_by_name_and_resumes(crashes):
+    folder, ends = crashes
+    path = folder / "without memory.h5"
+    assert ends["without memory"] == 0
+    said = (folder / "without memory.h5.txt").read_text()
+    assert re.match(r"ConfigError: solve asks for (\d+ bytes of memory at once|memory), more than there is\.", said)
+    assert pwgf.load(path).t.tolist() == TIMES[:3]
+    assert_same_rows(solve(out=path, settings=LARGE, resume=True), solve(settings=LARGE))
 
 
 @pytest.mark.parametrize("runs", [2, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.faults])])

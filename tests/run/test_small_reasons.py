@@ -1,13 +1,16 @@
 """A run does not end for a small reason: no stderr, a name that is no UTF-8, too many open files, little memory."""
 
 import copy
+import datetime
 import errno
 import io
+import itertools
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from pwgf import energies, filtering, maps, sampling
 from pwgf.errors import ConfigError, StorageError
 from pwgf.run import progress
 from pwgf.storage import Writer, open_record
-from tests.run.helpers import TIMES, solve
+from tests.run.helpers import TIMES, assert_same_rows, solve
 from tests.storage.helpers import HEADER, FaultyDisk, row, state
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -120,6 +123,39 @@ def test_a_trajectory_whose_file_was_replaced_says_so(tmp_path):
 def test_memory_that_is_not_there(ask):
     with pytest.raises(ConfigError, match=r"asks for (\d+ bytes|[\d.]+ .iB|more bytes than can be counted) of memory"):
         ask()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_clock_that_jumps(tmp_path, monkeypatch, stream):
+    """By a year ahead and back, at each look at it: nothing but the date of creation depends on the time of day."""
+    jumps = itertools.cycle([0.0, 3.2e7, -3.2e7])
+
+    class Date(datetime.datetime):
+        @classmethod
+        def now(cls, zone):
+            return cls.fromtimestamp(time.time(), zone)
+
+    real = time.time
+    jumping = lambda: real() + next(jumps)  # noqa: E731
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr("tqdm.std.time", jumping)
+    monkeypatch.setattr(datetime, "datetime", Date)
+    monkeypatch.setattr(progress, "_INTERVAL", 0.0)
+    monkeypatch.setattr(sys, "stderr", stream())
+    path, whole = tmp_path / "run.h5", solve()
+    solve(TIMES[:3], out=path, progress=True)
+    run = solve(out=path, resume=True, progress=True, max_cost=0.5, checkpoint_seconds=1e-9)
+    assert_same_rows(run, whole)
+    for name in ("wall_time", "cpu_time"):
+        assert run[name][0] >= 0 and (np.diff(run[name]) > 0).all() and run[name][-1] < 1000
+    created = datetime.datetime.fromisoformat(open_record(path).created)
+    assert abs(created.timestamp() - real()) < 3.3e7
+    assert "t = 0.4" in sys.stderr.getvalue() or "100%" in sys.stderr.getvalue()
 
 
 def log_density(x):

@@ -1,8 +1,10 @@
 """One small scheme of each kind for the contract tests, and a scheme as a user writes it, all on one problem.
 
-Usage: python contract_members.py FOLDER; solves each in a process that kills itself in the midst of it.
+Usage: python contract_members.py FOLDER; solves each in processes that get a signal in the midst of it.
+       python contract_members.py FOLDER MEMBER COUNT; kills COUNT runs of a member at random times.
 """
 
+import functools
 import json
 import os
 import signal
@@ -15,9 +17,11 @@ import pwgf
 from pwgf import maps, problems
 from pwgf.schemes import MapReplay
 from pwgf.state import Info, State
+from tests.run.deaths import end_of, forked, kill_at_random
 
 PROBLEM = problems.Aggregation(2)
 TIMES = np.array([0.0, 0.1, 0.2])
+ENDS = {int(signal.SIGKILL): -9, int(signal.SIGTERM): 143}  # exit status by signal
 DIES_AFTER = 0.12  # between two rows, but for a scheme whose steps are its rows
 
 
@@ -98,29 +102,44 @@ def scheme_of(name):
     return MEMBERS[name][1](PROBLEM, TIMES)
 
 
-def solve(name, **arguments):
-    scheme = scheme_of(name)
+def solve(name, scheme=None, **arguments):
+    scheme = scheme or scheme_of(name)
     times = pwgf.schemes.ask(scheme, "rows_for")(TIMES)
     return pwgf.solve(scheme, times, seed=3, problem=PROBLEM, progress=False, **arguments)
 
 
-def dies(state, info):
-    if state.t > DIES_AFTER:
-        os.kill(os.getpid(), signal.SIGKILL)
+def stopped(name, number, path):
+    """The run of a member that gets a signal: a kill between two rows, SIGTERM in the midst of a step."""
+    scheme = scheme_of(name)
+    step = scheme.step
+
+    def dies(state, info):
+        if number == signal.SIGKILL and state.t > DIES_AFTER:
+            os.kill(os.getpid(), number)
+
+    def interrupted(state, t1):
+        if number == signal.SIGTERM and state.t >= TIMES[1]:
+            os.kill(os.getpid(), number)
+        return step(state, t1)
+
+    scheme.step = interrupted
+    solve(name, scheme, out=path, callbacks=[dies], checkpoint_seconds=1e-9)
 
 
 def main(folder):
-    """Solves all, each in a child; prints how these ended."""
+    """Solves all, each in a child for each signal; prints how these ended."""
     ends = {}
     for name in MEMBERS:
-        child = os.fork()
-        if not child:
-            solve(name, out=os.path.join(folder, name + ".h5"), callbacks=[dies], checkpoint_seconds=1e-9)
-            os._exit(0)
-        ends[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for number in ENDS:
+            path = os.path.join(folder, f"{name} {number}.h5")
+            ends[f"{name} {number}"] = end_of(forked(functools.partial(stopped, name, number, path)))
     sys.stdout.write(json.dumps(ends))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1])
+    if len(sys.argv) == 2:
+        main(sys.argv[1])
+    else:
+        member = functools.partial(solve, sys.argv[2])
+        sys.stdout.write(json.dumps(kill_at_random(member, sys.argv[1], int(sys.argv[3]), seed=1)))

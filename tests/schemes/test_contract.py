@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,22 +16,27 @@ from pwgf.errors import ConfigError
 from pwgf.schemes import SCHEMES, Answers, Description, ask
 from pwgf.study.compare import compare
 from tests.run.helpers import assert_same_rows
-from tests.schemes.contract_members import MEMBERS, PROBLEM, TIMES, scheme_of, solve
+from tests.schemes.contract_members import ENDS, MEMBERS, PROBLEM, TIMES, scheme_of, solve
 
 FIXTURE = Path(__file__).parents[1] / "storage" / "fixtures" / "ou-1.0.h5"
 members = pytest.mark.parametrize("name", MEMBERS)
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """Runs of all members whose processes were killed: folder."""
-    folder = tmp_path_factory.mktemp("killed")
+def served(folder, *arguments):
+    """What `contract_members.py` prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     script = os.path.join(os.path.dirname(__file__), "contract_members.py")
-    command = [sys.executable, script, str(folder)]
+    command = [sys.executable, script, str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == dict.fromkeys(MEMBERS, -9)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Runs of all members whose processes got a signal: folder."""
+    folder = tmp_path_factory.mktemp("stopped")
+    assert served(folder) == {f"{name} {number}": end for name in MEMBERS for number, end in ENDS.items()}
     return folder
 
 
@@ -86,10 +92,26 @@ def test_a_step_changes_no_state_repeats_and_never_passes(name):
 
 
 @members
-def test_it_resumes_to_the_bit(name, killed, runs):
-    stored = pwgf.load(killed / f"{name}.h5")
+@pytest.mark.parametrize("number", ENDS)
+def test_it_resumes_to_the_bit(name, number, stopped, runs):
+    """After a kill, and after SIGTERM, which lets the step under way come to its end."""
+    path = stopped / f"{name} {number}.h5"
+    stored = pwgf.load(path)
     assert 0 < len(stored) < len(runs(name))
-    assert_same_rows(solve(name, out=killed / f"{name}.h5", resume=True), runs(name))
+    assert number == signal.SIGKILL or stored.state().t > TIMES[1]
+    assert_same_rows(solve(name, out=path, resume=True), runs(name))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@members
+def test_killed_at_random_times_and_resumed(name, tmp_path, record_property):
+    """The short version is the kill of the test above."""
+    found = served(tmp_path, name, "9")
+    assert found["identical"] == found["runs"] == 9
+    assert found["loaded"] == found["kills"] >= 4
+    record_property("faults", ("kill -9 of a run of another scheme", found["kills"], "loads a prefix of whole rows"))
+    record_property("faults", ("the runs of these, killed one to three times, then resumed", 9, "equal to the bit"))
 
 
 @members

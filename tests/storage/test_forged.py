@@ -77,6 +77,13 @@ def test_a_packed_row_that_is_not_finite_ends_the_good_ones(packed, tmp_path):
     check_rows_of(open_record(tmp_path / "good.h5"), 3)
 
 
+def test_a_text_in_place_of_an_array_is_refused(packed, tmp_path):
+    forge(packed, lambda file: set_value(file, "arrays/mask", "x" * 1000))
+    for read in (lambda: open_record(packed).arrays["mask"], lambda: salvage(packed, tmp_path / "good.h5")):
+        with pytest.raises(SchemaError, match="arrays/mask is no array of numbers"):
+            read()
+
+
 def test_segments_that_go_back_in_time_are_neither_read_nor_packed(parts):
     forge_part(parts, "seg", changed("t", 0, 0.2))
     with pytest.raises(SchemaError, match="times of its rows are not finite and increasing"):

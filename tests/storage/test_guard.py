@@ -20,6 +20,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 LONG = [pytest.mark.slow, pytest.mark.faults]
 
 
+def test_memory_that_is_short_is_no_damage():
+    said = "reading 'run.h5' failed: there is not enough memory"
+    with pytest.raises(StorageError, match=said) as caught, guard.trusting("run.h5"):
+        np.empty(2**56)
+    assert not isinstance(caught.value, SchemaError)
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """Bytes of a packed run of 70 rows."""

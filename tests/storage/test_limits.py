@@ -78,6 +78,51 @@ def test_a_file_system_that_is_really_full(tmp_path):
     assert all("bytes are missing" in message for message in found["told"])
 
 
+SCARCE = """
+def within(margin, call):
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (size + margin, resource.RLIM_INFINITY))
+    try:
+        call()
+        return ""
+    except StorageError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+told = []
+for number, margin in enumerate({margins}):
+    each = path + str(number)
+    writer = Writer.create(each, Header({}, [], {}, 1, 200_000))
+    for k in range(9):
+        writer.append(row(k, 200_000), {"k": k})
+    writer._pending, writer._restart = [row(9, 200_000)], {"k": 9}  # as a row waits after a publication that failed
+    for call, rows in ((writer.publish, 9), (writer.close, 10)):
+        told.append(within(margin, call))
+        record = open_record(each)
+        assert len(record) >= rows and record.verify() == []
+        assert all((record.vector("theta", j) == row(j, 200_000)["theta"]).all() for j in range(len(record)))
+        call()
+    assert len(open_record(each)) == 10 and open_record(each).complete
+print(json.dumps({"told": told}))
+"""
+
+
+@pytest.mark.parametrize(
+    "margins", [[2**20], pytest.param([k * 2**20 for k in range(24)], marks=[pytest.mark.slow, pytest.mark.faults])]
+)
+def test_memory_that_ends_while_a_file_is_made(tmp_path, margins, record_property):
+    """RLIMIT_AS, so many bytes above what the process has: rows of 3.2 MB find no room, and then they do."""
+    found = run(tmp_path / "run.h5", SCARCE.replace("{margins}", repr(margins)))
+    refused = [message for message in found["told"] if message]
+    assert found["told"][0] and found["told"][1]  # with the least margin neither a segment nor a packed file is made
+    for message in refused:
+        assert str(tmp_path) in message and "there is not enough memory to prepare the file" in message
+        assert "What was published before is untouched. Free some memory" in message
+    outcome = f"{len(refused)} refused by name, 0 rows lost, the same writer goes on"
+    record_property("faults", ("memory ends while a segment or a packed file is made", len(found["told"]), outcome))
+
+
 FLAT = """
 def now():
     with open("/proc/self/statm") as file:

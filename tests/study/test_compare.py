@@ -1,7 +1,9 @@
 """A comparison: what is scored and how, members that fail, the table's file, its lines, its figure and the command."""
 
 import math
+import os
 import re
+import signal
 
 import matplotlib
 import numpy as np
@@ -267,8 +269,29 @@ def test_bad_arguments(arguments, message):
 
 def test_a_file_that_is_there_is_safe(stored):
     path, _, _ = stored
-    with pytest.raises(PathError, match="a file is there already; give overwrite=True"):
+    with pytest.raises(PathError, match="is there already. Replace it with overwrite=True, which repeats no run"):
         compare([OU], {"affine": affine}, times=TIMES, out=path)
+
+
+def test_a_comparison_that_was_stopped_repeats_no_run(tmp_path):
+    """Stopped in the second of two runs; the first one is in the table and in the folder of the runs."""
+
+    def stopping(problem, times):
+        scheme = particles(problem, times)
+        scheme.measure = lambda state: os.kill(os.getpid(), signal.SIGINT) or type(scheme).measure(scheme, state)
+        return scheme
+
+    given = {"times": TIMES, "num_samples": 300, "out": tmp_path / "table.h5", "runs": tmp_path / "runs"}
+    with pytest.raises(KeyboardInterrupt):
+        compare([OU], {"affine": affine, "particles": stopping}, **given)
+    assert {entry["method"] for entry in Comparison.load(given["out"]).entries} == {"affine"}
+    (first, second) = sorted(given["runs"].iterdir())
+    assert (first.name, second.name) == (f"{OU.name}-d2-0-affine-seed0.h5", f"{OU.name}-d2-0-particles-seed0.h5.parts")
+    before = first.stat().st_mtime_ns
+    table = compare([OU], {"affine": affine, "particles": particles}, **given, overwrite=True)
+    assert first.stat().st_mtime_ns == before and not any(entry["failed"] for entry in table.entries)
+    alone = pwgf.solve(particles(OU, TIMES), TIMES, progress=False)
+    assert np.array_equal(pwgf.load(str(second).removesuffix(".parts"))["theta"], alone["theta"])
 
 
 def test_a_disk_that_refuses_is_no_failed_member(tmp_path):
