@@ -25,6 +25,7 @@ from ..state import State
 from ._file import FileRows
 from ._restart import restart_to_state
 from ._stored import as_solved, check_config, reader_of
+from .bound import error_bound
 from .identity import differing, values_of
 from .memory import Source
 
@@ -178,6 +179,15 @@ class Trajectory:
         t = checked_time(t)
         self._check_interpolation(t)
         return self._read().score(_Rows(self), t, torch.as_tensor(x))
+
+    def error_bound(self, convexity: float) -> np.ndarray:
+        """A bound of W₂ to the exact law at every row, (T,), for a K-convex energy; see `pwgf.run.bound`."""
+        if "projection_residual" not in self.names:
+            raise ConfigError(
+                "run.error_bound(convexity) needs the velocity that a map has missed; this run has none "
+                f"({self.description.no_projection}). Solve by scheme PWGF."
+            )
+        return error_bound(self.t, self["velocity_rms"] * self["projection_residual"] ** 0.5, convexity)
 
     def to_xarray(self) -> Any:
         """All columns as an `xarray.Dataset` over t (needs the extra `xarray`)."""

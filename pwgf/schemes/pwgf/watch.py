@@ -29,14 +29,15 @@ class PWGFWatch(Watch):
     def of_row(self, row: Row, t: float) -> Iterator[tuple[str, str]]:
         """Folds and missed velocity in the row at t."""
         yield from super().of_row(row, t)
-        residual, speed = float(row["projection_residual"]), float(row["velocity_rms"])
+        residual, speed = float(row["bulk_residual"]), float(row["bulk_velocity_rms"])
         missed = math.sqrt(max(residual, 0.0)) * speed
         self._fastest = max(self._fastest, speed)
         # Near equilibrium a large share of nothing is missed.
         if residual > 0.25 and missed > max(0.05 * self._fastest, _ROUNDING):
             message = (
-                f"the map misses a velocity of {missed:.2g} (rms; {100 * residual:.0f} % of E|v|², projection_residual)"
-                f" at t = {t:.4g}. Cure: a wider map, more samples (num_samples), or another family of maps"
+                f"the map misses a velocity of {missed:.2g} (rms; {100 * residual:.0f} % of E|v|²) at t = {t:.4g}, the "
+                "fastest 0.1 % of the samples left out (bulk_residual). Cure: a wider map, more samples (num_samples), "
+                "or another family of maps"
             )
             yield "residual", message
 

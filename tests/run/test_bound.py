@@ -1,0 +1,60 @@
+"""The bound of the distance to the exact law, where bound and distance are known in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import pwgf
+from pwgf import energies, maps
+from pwgf.errors import ConfigError
+
+
+class Shift(maps.Affine):
+    """A map that can only translate."""
+
+    def __call__(self, theta, z):
+        return z + self.unpack(theta)[0][:, -1]
+
+    def linearise(self, theta, z):
+        return maps.PushForward.linearise(self, theta, z)
+
+    def jacobian(self, theta, z):
+        return torch.eye(self.dim, dtype=z.dtype).expand(len(z), -1, -1)
+
+
+def run_of(num_rows):
+    energy = energies.Potential(lambda x: (x - 3).square().sum(-1)) + energies.Entropy()
+    scheme = pwgf.PWGF(
+        energy, Shift(1), pwgf.Gaussian(1), num_samples=300, num_eval=3000, integrator=pwgf.FixedStep("rk4", 0.02)
+    )
+    return pwgf.solve(scheme, np.linspace(0, 0.3, num_rows), progress=False)
+
+
+def test_the_bound_holds_and_is_the_integral_of_what_was_missed():
+    """V = (x − 3)² has K = 2. The map misses −z of v, so δ = 1; the exact variance is (1 + e^{−4t})/2."""
+    run = run_of(7)
+    bound = run.error_bound(2.0)
+    assert bound == pytest.approx((1 - np.exp(-2 * run.t)) / 2, rel=0.03, abs=1e-12)
+    distance = np.abs(1 - np.sqrt((1 + np.exp(-4 * run.t)) / 2))  # W₂ of Gaussians with the same mean
+    assert (bound[1:] > distance[1:]).all()
+
+
+def test_without_convexity_errors_are_not_damped():
+    run = run_of(4)
+    assert run.error_bound(0.0) == pytest.approx(run.t, rel=0.03, abs=1e-12)
+
+
+@pytest.mark.parametrize("convexity", [float("nan"), float("inf"), "2", None])
+def test_a_convexity_that_is_no_number_is_refused(convexity):
+    with pytest.raises(ConfigError, match=r"run\.error_bound\(convexity=…\) must be a number"):
+        run_of(2).error_bound(convexity)
+
+
+def test_particles_have_no_bound():
+    energy = energies.Potential(lambda x: x.square().sum(-1))
+    scheme = pwgf.EulerMaruyama(energy, pwgf.Gaussian(1), num_samples=50, dt=0.1)
+    run = pwgf.solve(scheme, [0.0, 0.1], progress=False)
+    with pytest.raises(ConfigError, match=r"needs the velocity that a map has missed.*Solve by scheme PWGF"):
+        run.error_bound(1.0)
