@@ -140,7 +140,7 @@ class Watch:
         span: the initial and the last time of the run.
     """
 
-    fold_cure: ClassVar[str] = "more samples (num_samples), or a map that cannot fold (maps.ConvexRidge)"
+    fold_cure: str = "more samples (num_samples), or a map that cannot fold (maps.ConvexRidge)"
 
     def __init__(self, span: tuple[float, float]) -> None:
         self.first, self.last = span

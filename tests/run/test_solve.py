@@ -157,11 +157,8 @@ def test_the_loop_warns_of_folds_and_poor_maps_once(caplog):
     moving = pwgf.PWGF(energy, maps.FromModule(Cubic(), 1), pwgf.Gaussian(1), num_samples=50, num_eval=50)
     with caplog.at_level(logging.WARNING, "pwgf"):
         pwgf.solve(moving, [0.0, 0.01, 0.02], progress=False)
-    assert len([m for m in caplog.messages if "the map folds at" in m and "integrator='implicit'" in m]) == 1
-    assert (
-        len([m for m in caplog.messages if re.search(r"the map misses a velocity of .* at t = 0\..*a wider map", m)])
-        == 1
-    )
+    for words in (r"the map folds at .* Cure: more samples", r"the map misses a velocity of .* at t = 0,.*a wider map"):
+        assert len([m for m in caplog.messages if re.search(words, m)]) == 1
 
 
 def test_the_loop_does_not_warn_of_a_velocity_that_is_all_but_gone(caplog):
@@ -200,11 +197,11 @@ def test_a_rise_of_the_energy_is_judged_beside_how_far_it_has_fallen(rises, warn
     assert ("increase" in kinds) == warns
 
 
-@pytest.mark.parametrize(("implicit", "cure"), [(0.0, "Cure: integrator='implicit'"), (1.0, "Cure: a wider map")])
+@pytest.mark.parametrize(("implicit", "cure"), [(False, "Cure: integrator='implicit'"), (True, "Cure: a wider map")])
 def test_ten_tiny_steps_in_a_row_are_a_stall(implicit, cure):
     def warned(lengths):
-        watch, said = PWGFWatch((0.0, 1.0)), []
-        values = {"energy_change": 0.0, "predicted_change": 0.0, "energy": 1.0, "implicit": implicit}
+        watch, said = PWGFWatch((0.0, 1.0), implicit), []
+        values = {"energy_change": 0.0, "predicted_change": 0.0, "energy": 1.0}
         for dt in lengths:
             said += [message for _, message in watch.of_step(Info(0.5, 0.5 + dt, dt, 1, 0, values))]
         return said

@@ -195,7 +195,7 @@ class PWGF(MapReplay):
         chosen = solve_settings(self.damping, self.momentum, self.map.num_params, self.num_samples, self.map.dim)
         if len(z) > 1:
             check_coordinates(z, self.map, chosen.implicit_damping)
-        if self.integrator_sees_slopes:
+        if self.takes_implicit_steps:
             with torch.no_grad():
                 explicit = self.energy.hessian(rho).explicit
             if explicit:
@@ -253,7 +253,7 @@ class PWGF(MapReplay):
     def _side(self, z: Tensor, state: State, generator: torch.Generator, momentum: float | None) -> RightSide:
         """The right side on the samples z, with random directions for slopes in high dimension."""
         probes = None
-        if self.integrator_sees_slopes:
+        if self.takes_implicit_steps:
             n, d = z.shape
             if d <= EXACT_SLOPES:
                 probes = torch.eye(d, dtype=z.dtype, device=z.device).expand(n, d, d)
@@ -266,8 +266,8 @@ class PWGF(MapReplay):
         )
 
     @property
-    def integrator_sees_slopes(self) -> bool:
-        """Whether implicit steps are possible."""
+    def takes_implicit_steps(self) -> bool:
+        """Whether the integrator may take implicit steps."""
         return not isinstance(self.integrator, (Explicit, FixedStep))
 
     def _agreed(self, state: State) -> State:
@@ -357,7 +357,7 @@ class PWGF(MapReplay):
 
     def watch(self, span: tuple[float, float]) -> PWGFWatch:
         """Warns of folds, missed velocities, vanishing steps and a rising energy."""
-        return PWGFWatch(span)
+        return PWGFWatch(span, implicit=self.takes_implicit_steps)
 
     @classmethod
     def described(cls, config: Mapping[str, Any]) -> Description:

@@ -15,12 +15,17 @@ _STALLED = 10  # tiny steps in a row that make a stall: a first step may be tiny
 
 
 class PWGFWatch(Watch):
-    """Folds, a map too small for the flow, a step that vanishes, and an energy that rises on the same samples."""
+    """Folds, a map too small for the flow, a step that vanishes, and an energy that rises on the same samples.
 
-    fold_cure = f"integrator='implicit', {Watch.fold_cure}"
+    Args:
+        span: the initial and the last time of the run.
+        implicit: whether steps may be implicit, so that these are no cure.
+    """
 
-    def __init__(self, span: tuple[float, float]) -> None:
+    def __init__(self, span: tuple[float, float], implicit: bool = True) -> None:
         super().__init__(span)
+        self._integrator = "" if implicit else "integrator='implicit', "
+        self.fold_cure = f"{self._integrator}{Watch.fold_cure}"
         self._fastest = 0.0  # largest rms |v| of a row so far
         self._highest = -math.inf  # largest F so far
         self._first_rate = 0.0  # −dF/dt in the first step in which F fell
@@ -46,10 +51,9 @@ class PWGFWatch(Watch):
         tiny = info.dt < 1e-6 * (self.last - self.first) and info.t1 < self.last
         self._num_tiny = self._num_tiny + 1 if tiny else 0
         if self._num_tiny >= _STALLED:
-            implicit = "" if info.values["implicit"] else "integrator='implicit', "
             message = (
                 f"the last {_STALLED} steps were no longer than {info.dt:.1e}, at t = {info.t1:.4g}: the flow is "
-                f"stiff, or a few samples near a fold are fast. Cure: {implicit}a wider map, more samples "
+                f"stiff, or a few samples near a fold are fast. Cure: {self._integrator}a wider map, more samples "
                 "(num_samples), or larger damping"
             )
             yield "stall", message
