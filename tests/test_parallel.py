@@ -181,6 +181,7 @@ def test_when_a_process_dies_the_others_stop_and_one_alone_can_go_on(mode, tmp_p
         for process in processes:
             process.kill()
             process.wait()
+            process.stderr.close()
     assert survivor.returncode == 1
     last = said.strip().splitlines()[-1]
     assert f"ParallelError: process {1 - int(mode[-1])} of 2 stops, because another one has stopped or did not" in last

@@ -95,7 +95,7 @@ def check_times(times: Times, call: str = "solve") -> np.ndarray:
     """times as float64, (T,); ConfigError unless finite and strictly increasing."""
     try:
         values = np.asarray(times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times)
-        t = values.real.astype(np.float64)  # complex ones are refused below
+        t = values.real.astype(np.float64)  # complex numbers are refused below, without a warning of numpy
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{call}(times=…) must be a sequence of numbers; got {times!r:.60} ({error}). "
