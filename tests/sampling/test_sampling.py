@@ -185,6 +185,7 @@ class OnceOnly(torch.autograd.Function):
         return -weight.unsqueeze(-1) * ctx.saved_tensors[0]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # met by torch.compile
 @pytest.mark.parametrize(
     "log_density", [OnceOnly.apply, torch.compile(gaussian, backend="aot_eager")], ids=["function", "compiled"]
 )
