@@ -51,6 +51,8 @@ class Auto:
 
     Args:
         explicit, implicit: the two sides.
+        explicit_start: whether explicit steps begin also where implicit ones are cheap: for flows that are known to be
+            smooth, such as those of a posterior in standardised coordinates.
 
     Example:
         >>> Auto().implicit.order
@@ -59,6 +61,7 @@ class Auto:
 
     explicit: Explicit = field(default_factory=Explicit)
     implicit: Implicit = field(default_factory=Implicit)
+    explicit_start: bool = False
     adaptive: ClassVar[bool] = True
 
     @property
@@ -90,7 +93,7 @@ class Auto:
         cheap = field.implicit_is_cheap(theta)
         habits = _CHEAP if cheap else _COSTLY
         if not len(memory):
-            implicit, count, rate = cheap, 0, 0.0
+            implicit, count, rate = cheap and not self.explicit_start, 0, 0.0
         else:
             implicit, count, rate = bool(memory[0]), int(memory[1]), float(memory[2])
         if not implicit:

@@ -16,6 +16,7 @@ from .. import storage
 from ..checks import check_device, check_dim, check_integer, check_number, plain_numbers
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
+from ..integrate import Auto
 from ..maps import PushForward, ResidualMLP
 from ..measures import Gaussian, PushedMeasure, Reference
 from ..measures.base import effective_share
@@ -145,7 +146,7 @@ def sample(
         out, resume, overwrite, progress: as in `solve`.
         seed: of the flow and of the samples.
         settings: of `PWGF`, e.g. num_samples=2000. log p and `whiten` are evaluated on its `device`; results lie on the
-            CPU.
+            CPU. With `whiten` the flow is expected to be smooth, and `integrator` begins with explicit steps.
 
     Raises:
         ConfigError: arguments that cannot work; p vanishes at samples of λ; no mode for "laplace"; a log p without a
@@ -171,6 +172,8 @@ def sample(
     target = Target(log_density, coordinates(log_density, dim, whiten, device))
     target.check_start(reference.sample(1000, torch.Generator().manual_seed(seed)).to(device))
     map = ResidualMLP(dim) if map is None else map
+    if whiten is not None:
+        settings = {"integrator": Auto(explicit_start=True), **settings}
     scheme = PWGF(KL(target), map, reference, **settings)
     watch = _Watch(scheme, target, reference, tolerance, seed)
     times = np.unique([0.0, *np.minimum(_FIRST_CHECK * 2.0 ** np.arange(40), max_time)])

@@ -488,6 +488,7 @@ def interval(field, memory, first_step=0.5, tolerance=1e-2):
 def test_auto_goes_over_when_the_map_is_strained_and_does_a_folded_interval_again():
     field, explicit = Phased(1.0), [0.0, 0.0, 1.0]
     assert interval(field, []).implicit
+    assert not Auto(explicit_start=True).resolved(1e-2).advance(field, torch.ones(1), 0.5, 0.5, torch.zeros(0)).implicit
     field.cheap = False
     assert not interval(field, []).implicit
     assert not interval(field, explicit).implicit
