@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 
-from ..checks import check_number
+from ..checks import is_real
+from ..errors import ConfigError
 
 
 def error_bound(t: np.ndarray, delta: np.ndarray, convexity: float) -> np.ndarray:
@@ -27,7 +26,11 @@ def error_bound(t: np.ndarray, delta: np.ndarray, convexity: float) -> np.ndarra
     References:
         Ambrosio, Gigli, Savaré, Gradient flows in metric spaces and in the space of probability measures, 2008, ch. 11.
     """
-    check_number(convexity, "convexity", "run.error_bound", low=-sys.float_info.max, high=sys.float_info.max)
+    if not is_real(convexity):
+        raise ConfigError(
+            f"run.error_bound(convexity=…) must be a finite number, K in units of 1/t; got {convexity!r}. Give the "
+            "smallest eigenvalue of ∇²V, or problem.convexity."
+        )
     bound = np.zeros(len(t))
     for k, length in enumerate(np.diff(t)):
         kept = np.exp(-convexity * length)

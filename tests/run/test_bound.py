@@ -48,7 +48,7 @@ def test_without_convexity_errors_are_not_damped():
 
 @pytest.mark.parametrize("convexity", [float("nan"), float("inf"), "2", None])
 def test_a_convexity_that_is_no_number_is_refused(convexity):
-    with pytest.raises(ConfigError, match=r"run\.error_bound\(convexity=…\) must be a number"):
+    with pytest.raises(ConfigError, match=r"run\.error_bound\(convexity=…\) must be a finite number"):
         run_of(2).error_bound(convexity)
 
 
