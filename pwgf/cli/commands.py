@@ -13,8 +13,8 @@ import tyro
 
 from .._version import __version__
 from ..errors import PWGFError
-from . import settings
 from ._terminal import say
+from .settings import Command, Compare, Doctor, Info, Pack, Plot, Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     about = "Wasserstein gradient flows in any dimension, without a grid. `pwgf --version` prints the version."
     config = (tyro.conf.FlagCreatePairsOff,)
-    command: Any = tyro.cli(settings.Command, prog="pwgf", description=about, args=arguments, config=config)
+    command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
     try:
         return _perform(command)
     except PWGFError as error:
@@ -46,14 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _perform(command: Any) -> int:
     """The exit status of a command, given its settings."""
-    from . import compare, files, report, run  # not above: they import torch
+    from .compare import perform as compare  # not above: these import torch
+    from .files import doctor, pack
+    from .report import info, plot
+    from .run import perform as run
 
     performers: dict[type, Callable[[Any], int]] = {
-        settings.Run: run.perform,
-        settings.Info: report.info,
-        settings.Plot: report.plot,
-        settings.Compare: compare.perform,
-        settings.Pack: files.pack,
-        settings.Doctor: files.doctor,
+        Run: run,
+        Info: info,
+        Plot: plot,
+        Compare: compare,
+        Pack: pack,
+        Doctor: doctor,
     }
     return performers[type(command)](command)

@@ -17,8 +17,8 @@ from ..parallel import world
 from ..problems import Problem
 from ..run.solve import solve
 from ..schemes import SCHEMES, Scheme
-from . import report
 from ._terminal import say
+from .report import about, energy_lines, error_lines
 from .settings import Run
 
 
@@ -40,7 +40,7 @@ def perform(settings: Run) -> int:
     run = solve(scheme, rows, seed=settings.seed, problem=problem, **to)
     if world().rank > 0:  # one process of several speaks
         return 0
-    for line in (*report.about(run), *report.energy_lines(run), *report.error_lines(run, problem)):
+    for line in (*about(run), *energy_lines(run), *error_lines(run, problem)):
         say(line)
     say(f"Written to {out}; see also: pwgf info {out}, pwgf plot {out}")
     return 0

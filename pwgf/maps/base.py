@@ -190,7 +190,7 @@ class PushForward(ABC):
         g ⊗ ∂_ξa. Otherwise by double backward on the graph of `jacobian`; a product costs about four of it.
         """
         if self.has_factors:
-            return from_layers(_slope_layers(self, theta.detach(), z.detach(), xi), self.num_params)
+            return from_layers(slope_layers(self, theta.detach(), z.detach(), xi), self.num_params)
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_(True)
             push, pull = products(_along(self.jacobian(leaf, z.detach()), xi), [leaf])
@@ -222,7 +222,7 @@ class PushForward(ABC):
         return {"name": type(self).__name__, **settings}
 
 
-def _slope_layers(map: PushForward, theta: Tensor, z: Tensor, xi: Tensor) -> list[Layer]:
+def slope_layers(map: PushForward, theta: Tensor, z: Tensor, xi: Tensor) -> list[Layer]:
     """The factors of ∂_θ(∂_zT·ξ): those of J, either their a or their g differentiated along ξ."""
     layers: list[Layer] = []
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import check_dim, check_integer, plain_fields
 from ._networks import first_layer
 from ._ridge_layers import RidgeActivations
-from .base import Block, Layer, Linearisation, Pushed, blocks, inverse_of_factor
+from .base import Block, Layer, Linearisation, Pushed, blocks, inverse_of_factor, slope_layers
 from .convex import (
     SHARE,
     ConvexGradient,
@@ -191,9 +191,9 @@ class ConvexRidge(ConvexGradient):
 
     def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:
         """The slope's tangent from cached activations: five matrix products one way, six the other."""
-        kept = RidgeActivations(self, theta.detach(), z.detach(), xi.detach())
-        factors = super().linearise_slope(theta, z, xi).layers
-        return Linearisation(kept.jv, kept.jtu, factors, repeats=True)
+        theta, z, xi = theta.detach(), z.detach(), xi.detach()
+        kept = RidgeActivations(self, theta, z, xi)
+        return Linearisation(kept.jv, kept.jtu, lambda: slope_layers(self, theta, z, xi), repeats=True)
 
 
 def _look_along(v: Tensor, centres: Tensor, directions: Tensor, spread: float) -> None:

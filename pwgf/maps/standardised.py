@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_points, check_positive
+from ..checks import Constants, check_points, check_positive
 from ..errors import ConfigError, ShapeError
 from .base import Block, Layer, Linearisation, Pushed, PushForward
 
@@ -59,7 +59,7 @@ class Standardised(PushForward):
                 "numbers. Give e.g. reference.mean().tolist()."
             )
         object.__setattr__(self, "centre", centre)
-        object.__setattr__(self, "_centre", torch.tensor(centre, dtype=torch.float64))
+        object.__setattr__(self, "_constants", Constants(torch.tensor(centre, dtype=torch.float64)))
 
     @classmethod
     def about(cls, map: PushForward, z: Tensor) -> PushForward:
@@ -99,10 +99,10 @@ class Standardised(PushForward):
         return self.map.initial(*arguments, **named)
 
     def _inside(self, x: Tensor) -> Tensor:
-        return (x - self._centre.to(x)) / self.spread  # type: ignore[attr-defined]  # set in __post_init__
+        return (x - self._constants.like(x)[0]) / self.spread  # type: ignore[attr-defined]  # set in __post_init__
 
     def _outside(self, w: Tensor) -> Tensor:
-        return self._centre.to(w) + self.spread * w  # type: ignore[attr-defined]
+        return self._constants.like(w)[0] + self.spread * w  # type: ignore[attr-defined]
 
     def __call__(self, theta: Tensor, z: Tensor) -> Tensor:
         """centre + spread·M(w) with w = (z − centre)/spread."""
