@@ -18,7 +18,7 @@ from ..checks import is_integer, plain_fields
 from ..errors import ConfigError, NonFiniteError, SolverError
 from .base import Advance, Field, Linearised, as_config, check_positive
 
-DEFAULT_TOLERANCE = 1e-3
+DEFAULT_TOLERANCE = 3e-4
 """rms displacement of a sample by which the last two columns of the extrapolation may differ, in units of x."""
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 4.0

@@ -14,6 +14,9 @@ from .pushed import PushedMeasure
 FLOOR = 0.03
 """Smallest slope of the map that counts as sound, relative to its median over the samples."""
 
+THIN = 10.0
+"""Slope of the map, relative to its floor, below which it is thin: .3 of the median."""
+
 
 class _Repair(NamedTuple):
     """After the repair at the unsound samples `at` (n,): (∂_zT)⁻¹ (m,d,d), log|det ∂_zT| (m,), the score (m,d)."""
@@ -64,6 +67,11 @@ class FlooredMeasure(PushedMeasure):
     def unsound(self) -> Tensor:
         """Samples at which the map has folded or nearly so, (n,) bool."""
         return (self._slopes < self.floor) | (self.det_sign <= 0)
+
+    @property
+    def thin(self) -> Tensor:
+        """Samples at which the map squeezes much more than elsewhere, (n,) bool."""
+        return self._slopes < THIN * self.floor
 
     @cached_property
     def _repaired(self) -> _Repair | None:

@@ -261,7 +261,7 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
     for field in settings.Run.__dataclass_fields__:
         assert field == "problem" or f"--{field.replace('_', '-')} " in said
     for text in (
-        "(None: 1e-6; 1e-7 in implicit steps of small maps, on a line 1e-8)",
+        "(None: 1e-6; 1e-7 in implicit steps of small maps, on a line 1e-9)",
         "(default: auto)",
         "in units of x (None: 1e-4 explicit, 1e-3 implicit)",
         "in units of t",

@@ -402,12 +402,12 @@ def test_bad_arguments(make, message):
 @pytest.mark.parametrize(
     ("given", "tolerance", "found"),
     [
-        ("implicit", None, Implicit(1e-3)),
+        ("implicit", None, Implicit(3e-4)),
         ("implicit", 1e-5, Implicit(1e-5)),
         (Implicit(1e-2), 1e-5, Implicit(1e-2)),
         ("explicit", None, Explicit(tolerance=1e-4)),
         ("dopri5", 1e-6, Explicit("dopri5", 1e-6)),
-        ("auto", None, Auto(Explicit(tolerance=1e-4), Implicit(1e-3))),
+        ("auto", None, Auto(Explicit(tolerance=1e-4), Implicit(3e-4))),
         ("auto", 1e-5, Auto(Explicit(tolerance=1e-5), Implicit(1e-5))),
         (Implicit(dt=0.1), None, Implicit(dt=0.1, first_step=0.1)),
         (FixedStep("rk4", 0.1), None, FixedStep("rk4", 0.1)),

@@ -27,6 +27,9 @@ TAIL = 0.005
 STRETCH = 2.0
 """Slope of the map, relative to its typical one, above which a sample's displacement is measured in z instead of x."""
 
+FASTEST = 5.0
+"""Speed allowed where the map is thin, relative to the rms of all but the fastest `TAIL` of the samples."""
+
 _FIRST_ORDER = 1e-3  # share of a step over which the energy's slope along it is taken
 _ROUNDING = 1e-6  # relative to 1 + |F|: a rise of the energy below it is none
 
@@ -112,7 +115,7 @@ class RightSide:
         self.num_stages += 1
         self.tangent = self.setup.tangent(theta, self.z)
         self.rho = self.setup.floored(theta, self.z, self.floor)
-        v = finite_velocity(self.setup.energy, self.rho, self.t)
+        v = self._limited(finite_velocity(self.setup.energy, self.rho, self.t))
         if self.floor is None and self.rho.asked_for_density:
             self.floor = self.rho.floor
         if self.start is None:
@@ -120,6 +123,20 @@ class RightSide:
             self.start = tuple(torch.stack([energy, speed2]).tolist())
             self.unit = self._spread() if self.in_spreads else 1.0
         return v
+
+    def _limited(self, v: Tensor) -> Tensor:
+        """v (n,d), no faster than the others by `FASTEST` where the map is thin.
+
+        There the score grows as 1/slope². Of 4000 samples on their way to a banana, one in the tail carried 87 % of
+        E|v|²: it alone decided the fit and the step.
+        """
+        if not self.rho.asked_for_density:
+            return v
+        speed = v.norm(dim=1)
+        every = self.rho.gather(speed)
+        slow = every.topk(max(1, len(every) - math.ceil(TAIL * len(every))), largest=False).values
+        limit = FASTEST * slow.square().mean().sqrt()
+        return torch.where(self.rho.thin & (speed > limit), limit / speed, 1.0).unsqueeze(1) * v
 
     def _accepted(self, solution: Solution) -> Tensor:
         """θ̇ of a solve that has converged to finite numbers."""

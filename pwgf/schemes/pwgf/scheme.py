@@ -37,6 +37,7 @@ from .settings import (
     choose_chunk_size,
     in_standard_coordinates,
     solve_settings,
+    tolerance_on_a_line,
 )
 from .setup import Setup
 from .watch import PWGFWatch
@@ -62,13 +63,13 @@ class PWGF(MapReplay):
             on the origin and the unit of x.
         reference: λ, e.g. `Gaussian(dim)`.
         tolerance: largest rms displacement error of a sample per step, in units of x; None means 1e-4 for explicit
-            steps and 1e-3 for implicit ones, whose estimate is that of a lower order; under a `maps.Standardised` map
-            in units of the present spread of ρ.
+            steps and for d = 1, and 3e-4 for other implicit ones, whose estimate is that of a lower order; under a
+            `maps.Standardised` map in units of the present spread of ρ.
         integrator: `auto` (implicit steps, and explicit ones once the flow is smooth), `implicit`,
             `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
         damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-7 for implicit steps of a map
-            with few parameters (up to 500, and up to n·d/4), 1e-8 for d = 1. Smaller is more accurate and less stable.
+            with few parameters (up to 500, and up to n·d/4), 1e-9 for d = 1. Smaller is more accurate and less stable.
         momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
             for implicit steps of a map with few parameters.
         num_samples: n, samples of a right side.
@@ -134,7 +135,8 @@ class PWGF(MapReplay):
         chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
         self.energy, self.theta0 = energy, check_theta0(theta0, map.num_params, "PWGF")
         self.num_samples, self.num_eval, self.momentum = num_samples, num_eval, momentum
-        self.integrator = self._chosen(integrator, form).resolved(tolerance)
+        chosen = self._chosen(integrator, form)
+        self.integrator = chosen.resolved(tolerance_on_a_line(tolerance, chosen, map.dim))
         self.tolerance = getattr(self.integrator, "tolerance", tolerance)
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
         self._in_spreads = tolerance is None and isinstance(map, Standardised)

@@ -172,3 +172,48 @@ def test_a_memory_too_small_for_one_sample_is_refused():
         ConfigError, match=r"PWGF\(max_memory=10\) must hold at least one sample, about .* chunk_size=1"
     ):
         pwgf.PWGF(energies.Entropy(), maps.ResidualMLP(2), pwgf.Gaussian(2), max_memory=10)
+
+
+class Bent(maps.PushForward):
+    """T(z) = a z + ½ z² for z > −a: its slope a + z is small near −a."""
+
+    dim = 1
+
+    def layout(self):
+        return [maps.Block("slope", (1,), 0)]
+
+    def initial(self, seed=0):
+        return torch.ones(1, dtype=torch.float64)
+
+    def __call__(self, theta, z):
+        return theta * z + z**2 / 2
+
+
+@pytest.mark.parametrize("power", [1, 30])
+def test_a_velocity_where_the_map_is_thin_is_limited(power):
+    """Among 400 samples, one at a slope of .07 of the median: the score there is that of 1/slope², some 200."""
+    z = torch.linspace(-0.2, 1.5, 400, dtype=torch.float64)[:, None]
+    z[17] = -0.9
+    z[30] = 1.6
+    energy = energies.Entropy() + energies.Potential(lambda x: 1e-4 * (x**power).sum(-1))  # fast at the last, not thin
+    scheme = pwgf.PWGF(energy, Bent(), pwgf.Gaussian(1))
+    side = RightSide(scheme._setup, z, torch.zeros(1).double(), 0.0, momentum=0.0, damping=1e-6)
+    found = side._look(Bent().initial())[:, 0]
+    slope = 1 + z[:, 0]
+    x = z[:, 0] + z[:, 0] ** 2 / 2
+    v = z[:, 0] / slope + 1 / slope**2 - 1e-4 * power * x ** (power - 1)
+    limit = 5 * float(v.abs().sort().values[:-2].square().mean().sqrt())
+    others = torch.arange(400) != 17
+    torch.testing.assert_close(found[others], v[others], rtol=1e-9, atol=1e-9)
+    assert float(v[17]) > limit if power == 1 else float(v[30].abs()) > limit
+    assert float(found[17]) == pytest.approx(min(limit, float(v[17])), rel=1e-9)
+
+
+def test_velocities_are_not_limited_where_no_density_is_asked_for():
+    z = torch.linspace(-0.2, 1.5, 400, dtype=torch.float64)[:, None]
+    z[17] = -0.99
+    far = energies.Potential(lambda x: 1e3 * (x[:, 0] + 0.45).clamp(max=0).square())
+    scheme = pwgf.PWGF(far, Bent(), pwgf.Gaussian(1))
+    side = RightSide(scheme._setup, z, torch.zeros(1).double(), 0.0, momentum=0.0, damping=1e-6)
+    x = z[:, 0] + z[:, 0] ** 2 / 2
+    assert torch.allclose(side._look(Bent().initial())[:, 0], -2e3 * (x + 0.45).clamp(max=0))
