@@ -73,13 +73,20 @@ def energy_lines(run: Trajectory) -> list[str]:
 def _quality_lines(run: Trajectory) -> list[str]:
     if not {"projection_residual", "velocity_rms"} <= set(run.names):
         return []
-    residual, missed = run["projection_residual"], accuracy.missed_share(run)
-    words = ("excellent", 1e-3), ("good", 1e-2), ("fair", 0.1), ("poor: use a wider map or more samples", np.inf)
-    verdict = next(word for word, limit in words if missed < limit)
-    lines = [
-        f"Projection residual: at most {residual.max():.2g}, last {residual[-1]:.2g}",
-        f"Verdict: the map missed {100 * missed:.2g} % of the squared velocity over the run, which is {verdict}",
-    ]
+    residual, (error, t) = run["projection_residual"], accuracy.estimated_error(run)
+    lines = [f"Projection residual: at most {residual.max():.2g}, last {residual[-1]:.2g}"]
+    if np.isfinite(error):
+        words = (
+            ("excellent", 5e-4),
+            ("good", 4e-3),
+            ("fair, compare with a wider map", 2e-2),
+            ("poor, use a wider map or more samples", np.inf),
+        )
+        verdict = next(word for word, limit in words if error < limit)
+        lines += [
+            f"Verdict: {verdict}; the law is off by some {100 * error:.2g} % of its spread at most, at t = {t:g} (W2, "
+            "estimated from the velocity that the map missed; errors may be a few times as large)"
+        ]
     if "fold_fraction" in run.names:
         lines.append(f"Folded samples: at most {100 * float(run['fold_fraction'].max()):.2g} %")
     return lines

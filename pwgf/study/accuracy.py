@@ -86,21 +86,16 @@ def errors(
     return {name: np.array([row[name] for row in found], dtype=np.float64) for name in found[0]}
 
 
-def missed_share(run: Trajectory) -> float:
-    """∫E|Jθ̇ − v|² dt / ∫E|v|² dt over a run, by the trapezoid rule: how much of the flow the map missed.
+def estimated_error(run: Trajectory) -> tuple[float, float]:
+    """Largest estimated error of a row's law, W₂ over the spread √tr cov, and its time; NaN where rows have none.
 
-    Unlike a row's projection residual it is not spoilt by the end of a flow, where the velocity itself vanishes. Of the
-    samples the fastest 0.1 % are left out, apart from files that lack these figures (`bulk_residual`).
-
-    Raises:
-        ConfigError: the run has no projection, as one of particles.
+    Without a known law; from the velocity that the map missed, see `schemes.pwgf.estimate`.
     """
-    bulk = "bulk_residual" in run.names
-    residual = run["bulk_residual" if bulk else "projection_residual"]
-    speed2 = run["bulk_velocity_rms" if bulk else "velocity_rms"] ** 2
-    gaps = np.diff(run.t)
-    lost, total = (float(((y[1:] + y[:-1]) / 2 * gaps).sum()) for y in (residual * speed2, speed2))
-    return lost / total if total > 0 else float(residual[-1])
+    if "error_estimate" not in run.names:
+        return math.nan, math.nan
+    share = run["error_estimate"] / np.maximum(run["spread"], 1e-300)
+    k = int(np.argmax(np.nan_to_num(share)))
+    return float(share[k]), float(run.t[k])
 
 
 def _check(run: Trajectory, problem: Problem, n: int) -> None:

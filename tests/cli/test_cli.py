@@ -97,7 +97,7 @@ def test_info_says_what_is_there_and_how_good(ou, capsys):
         "Energy terms: Potential + Entropy",
         f"Energy: {run['energy'][0]:.5g} -> {run['energy'][-1]:.5g}; it falls in every row",
         f"Projection residual: at most {run['projection_residual'].max():.2g}",
-        "which is excellent",
+        "Verdict: excellent; the law is off by some",
         "Folded samples: at most 0 %",
         "Error against the exact law at t = 0.2: Bures-W2",
         "symmetric KL",
@@ -263,7 +263,7 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
     for text in (
         "(None: 1e-6; 1e-7 in implicit steps of small maps, on a line 1e-9)",
         "(default: auto)",
-        "in units of x (None: 1e-4 explicit, 1e-3 implicit)",
+        "in units of x (None: 1e-4 explicit or on a line, 3e-4 implicit)",
         "in units of t",
         "styblinski-tang",
     ):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from scipy.integrate import trapezoid
 
 import pwgf
 from pwgf import energies, maps, problems
@@ -95,29 +94,37 @@ def test_different_supports_give_no_kl():
     assert np.isnan(found["sym_kl"]).all() and np.isfinite(found["bures_w2"]).all()
 
 
-def test_missed_share_is_the_weighted_residual():
-    """A map that can only translate misses the whole change of variance: share ∫(v − E v)² / ∫v², v known exactly."""
+class Shift(maps.Affine):
+    """T(z) = z + b."""
 
-    class Shift(maps.Affine):
-        def __call__(self, theta, z):
-            return z + self.unpack(theta)[0][:, -1]
+    def __call__(self, theta, z):
+        return z + self.unpack(theta)[0][:, -1]
 
-        def linearise(self, theta, z):
-            return maps.PushForward.linearise(self, theta, z)
+    def linearise(self, theta, z):
+        return maps.PushForward.linearise(self, theta, z)
 
-        def jacobian(self, theta, z):
-            return torch.eye(self.dim, dtype=z.dtype).expand(len(z), -1, -1)
+    def jacobian(self, theta, z):
+        return torch.eye(self.dim, dtype=z.dtype).expand(len(z), -1, -1)
 
+
+def test_the_estimated_error_is_that_of_the_mode_that_the_map_misses():
+    """Of x = z + b the spread stays 1. The map misses v = −(x − b), and Q(c(x − b)) = c²(2·1 + 1): c = 1/(3 + 1/T)."""
     energy = energies.Potential(lambda x: (x - 3).square().sum(-1)) + energies.Entropy()
     scheme = pwgf.PWGF(
         energy, Shift(1), pwgf.Gaussian(1), num_samples=300, num_eval=3000, integrator=pwgf.FixedStep("rk4", 0.05)
     )
-    run = pwgf.solve(scheme, np.linspace(0, 0.3, 4), progress=False)
-    # x = z + b: v = −2(x−3) + z = −2(b−3) − z, of which the translation follows −2(b−3), so E|v|² = 4(b−3)² + 1
-    missed = np.ones(4)
-    squared = 4 * (3 * np.exp(-2 * run.t)) ** 2 + 1
-    expected = trapezoid(missed, run.t) / trapezoid(squared, run.t)
-    assert accuracy.missed_share(run) == pytest.approx(expected, rel=0.05)
+    run = pwgf.solve(scheme, np.linspace(5.0, 5.3, 4), progress=False)
+    assert run["spread"] == pytest.approx(np.ones(4), rel=0.03)  # without the fastest samples
+    elapsed = run.t - 5
+    assert run["error_estimate"][0] == 0
+    assert run["error_estimate"][1:] == pytest.approx(1 / (3 + 1 / elapsed[1:]), rel=0.03)
+    error, t = accuracy.estimated_error(run)
+    assert (error, t) == (pytest.approx(1 / (3 + 1 / 0.3), rel=0.03), pytest.approx(5.3))
+
+
+def test_a_run_that_misses_nothing_has_no_error_to_estimate():
+    _, run = affine_run(2)
+    assert accuracy.estimated_error(run)[0] < 1e-6
 
 
 def test_errors_refuse_another_problem_and_too_few_samples():

@@ -26,6 +26,7 @@ from ...state import Info, State
 from .._arguments import refuse_jump, refuse_kinks, try_functions
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .description import described
+from .estimate import error_estimate
 from .evaluation import evaluate_row
 from .guards import check_shared, finite_velocity, refuse_folded
 from .right_side import EXACT_SLOPES, RightSide
@@ -214,7 +215,7 @@ class PWGF(MapReplay):
             "num_products": 0,
             "num_implicit": 0,
         }
-        extra = {"integrator": NO_MEMORY, "tiny": _NO_TINY}
+        extra = {"integrator": NO_MEMORY, "tiny": _NO_TINY, "began": torch.tensor([t], dtype=torch.float64)}
         return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
@@ -247,7 +248,7 @@ class PWGF(MapReplay):
         tiny = _tiny_steps(state.extra.get("tiny", _NO_TINY).cpu(), moved.dt, t1 - state.t)
         if float(tiny[0]) > _MOST_TINY:
             raise self._stalled(side, state, moved)
-        extra = {"integrator": moved.memory, "tiny": tiny}
+        extra = {**state.extra, "integrator": moved.memory, "tiny": tiny}
         after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
         after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
@@ -325,6 +326,9 @@ class PWGF(MapReplay):
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator)))
+        elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
+        z = self._draw(min(4000, max(500, 40_000 // self.map.dim)), generator, even=True)
+        row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed)
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,

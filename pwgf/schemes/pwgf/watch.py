@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ...state import Info
 from ..base import Row, Watch
 
-_ROUNDING = 1e-12  # a velocity, in units of x over t, below which there is nothing to be missed
+_OFF = 0.02  # estimated error of the law, in spreads, that is named
 _FAR = 1e4  # spreads; at 1e4 the mean was measured to be off by 3e-3 of them, at 1e6 all was lost (ResidualMLP, d = 1)
 _RUNAWAY = 1e6  # by how much F falls faster than at the start where it seems to have no lower bound
 _STALLED = 10  # tiny steps in a row that make a stall: a first step may be tiny, and grows by then
@@ -26,23 +26,19 @@ class PWGFWatch(Watch):
         super().__init__(span)
         self._integrator = "" if implicit else "integrator='implicit', "
         self.fold_cure = f"{self._integrator}{Watch.fold_cure}"
-        self._fastest = 0.0  # largest rms |v| of a row so far
         self._highest = -math.inf  # largest F so far
         self._first_rate = 0.0  # −dF/dt in the first step in which F fell
         self._num_tiny = 0  # tiny steps in a row
 
     def of_row(self, row: Row, t: float) -> Iterator[tuple[str, str]]:
-        """Folds and missed velocity in the row at t."""
+        """Folds, and a law that seems to be wrong, in the row at t."""
         yield from super().of_row(row, t)
-        residual, speed = float(row["bulk_residual"]), float(row["bulk_velocity_rms"])
-        missed = math.sqrt(max(residual, 0.0)) * speed
-        self._fastest = max(self._fastest, speed)
-        # Near equilibrium a large share of nothing is missed.
-        if residual > 0.25 and missed > max(0.05 * self._fastest, _ROUNDING):
+        error, spread = float(row["error_estimate"]), float(row["spread"])
+        if error > _OFF * spread:
             message = (
-                f"the map misses a velocity of {missed:.2g} (rms; {100 * residual:.0f} % of E|v|²) at t = {t:.4g}, the "
-                "fastest 0.1 % of the samples left out (bulk_residual). Cure: a wider map, more samples (num_samples), "
-                "or another family of maps"
+                f"the law seems to be off by {error:.2g} (W2, in units of x; {100 * error / spread:.2g} % of its "
+                f"spread) at t = {t:.4g}, since the map misses velocities that would move it (error_estimate). Cure: a "
+                "wider map, more samples (num_samples), or another family of maps"
             )
             yield "residual", message
 
