@@ -1,4 +1,4 @@
-"""The bound of the distance to the exact law, where bound and distance are known in closed form."""
+"""The bound and the estimate of the distance to the exact law, where they are known in closed form."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import pwgf
 from pwgf import energies, maps
 from pwgf.errors import ConfigError
+from pwgf.study import accuracy
 
 
 class Shift(maps.Affine):
@@ -24,12 +25,12 @@ class Shift(maps.Affine):
         return torch.eye(self.dim, dtype=z.dtype).expand(len(z), -1, -1)
 
 
-def run_of(num_rows):
+def run_of(num_rows, start=0.0):
     energy = energies.Potential(lambda x: (x - 3).square().sum(-1)) + energies.Entropy()
     scheme = pwgf.PWGF(
         energy, Shift(1), pwgf.Gaussian(1), num_samples=300, num_eval=3000, integrator=pwgf.FixedStep("rk4", 0.02)
     )
-    return pwgf.solve(scheme, np.linspace(0, 0.3, num_rows), progress=False)
+    return pwgf.solve(scheme, np.linspace(start, start + 0.3, num_rows), progress=False)
 
 
 def test_the_bound_holds_and_is_the_integral_of_what_was_missed():
@@ -58,3 +59,14 @@ def test_particles_have_no_bound():
     run = pwgf.solve(scheme, [0.0, 0.1], progress=False)
     with pytest.raises(ConfigError, match=r"needs the velocity that a map has missed.*Solve by scheme PWGF"):
         run.error_bound(1.0)
+
+
+def test_the_estimated_error_is_that_of_the_mode_that_the_map_misses():
+    """Of x = z + b the spread stays 1. The map misses v = −(x − b), and Q(c(x − b)) = c²(2·1 + 1): c = 1/(3 + 1/T)."""
+    run = run_of(4, start=5.0)
+    elapsed = run.t - 5
+    assert run["spread"] == pytest.approx(np.ones(4), rel=0.03)  # without the fastest samples
+    assert run["error_estimate"][0] == 0
+    assert run["error_estimate"][1:] == pytest.approx(1 / (3 + 1 / elapsed[1:]), rel=0.03)
+    error, t = accuracy.estimated_error(run)
+    assert (error, t) == (pytest.approx(1 / (3 + 1 / 0.3), rel=0.03), pytest.approx(5.3))

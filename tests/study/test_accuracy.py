@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import scipy.linalg
-import torch
 
 import pwgf
-from pwgf import energies, maps, problems
+from pwgf import maps, problems
 from pwgf.study import accuracy
 
 
@@ -92,34 +91,6 @@ def test_different_supports_give_no_kl():
     run = pwgf.solve(scheme, [0.0, 0.2], problem=problem, progress=False)  # an affine map keeps unbounded support
     found = accuracy.errors(run, problem, n=500, rows=[1])
     assert np.isnan(found["sym_kl"]).all() and np.isfinite(found["bures_w2"]).all()
-
-
-class Shift(maps.Affine):
-    """T(z) = z + b."""
-
-    def __call__(self, theta, z):
-        return z + self.unpack(theta)[0][:, -1]
-
-    def linearise(self, theta, z):
-        return maps.PushForward.linearise(self, theta, z)
-
-    def jacobian(self, theta, z):
-        return torch.eye(self.dim, dtype=z.dtype).expand(len(z), -1, -1)
-
-
-def test_the_estimated_error_is_that_of_the_mode_that_the_map_misses():
-    """Of x = z + b the spread stays 1. The map misses v = −(x − b), and Q(c(x − b)) = c²(2·1 + 1): c = 1/(3 + 1/T)."""
-    energy = energies.Potential(lambda x: (x - 3).square().sum(-1)) + energies.Entropy()
-    scheme = pwgf.PWGF(
-        energy, Shift(1), pwgf.Gaussian(1), num_samples=300, num_eval=3000, integrator=pwgf.FixedStep("rk4", 0.05)
-    )
-    run = pwgf.solve(scheme, np.linspace(5.0, 5.3, 4), progress=False)
-    assert run["spread"] == pytest.approx(np.ones(4), rel=0.03)  # without the fastest samples
-    elapsed = run.t - 5
-    assert run["error_estimate"][0] == 0
-    assert run["error_estimate"][1:] == pytest.approx(1 / (3 + 1 / elapsed[1:]), rel=0.03)
-    error, t = accuracy.estimated_error(run)
-    assert (error, t) == (pytest.approx(1 / (3 + 1 / 0.3), rel=0.03), pytest.approx(5.3))
 
 
 def test_a_run_that_misses_nothing_has_no_error_to_estimate():
