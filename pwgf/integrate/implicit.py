@@ -38,7 +38,7 @@ class Implicit:
 
     Args:
         tolerance: largest rms displacement error of a sample per step, in units of x; None means that of the scheme,
-            else 1e-3. The estimate is that of the order below, so steps are more accurate than it says.
+            else 3e-4. The estimate is that of the order below, so steps are more accurate than it says.
         first_step: length of the first step, in units of t; None: from the velocity.
         order: largest order, 2 or 3.
         dt: None, or a fixed length for steps of plain implicit Euler without extrapolation and error control.

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import pwgf
 from pwgf import cli, maps, problems
+from pwgf.cli import report, settings
 from pwgf.cli import run as command_run
-from pwgf.cli import settings
 
 TINY = ["--num-samples", "100", "--num-eval", "200", "--num-rows", "3", "--end-time", "0.2", "--threads", "1"]
 
@@ -278,3 +279,20 @@ def test_misspelt_option_exits_2(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", "aggregation", "--tolerence", "1e-3"])
     assert "--tolerance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("share", "word"), [(1e-4, "excellent;"), (1e-3, "good;"), (1e-2, "fair, compare"), (0.1, "poor, use a wider map")]
+)
+def test_the_verdict_goes_by_the_largest_estimated_error(share, word):
+    class Rows(dict):
+        t = np.array([0.0, 1.0, 2.0])
+        names = ("projection_residual", "velocity_rms", "error_estimate", "spread")
+
+    run = Rows({name: np.ones(3) for name in Rows.names} | {"error_estimate": np.array([0.0, 2 * share, share])})
+    run["spread"] = np.array([1.0, 2.0, 2.0])
+    said = "\n".join(report._quality_lines(run))
+    assert f"Verdict: {word}" in said
+    assert f"off by some {100 * share:.2g} % of its spread at most, at t = 1 (W2, estimated" in said
+    run["error_estimate"] = np.full(3, np.nan)
+    assert "Verdict" not in "\n".join(report._quality_lines(run))

@@ -164,6 +164,18 @@ def test_the_loop_warns_of_folds_and_poor_maps_once(caplog):
         assert len([m for m in caplog.messages if re.search(words, m)]) == 1
 
 
+def test_the_loop_warns_of_a_poor_map_where_there_is_no_estimate(caplog):
+    """In d = 130, 50 samples do not determine x = A z + b: on fresh ones it follows little of v."""
+    energy = energies.Potential(lambda x: (x - 3).square().square().sum(-1))
+    moving = pwgf.PWGF(
+        energy, maps.Affine(130), pwgf.Gaussian(130), num_samples=50, num_eval=50, integrator=pwgf.Euler(1e-6)
+    )
+    with caplog.at_level(logging.WARNING, "pwgf"):
+        run = pwgf.solve(moving, [0.0, 1e-6], progress=False)
+    assert np.isnan(run["error_estimate"]).all()
+    assert len([m for m in caplog.messages if re.search(r"the map misses \d+ % of .* at t = 0, .*a wider map", m)]) == 1
+
+
 def test_the_loop_does_not_warn_of_a_velocity_that_is_all_but_gone(caplog):
     problem = pwgf.problems.OrnsteinUhlenbeck(2)
     moving = pwgf.PWGF(problem.energy, maps.ResidualMLP(2, width=8), problem.reference, num_samples=300, num_eval=500)

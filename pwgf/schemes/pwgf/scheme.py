@@ -26,7 +26,7 @@ from ...state import Info, State
 from .._arguments import refuse_jump, refuse_kinks, try_functions
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .description import described
-from .estimate import error_estimate
+from .estimate import error_estimate, samples_for
 from .evaluation import evaluate_row
 from .guards import check_shared, finite_velocity, refuse_folded
 from .right_side import EXACT_SLOPES, RightSide
@@ -327,7 +327,7 @@ class PWGF(MapReplay):
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator)))
         elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
-        z = self._draw(min(4000, max(500, 40_000 // self.map.dim)), generator, even=True)
+        z = self._draw(samples_for(self.map.dim), generator, even=True)
         row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed)
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(

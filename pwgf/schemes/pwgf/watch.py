@@ -26,6 +26,7 @@ class PWGFWatch(Watch):
         super().__init__(span)
         self._integrator = "" if implicit else "integrator='implicit', "
         self.fold_cure = f"{self._integrator}{Watch.fold_cure}"
+        self._fastest = 0.0  # largest rms |v| of a row so far
         self._highest = -math.inf  # largest F so far
         self._first_rate = 0.0  # −dF/dt in the first step in which F fell
         self._num_tiny = 0  # tiny steps in a row
@@ -39,6 +40,15 @@ class PWGFWatch(Watch):
                 f"the law seems to be off by {error:.2g} (W2, in units of x; {100 * error / spread:.2g} % of its "
                 f"spread) at t = {t:.4g}, since the map misses velocities that would move it (error_estimate). Cure: a "
                 "wider map, more samples (num_samples), or another family of maps"
+            )
+            yield "residual", message
+        residual, speed = float(row["projection_residual"]), float(row["velocity_rms"])
+        self._fastest = max(self._fastest, speed)
+        if math.isnan(error) and residual > 0.25 and math.sqrt(residual) * speed > 0.05 * self._fastest:
+            message = (
+                f"the map misses {100 * residual:.0f} % of E|v|² at t = {t:.4g}, and in this dimension there is no "
+                "estimate of what that means for the law. Cure: a wider map, more samples (num_samples), or another "
+                "family of maps"
             )
             yield "residual", message
 
