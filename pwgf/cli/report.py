@@ -80,13 +80,15 @@ def _quality_lines(run: Trajectory) -> list[str]:
             ("excellent", 5e-4),
             ("good", 4e-3),
             ("fair, compare with a wider map", 2e-2),
-            ("poor, use a wider map or more samples", np.inf),
+            ("poor", np.inf),
         )
         verdict = next(word for word, limit in words if error < limit)
         lines += [
             f"Verdict: {verdict}; the law is off by some {100 * error:.2g} % of its spread at most, at t = {t:g} (W2, "
             "estimated from the velocity that the map missed; errors may be a few times as large)"
         ]
+        tried = [f"{100 * value:.2g} % with {words}" for words, value in accuracy.tried_cures(run).items()]
+        lines += [f"  Tried there: {' and '.join(tried)}"] if tried else []
     if "fold_fraction" in run.names:
         lines.append(f"Folded samples: at most {100 * float(run['fold_fraction'].max()):.2g} %")
     return lines

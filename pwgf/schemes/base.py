@@ -95,6 +95,7 @@ class Description:
         work_unit: what the column `num_stages` counts.
         no_projection: why there is no column `projection_residual`.
         advice: what helps where many steps are rejected.
+        cures: columns with the error estimate that a cure gave where it was tried, and what it is.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Description:
     work_unit: str = "right sides"
     no_projection: str = ""
     advice: str = "another step length, or more samples"
+    cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def has_density(self) -> bool:

@@ -93,9 +93,26 @@ def estimated_error(run: Trajectory) -> tuple[float, float]:
     """
     if "error_estimate" not in run.names:
         return math.nan, math.nan
-    share = run["error_estimate"] / np.maximum(run["spread"], 1e-300)
+    share = _in_spreads(run, "error_estimate")
     k = int(np.argmax(np.nan_to_num(share)))
     return float(share[k]), float(run.t[k])
+
+
+def tried_cures(run: Trajectory) -> dict[str, float]:
+    """What was tried at the row of the largest estimated error, with the estimate that it gave, relative to the spread.
+
+    Empty where nothing was tried, since the estimate lay below the accuracy asked for.
+    """
+    cures = {words: name for name, words in run.description.cures.items() if name in run.names}
+    if not cures:
+        return {}
+    k = int(np.argmax(np.nan_to_num(_in_spreads(run, "error_estimate"))))
+    found = {words: float(_in_spreads(run, name)[k]) for words, name in cures.items()}
+    return {words: share for words, share in found.items() if math.isfinite(share)}
+
+
+def _in_spreads(run: Trajectory, name: str) -> np.ndarray:
+    return run[name] / np.maximum(run["spread"], 1e-300)
 
 
 def _check(run: Trajectory, problem: Problem, n: int) -> None:

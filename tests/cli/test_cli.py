@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pwgf
-from pwgf import cli, maps, problems
+from pwgf import cli, maps, problems, schemes
 from pwgf.cli import report, settings
 from pwgf.cli import run as command_run
 
@@ -282,17 +282,20 @@ def test_misspelt_option_exits_2(capsys):
 
 
 @pytest.mark.parametrize(
-    ("share", "word"), [(1e-4, "excellent;"), (1e-3, "good;"), (1e-2, "fair, compare"), (0.1, "poor, use a wider map")]
+    ("share", "word"), [(1e-4, "excellent;"), (1e-3, "good;"), (1e-2, "fair, compare"), (0.1, "poor;")]
 )
 def test_the_verdict_goes_by_the_largest_estimated_error(share, word):
     class Rows(dict):
         t = np.array([0.0, 1.0, 2.0])
-        names = ("projection_residual", "velocity_rms", "error_estimate", "spread")
+        names = ("projection_residual", "velocity_rms", "error_estimate", "spread", "error_more_samples")
+        description = schemes.Description("PWGF", cures={"error_more_samples": "more samples"})
 
     run = Rows({name: np.ones(3) for name in Rows.names} | {"error_estimate": np.array([0.0, 2 * share, share])})
     run["spread"] = np.array([1.0, 2.0, 2.0])
+    run["error_more_samples"] = np.array([np.nan, share, np.nan])
     said = "\n".join(report._quality_lines(run))
     assert f"Verdict: {word}" in said
     assert f"off by some {100 * share:.2g} % of its spread at most, at t = 1 (W2, estimated" in said
+    assert f"Tried there: {50 * share:.2g} % with more samples" in said
     run["error_estimate"] = np.full(3, np.nan)
     assert "Verdict" not in "\n".join(report._quality_lines(run))

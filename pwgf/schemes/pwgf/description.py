@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..base import Description, shown_settings
+from .cures import CURES
 
 _SMOOTHER = "more samples or a larger damping make the right side smoother"
 
@@ -22,6 +23,7 @@ def described(config: Mapping[str, Any]) -> Description:
         settings=(*steps, *shown_settings(config), config["dtype"], samples),
         work_unit="right sides",
         advice=_SMOOTHER if _implicit(integrator) else f"--integrator implicit where the flow is stiff; {_SMOOTHER}",
+        cures=CURES,
     )
 
 

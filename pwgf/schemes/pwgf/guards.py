@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...energies import Energy
-from ...errors import ConfigError, NonFiniteError
+from ...errors import ConfigError, NonFiniteError, SolverError
 from ...measures import PushedMeasure
 from .setup import Setup
 
@@ -112,3 +112,25 @@ def check_shared(setup: Setup, theta: Tensor, z: Tensor) -> None:
                 "your own must average by rho.mean(values), or see all samples as rho.gather(rho.x); or set "
                 "PWGF_PARALLEL=0."
             )
+
+
+def stalled(steps: int, dt: float, t: float, measured: str, rejection: str) -> SolverError:
+    """The error of a run whose steps stay tiny."""
+    return SolverError(
+        f"the step has stayed below {dt:.1e} for {steps} steps up to t = {t:.6g}, where the state is good. Measured: "
+        f"{measured}; last rejection: {rejection or 'none'}. If few samples carry the velocity or the map folds, it is "
+        "too small there: a wider map, another family (maps.ConvexRidge cannot fold), more samples (num_samples). If "
+        "all are fast, the energy is steep: check it at that x, or raise the tolerance."
+    )
+
+
+def gave_up(error: Exception, t: float, dt: float, redraws: int) -> Exception:
+    """The error of a run in which no interval from t succeeds, of the kind of the last failure."""
+    kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
+    return kind(
+        f"no step from t = {t:.6g} succeeded (last tried dt = {dt:.2e}, {redraws} redraws): {error}. The state at "
+        f"t = {t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the way: check it at the "
+        "samples there; (b) the map is too small for the flow, or folds: a wider map, another family (maps.ConvexRidge "
+        "cannot fold), more samples (num_samples); (c) the linear system is too ill-conditioned: larger damping; (d) "
+        "explicit steps on a stiff flow, or fixed ones too long: integrator='auto'."
+    )

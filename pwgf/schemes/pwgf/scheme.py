@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -25,20 +26,22 @@ from ...parallel import ALONE, world
 from ...state import Info, State
 from .._arguments import refuse_jump, refuse_kinks, try_functions
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
+from .cures import NOT_TRIED, errors_with_cures
 from .description import described
 from .estimate import error_estimate, samples_for
 from .evaluation import evaluate_row
-from .guards import check_shared, finite_velocity, refuse_folded
+from .guards import check_shared, finite_velocity, gave_up, refuse_folded, stalled
 from .right_side import EXACT_SLOPES, RightSide
 from .settings import (
     auto_solver,
+    check_accuracy,
     check_coordinates,
     check_members,
     check_numbers,
     choose_chunk_size,
+    default_tolerance,
     in_standard_coordinates,
     solve_settings,
-    tolerance_on_a_line,
 )
 from .setup import Setup
 from .watch import PWGFWatch
@@ -73,6 +76,10 @@ class PWGF(MapReplay):
             with few parameters (up to 500, and up to n·d/4), 1e-9 for d = 1. Smaller is more accurate and less stable.
         momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
             for implicit steps of a map with few parameters.
+        accuracy: error of the law that is aimed at, W₂ relative to its spread √tr cov. Each row's `error_estimate` is
+            held against it, and what would help is tried where it is larger. Where no tolerance is given it also sets
+            that of the steps, a fiftieth of it in present spreads of ρ. None: 2 %, with the default tolerance.
+        on_miss: whether a row that misses the accuracy is only warned of, `warn`, or ends the run, `stop`.
         num_samples: n, samples of a right side.
         num_eval: fresh samples on which each row's energy, residual and fold fraction are measured.
         solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `lsmr`, or a `linalg` solver with
@@ -110,6 +117,8 @@ class PWGF(MapReplay):
         *,
         tolerance: float | None = None,
         integrator: str | Integrator = "auto",
+        accuracy: float | None = None,
+        on_miss: str = "warn",
         damping: float | None = None,
         momentum: float | None = None,
         num_samples: int = 1000,
@@ -137,10 +146,11 @@ class PWGF(MapReplay):
         self.energy, self.theta0 = energy, check_theta0(theta0, map.num_params, "PWGF")
         self.num_samples, self.num_eval, self.momentum = num_samples, num_eval, momentum
         chosen = self._chosen(integrator, form)
-        self.integrator = chosen.resolved(tolerance_on_a_line(tolerance, chosen, map.dim))
+        self.accuracy, self.on_miss = check_accuracy(accuracy, on_miss, dtype), on_miss
+        self.integrator = chosen.resolved(default_tolerance(tolerance, accuracy, chosen, map.dim))
         self.tolerance = getattr(self.integrator, "tolerance", tolerance)
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
-        self._in_spreads = tolerance is None and isinstance(map, Standardised)
+        self._in_spreads = tolerance is None and (accuracy is not None or isinstance(map, Standardised))
         self.damping = damping
         self.chunk_size, self.max_memory = chunk_size, max_memory
         self._setup = Setup(energy, map, reference, solver_, form, chunk, world())
@@ -238,7 +248,7 @@ class PWGF(MapReplay):
                 rejected = rejected + getattr(self.integrator, "max_rejections", 0)
                 stages = stages + side.num_stages
                 if redraw == _REDRAWS or not self.integrator.adaptive:
-                    raise self._gave_up(error, state, dt, redraw) from error
+                    raise gave_up(error, state.t, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
         t_end = t1 if moved.length == t1 - state.t else later(state.t, moved.length)
         counters = merge_counters(
@@ -247,7 +257,7 @@ class PWGF(MapReplay):
         )  # fmt: skip
         tiny = _tiny_steps(state.extra.get("tiny", _NO_TINY).cpu(), moved.dt, t1 - state.t)
         if float(tiny[0]) > _MOST_TINY:
-            raise self._stalled(side, state, moved)
+            raise stalled(_MOST_TINY, moved.dt, state.t, side.diagnosis(), moved.reason)
         extra = {**state.extra, "integrator": moved.memory, "tiny": tiny}
         after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
         after = self._agreed(after)
@@ -299,26 +309,6 @@ class PWGF(MapReplay):
         }
         return Info(before.t, after.t, moved.dt, side.num_stages, rejected + moved.num_rejected, values)
 
-    def _stalled(self, side: RightSide, state: State, moved: Advance) -> SolverError:
-        return SolverError(
-            f"the step has stayed below {moved.dt:.1e} for {_MOST_TINY} steps up to t = {state.t:.6g}, where the state "
-            f"is good. Measured: {side.diagnosis()}; last rejection: {moved.reason or 'none'}. If few samples carry "
-            "the velocity or the map folds, it is too small there: a wider map, another family (maps.ConvexRidge "
-            "cannot fold), more samples (num_samples). If all are fast, the energy is steep: check it at that x, or "
-            "raise the tolerance."
-        )
-
-    def _gave_up(self, error: Exception, state: State, dt: float, redraws: int) -> Exception:
-        kind = type(error) if isinstance(error, (SolverError, NonFiniteError)) else SolverError
-        return kind(
-            f"no step from t = {state.t:.6g} succeeded (last tried dt = {dt:.2e}, {redraws} redraws): {error}. The "
-            f"state at t = {state.t:.6g} is good. Causes: (a) the energy is not finite or not differentiable on the "
-            "way: check it at the samples there; (b) the map is too small for the flow, or folds: a wider map, another "
-            "family (maps.ConvexRidge cannot fold), more samples (num_samples); (c) the linear system is too "
-            "ill-conditioned: larger damping; (d) explicit steps on a stiff flow, or fixed ones too long: "
-            "integrator='auto'."
-        )
-
     def measure(self, state: State) -> Row:
         """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
         generator = fork(state.rng, "measure")
@@ -329,6 +319,10 @@ class PWGF(MapReplay):
         elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
         z = self._draw(samples_for(self.map.dim), generator, even=True)
         row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed)
+        row.update(NOT_TRIED)
+        if row["error_estimate"] > self.accuracy * row["spread"]:
+            draw = functools.partial(self._draw, generator=generator, even=True)
+            row.update(errors_with_cures(self._alone, state.theta, self.num_samples, draw, z, elapsed, side.damping))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,
@@ -363,7 +357,7 @@ class PWGF(MapReplay):
 
     def watch(self, span: tuple[float, float]) -> PWGFWatch:
         """Warns of folds, missed velocities, vanishing steps and a rising energy."""
-        return PWGFWatch(span, implicit=self.takes_implicit_steps)
+        return PWGFWatch(span, self.accuracy, self.on_miss == "stop", self.takes_implicit_steps)
 
     @classmethod
     def described(cls, config: Mapping[str, Any]) -> Description:
@@ -377,7 +371,8 @@ class PWGF(MapReplay):
             "name": "PWGF", "energy": member_config(self.energy), "map": member_config(self.map),
             "reference": member_config(self.reference), "theta0": tensor_config(self.theta0),
             "num_samples": self.num_samples, "num_eval": self.num_eval, "tolerance": self.tolerance,
-            "integrator": self.integrator.to_config(), "damping": self.damping, "momentum": self.momentum,
+            "integrator": self.integrator.to_config(), "accuracy": self.accuracy, "on_miss": self.on_miss,
+            "damping": self.damping, "momentum": self.momentum,
             "solver": setup.solver.to_config(), "form": setup.form, "chunk_size": self.chunk_size,
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device, **({"tolerance_in_spreads": True} if self._in_spreads else {}),

@@ -19,6 +19,15 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from .._arguments import check_law, check_map
 
+ACCURACY = 0.02
+"""Estimated error of the law, in spreads, that a run warns of when it is given no accuracy."""
+
+STEP_SHARE = 0.02
+"""rms displacement error of a sample per step, relative to the accuracy stated; errors of steps add up."""
+
+FINEST = {torch.float64: 1e-5, torch.float32: 1e-3}
+"""The smallest accuracy that is accepted."""
+
 LINE_TOLERANCE = 1e-4
 """rms displacement error of a sample per step for d = 1."""
 
@@ -57,9 +66,34 @@ def solve_settings(
     return defaults
 
 
-def tolerance_on_a_line(tolerance: float | None, integrator: Integrator, dim: int) -> float | None:
-    """As given; for d = 1, where noise does not hide smaller errors of the time step, 1e-4 also for implicit steps."""
-    return LINE_TOLERANCE if tolerance is None and dim == 1 and integrator.adaptive else tolerance
+def default_tolerance(
+    tolerance: float | None, accuracy: float | None, integrator: Integrator, dim: int
+) -> float | None:
+    """As given; else that of a stated accuracy; else None, the integrator's own, but 1e-4 for d = 1.
+
+    On a line noise does not hide smaller errors of the time step, also of implicit ones.
+    """
+    if tolerance is not None or not integrator.adaptive:
+        return tolerance
+    if accuracy is not None:
+        return STEP_SHARE * accuracy
+    return LINE_TOLERANCE if dim == 1 else None
+
+
+def check_accuracy(accuracy: float | None, on_miss: str, dtype: torch.dtype) -> float:
+    """The accuracy that rows are held against; ConfigError where it is no number that can be shown."""
+    if on_miss not in ("warn", "stop"):
+        raise ConfigError(f"PWGF(on_miss={on_miss!r}) must be 'warn' or 'stop'.{nearest(on_miss, ['warn', 'stop'])}")
+    if accuracy is None:
+        return ACCURACY
+    check_number(accuracy, "accuracy", "PWGF", low=0.0, high=1.0, open_low=True)
+    least = FINEST[dtype]
+    if accuracy < least:
+        raise ConfigError(
+            f"PWGF(accuracy={accuracy:g}) is finer than this scheme can show in {dtype}: the samples of the estimate "
+            f"and the damping of the solves leave about {least:g} of the spread. Give accuracy={least:g} or more."
+        )
+    return accuracy
 
 
 def in_standard_coordinates(map: PushForward, reference: Reference) -> PushForward:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from ...errors import SolverError
 from ...state import Info
 from ..base import Row, Watch
+from .cures import CURES
 
-_OFF = 0.02  # estimated error of the law, in spreads, that is named
 _FAR = 1e4  # spreads; at 1e4 the mean was measured to be off by 3e-3 of them, at 1e6 all was lost (ResidualMLP, d = 1)
 _RUNAWAY = 1e6  # by how much F falls faster than at the start where it seems to have no lower bound
 _STALLED = 10  # tiny steps in a row that make a stall: a first step may be tiny, and grows by then
@@ -19,11 +20,17 @@ class PWGFWatch(Watch):
 
     Args:
         span: the initial and the last time of the run.
+        accuracy: estimated error of the law, in spreads, above which it is named.
+        stops: whether such an error ends the run.
         implicit: whether steps may be implicit, so that these are no cure.
     """
 
-    def __init__(self, span: tuple[float, float], implicit: bool = True) -> None:
+    def __init__(
+        self, span: tuple[float, float], accuracy: float = 0.02, stops: bool = False, implicit: bool = True
+    ) -> None:
         super().__init__(span)
+        self._accuracy = accuracy
+        self._stops = stops
         self._integrator = "" if implicit else "integrator='implicit', "
         self.fold_cure = f"{self._integrator}{Watch.fold_cure}"
         self._fastest = 0.0  # largest rms |v| of a row so far
@@ -35,12 +42,10 @@ class PWGFWatch(Watch):
         """Folds, and a law that seems to be wrong, in the row at t."""
         yield from super().of_row(row, t)
         error, spread = float(row["error_estimate"]), float(row["spread"])
-        if error > _OFF * spread:
-            message = (
-                f"the law seems to be off by {error:.2g} (W2, in units of x; {100 * error / spread:.2g} % of its "
-                f"spread) at t = {t:.4g}, since the map misses velocities that would move it (error_estimate). Cure: a "
-                "wider map, more samples (num_samples), or another family of maps"
-            )
+        if error > self._accuracy * spread:
+            message = self._off(row, t)
+            if self._stops:
+                raise SolverError(f"{message}. The rows before it are stored; on_miss='warn' goes on.")
             yield "residual", message
         residual, speed = float(row["projection_residual"]), float(row["velocity_rms"])
         self._fastest = max(self._fastest, speed)
@@ -51,6 +56,19 @@ class PWGFWatch(Watch):
                 "family of maps"
             )
             yield "residual", message
+
+    def _off(self, row: Row, t: float) -> str:
+        """What is said of a row whose law seems to be wrong, with what was tried there."""
+        error, spread = float(row["error_estimate"]), float(row["spread"])
+        tried = {words: float(row[name]) for name, words in CURES.items() if math.isfinite(float(row[name]))}
+        shares = " and ".join(f"{100 * value / spread:.2g} % with {words}" for words, value in tried.items())
+        helps = next((words for words, value in tried.items() if value < 0.5 * error), None)
+        return (
+            f"the law seems to be off by {100 * error / spread:.2g} % of its spread (W2, {error:.2g} in units of x; "
+            f"error_estimate) at t = {t:.4g}, more than accuracy = {100 * self._accuracy:.3g} %, since the map misses "
+            f"velocities that would move it. Tried at this time: {shares or 'nothing that could be solved'}. Cure: "
+            + (helps or "another family of maps; neither of these helps here")
+        )
 
     def of_step(self, info: Info) -> Iterator[tuple[str, str]]:
         """A vanishing step, or an energy that rose in it."""

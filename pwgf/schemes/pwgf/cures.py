@@ -1,0 +1,59 @@
+"""What would bring the law nearer to the exact one, tried at a state where it seems to be too far off."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...errors import NonFiniteError, SolverError
+from ...maps import Composed, ResidualMLP, Standardised
+from .estimate import error_estimate
+from .right_side import RightSide
+from .setup import Setup
+
+CURES = {
+    "error_more_samples": "4 times the samples (num_samples)",
+    "error_second_map": "a second map, maps.Composed([map, maps.ResidualMLP(dim)])",
+}
+"""Columns with the error estimate that each cure gives, and what it is."""
+
+MORE_SAMPLES = 4
+NOT_TRIED = dict.fromkeys(CURES, math.nan)
+
+
+def errors_with_cures(
+    setup: Setup, theta: Tensor, num_samples: int, draw: Callable[[int], Tensor], fresh: Tensor, elapsed: float,
+    damping: float,
+) -> dict[str, float]:  # fmt: skip
+    """The error estimate with each of `CURES`, in units of x, by one solve each; NaN where that fails.
+
+    The second map starts as the identity, so that ρ is the same and only the velocities that can be followed differ.
+
+    Args:
+        setup: of a single process.
+        theta: θ (p,).
+        num_samples: of the solves of the run.
+        draw: n → z (n,d) of λ.
+        fresh: (n,d) further samples, for the estimate.
+        elapsed: T since the start of the flow.
+        damping: of the solves.
+    """
+    few, many = draw(num_samples), draw(MORE_SAMPLES * num_samples)
+    second = Standardised.about(ResidualMLP(setup.map.dim), setup.map(theta, few).detach())
+    both = dataclasses.replace(setup, map=Composed([setup.map, second]))
+    longer = torch.cat([theta, second.initial().to(theta)])
+    trials = ((setup, theta, many), (both, longer, few))
+    found = [_error_of_a_solve(*trial, fresh, elapsed, damping) for trial in trials]
+    return dict(zip(CURES, found, strict=True))
+
+
+def _error_of_a_solve(setup: Setup, theta: Tensor, z: Tensor, fresh: Tensor, elapsed: float, damping: float) -> float:
+    side = RightSide(setup, z, torch.zeros_like(theta), elapsed, momentum=0.0, damping=damping)
+    try:
+        return error_estimate(setup, theta, side(theta), fresh, elapsed).error
+    except (SolverError, NonFiniteError):
+        return math.nan
