@@ -18,7 +18,7 @@ from ..measures import Sampled
 from ..parallel import Shared
 from .hessian import Hessian
 
-_USER_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+_USER_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
 
 
 class Term(NamedTuple):
@@ -33,7 +33,8 @@ class Energy(ABC):
     """A functional F of a measure, with its velocity. Energies can be added and scaled: `V + 0.5 * Entropy()`.
 
     `pairwise` marks energies whose sampled value couples the samples (interactions, functionals): they get antithetic,
-    moment-matched samples and are never split into blocks.
+    moment-matched samples and are never split into blocks. `time` marks those that depend on `rho.t`, the
+    time. Those with `has_value` False, such as drifts, have a velocity but no value whose gradient it is.
 
     A subclass supplies `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
     implicitly. For F = ½E|x − a|², for instance, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in
@@ -41,6 +42,8 @@ class Energy(ABC):
     """
 
     pairwise: bool = False
+    time: bool = False
+    has_value: bool = True
     __array_ufunc__ = None  # NumPy's scalars leave their products to `__rmul__`
 
     @abstractmethod
@@ -133,6 +136,8 @@ class Combination(Energy):
             seen[base] = seen.get(base, 0) + 1
             self._terms.append(term._replace(name=base if seen[base] == 1 else f"{base}_{seen[base]}"))
         self.pairwise = any(term.energy.pairwise for term in self._terms)
+        self.time = any(term.energy.time for term in self._terms)
+        self.has_value = all(term.energy.has_value for term in self._terms)
 
     def terms(self) -> list[Term]:
         """The weighted elementary energies."""
@@ -209,14 +214,21 @@ def qualified_name(f: Callable[..., Any]) -> str:
     return f"{owner.__module__}.{owner.__qualname__}"
 
 
-def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, *arguments: Any) -> Tensor:
+def evaluate(
+    f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, *arguments: Any, t: float | Tensor | None = None
+) -> Tensor:
     """Calls a user's function on copies of tensors, and checks the shape, dtype and device of what it returns.
+
+    With t, a time, that comes first, as a 0-d tensor, and messages name it.
 
     Raises:
         ConfigError: the function raised, or returned another dtype or device.
         ShapeError: it returned no tensor, or one of another shape.
     """
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
+    if t is not None:
+        given += f", at t = {float(t):.6g}"
+        arguments = (torch.as_tensor(t, dtype=like.dtype, device=like.device), *arguments)
     try:
         y = on_copies(f, arguments)
     except PWGFError:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks import check_each_sample, entries_at_once, is_real, plain_fields
+from ..checks import entries_at_once, is_real, plain_fields
 from ..errors import ConfigError
 from ..measures import Sampled
-from .base import Energy, Once, check_callable, evaluate, shares, slope
+from ._timed import Timed, time_of
+from .base import Energy, Once, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
 _BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that the values of W stay in cache
@@ -97,9 +98,10 @@ class Interaction(Energy):
 
     Args:
         W: (…,d) → (…,), differentiable away from 0; a `RadialPolynomial` is evaluated by moments.
+        time: whether W depends on time: then it is called as W(t, r), t a 0-d tensor.
 
     Raises:
-        ConfigError, ShapeError: W is not callable; at the first use: it fails, or returns another shape.
+        ConfigError, ShapeError: W is not callable, or takes other arguments; at the first use: it fails, or returns another shape.
 
     Example:
         >>> from pwgf import energies
@@ -108,14 +110,20 @@ class Interaction(Energy):
 
     pairwise = True
 
-    def __init__(self, W: Callable[[Tensor], Tensor]) -> None:
-        check_callable(W, "Interaction(W)")
+    def __init__(self, W: Callable[..., Tensor], time: bool = False) -> None:
+        self._function = Timed(W, "Interaction", "W", "r", time)
         self.W = W
+        if time:
+            self.time = True
+
+    def _kernel(self, rho: Sampled) -> Callable[[Tensor], Tensor]:
+        """W at the time of rho."""
+        return _AtTime(self.W, time_of(rho, self._function.call)) if self.time else self.W
 
     def try_functions(self, rho: Sampled) -> None:
         """W, pair by pair."""
         x = rho.x.detach()
-        check_each_sample(lambda r: _kernel(self.W, r), [x - x.roll(1, 0)], "Interaction: W(r)")
+        self._function.try_at(rho, x - x.roll(1, 0))
 
     def __call__(self, rho: Sampled) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""
@@ -123,7 +131,7 @@ class Interaction(Energy):
             return self._shared_value(rho)
         if isinstance(self.W, RadialPolynomial):
             return self.W.energy(rho.x)
-        value: Tensor = _PairEnergy.apply(rho.x, self.W)
+        value: Tensor = _PairEnergy.apply(rho.x, self._kernel(rho))
         return value
 
     def _shared_value(self, rho: Sampled) -> Tensor:
@@ -133,7 +141,7 @@ class Interaction(Energy):
         if isinstance(self.W, RadialPolynomial):
             value = self.W.energy(x)
         else:
-            total = share.group.sum(sum_of_values(self.W, own, x, share.own.start))
+            total = share.group.sum(sum_of_values(self._kernel(rho), own, x, share.own.start))
             value = total / (2 * max(len(x) * (len(x) - 1), 1))
         if not rho.x.requires_grad:
             return value
@@ -145,7 +153,7 @@ class Interaction(Energy):
         x = share.gather(own)
         if isinstance(self.W, RadialPolynomial):
             return -self.W.pull(x)[share.own]
-        return -sum_of_slopes(self.W, own, x, share.own.start) / max(len(x) - 1, 1)
+        return -sum_of_slopes(self._kernel(rho), own, x, share.own.start) / max(len(x) - 1, 1)
 
     def hessian(self, rho: Sampled) -> Hessian:
         """C_i = the mean over partners j of ∇²W(x_i − x_j), times n/(n−1) as in the value.
@@ -157,7 +165,7 @@ class Interaction(Energy):
         """
         own, share = rho.x.detach(), shares(rho)
         x = share.gather(own)
-        n, W = len(x), self.W
+        n, W = len(x), self._kernel(rho)
         if n < 2:
             return Hessian(centred=own.new_zeros(*own.shape, own.shape[1]))
 
@@ -176,6 +184,17 @@ class Interaction(Energy):
         """JSON that names W, with the coefficients of a `RadialPolynomial`."""
         coefficients = vars(self.W) if isinstance(self.W, RadialPolynomial) else {}
         return {**super().to_config(), **coefficients}
+
+
+class _AtTime(NamedTuple):
+    """The kernel r ↦ W(t, r); evaluated by `_kernel`."""
+
+    W: Callable[..., Tensor]
+    t: float
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """W(t, r)."""
+        return _kernel(self, r)
 
 
 class _PairEnergy(torch.autograd.Function):
@@ -278,6 +297,8 @@ def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
 
 
 def _kernel(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+    if isinstance(W, _AtTime):
+        return evaluate(W.W, "Interaction: W(t, r)", r.shape[:-1], r, r, t=W.t)
     return evaluate(W, "Interaction: W(r)", r.shape[:-1], r, r)
 
 

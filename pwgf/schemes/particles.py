@@ -138,7 +138,7 @@ class EulerMaruyama(ParticleReplay):
         generator = torch.Generator().manual_seed(seed)
         x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
         for _, term in self._drifts:
-            term.try_functions(Cloud(x[:64]))
+            term.try_functions(Cloud(x[:64], t))
         self._drift(x[:64], t)
         theta = x.reshape(-1)
         return State(
@@ -149,7 +149,7 @@ class EulerMaruyama(ParticleReplay):
         """v (n,d) and its rms; NonFiniteError where it is not finite."""
         v = torch.zeros_like(x)
         for coefficient, term in self._drifts:
-            v = v + coefficient * term.velocity(Cloud(x))
+            v = v + coefficient * term.velocity(Cloud(x, t))
         speed, finite = torch.stack([v.square().sum(1).mean().sqrt(), torch.isfinite(v).all().to(v.dtype)]).tolist()
         if not finite:
             bad = int((~torch.isfinite(v).all(1)).sum())
@@ -181,7 +181,7 @@ class EulerMaruyama(ParticleReplay):
         total = 0.0
         for coefficient, term in self._drifts:
             with torch.no_grad():
-                part = coefficient * float(term(Cloud(x)))
+                part = coefficient * float(term(Cloud(x, state.t)))
             row[f"energy_{term.label}"] = float(row.get(f"energy_{term.label}", 0.0)) + part
             total += part
         row["energy"] = total if self.temperature == 0 else math.nan

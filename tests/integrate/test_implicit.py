@@ -333,7 +333,7 @@ def test_a_term_without_a_second_variation_is_explicit(part, reported):
     energy = part + energies.Entropy()
     scheme = pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), num_samples=400, integrator="implicit")
     state = scheme.start()
-    rho = scheme._setup.pushed(state.theta, pwgf.Gaussian(2).sample(64, torch.Generator().manual_seed(0)))
+    rho = scheme._setup.pushed(state.theta, pwgf.Gaussian(2).sample(64, torch.Generator().manual_seed(0)), 0.0)
     (named,) = energy.hessian(rho).explicit
     assert re.fullmatch(reported, named)
     run = pwgf.solve(scheme, [0.0, 0.5, 1.0], progress=False)

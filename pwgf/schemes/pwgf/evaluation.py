@@ -7,12 +7,16 @@ import math
 import torch
 from torch import Tensor
 
+from ...measures import PushedMeasure
+from ...tangent import Tangent
 from ..base import standard_error
 from .setup import Setup
 
 
-def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor]) -> dict[str, float]:
-    """Averages over blocks of fresh samples z at (θ, θ̇); all from the velocity as it is, also near folds.
+def evaluate_row(
+    setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor], t: float
+) -> dict[str, float]:
+    """Averages over blocks of fresh samples z at (θ, θ̇) and the time t; all from the velocity as it is, also near folds.
 
     Returns:
         energy and energy_TERM; energy_stderr, the standard error of energy (NaN for a single block);
@@ -24,7 +28,7 @@ def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Te
     total = sum(len(z) for z in blocks)
     energies = []
     for z in blocks:
-        values = _block(setup, theta, theta_dot, z)
+        values = _block(setup, theta_dot, setup.pushed(theta, z, t), setup.tangent(theta, z))
         energies.append(sum(c * values[f"energy_{name}"] for name, c, _ in terms))
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(z) / total
@@ -37,10 +41,9 @@ def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Te
     return row
 
 
-def _block(setup: Setup, theta: Tensor, theta_dot: Tensor, z: Tensor) -> dict[str, float]:
-    rho = setup.pushed(theta, z)
+def _block(setup: Setup, theta_dot: Tensor, rho: PushedMeasure, tangent: Tangent) -> dict[str, float]:
     v = setup.energy.velocity(rho)
-    w = setup.tangent(theta, z).jv(theta_dot)
+    w = tangent.jv(theta_dot)
     with torch.no_grad():
         values = {f"energy_{name}": part(rho) for name, _, part in setup.energy.terms()}
         values["v2"], values["miss2"] = rho.mean(v.square().sum(1)), rho.mean((w - v).square().sum(1))
