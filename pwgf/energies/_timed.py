@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,18 +67,21 @@ class Timed:
             f"{self.name}({wrong}), say so: {self.owner}({self.name}, time=True)."
         )
 
-    def __call__(self, rho: Sampled, shape: torch.Size, *arguments: Tensor, t: Tensor | None = None) -> Tensor:
-        """f at the time of rho, or at t, and at the arguments, checked to have that shape."""
+    def __call__(self, rho: Sampled, shape: torch.Size | None, *arguments: Tensor, t: Tensor | None = None) -> Tensor:
+        """f at the time of rho, or at t, and at the arguments, checked to have that shape, if any is given."""
         when: Any = None
         if self.time:
             when = time_of(rho, self.call) if t is None else t
         return evaluate(self.f, self.call, shape, arguments[0], *arguments, t=when)
 
-    def try_at(self, rho: Sampled, *arguments: Tensor) -> None:
-        """ConfigError unless f is a function of each sample alone, with the same value when called again."""
+    def try_at(self, rho: Sampled, *arguments: Tensor, of_each: Sequence[int] = ()) -> None:
+        """ConfigError unless f is a function of each sample alone, with the same value when called again.
+
+        `of_each` is the shape of its value for a sample.
+        """
 
         def value(*given: Tensor) -> Tensor:
-            return self(rho, given[0].shape[:1], *given)
+            return self(rho, torch.Size((len(given[0]), *of_each)), *given)
 
         check_each_sample(value, [given.detach() for given in arguments], self.call)
 

@@ -86,6 +86,10 @@ class Energy(ABC):
             "Interaction, KL and Entropy. Use scheme PWGF for this energy."
         )
 
+    def noises(self) -> list[tuple[float, Any]]:
+        """Diffusions beside the temperature of `particle_form`, each with its factor; none here."""
+        return []
+
     def to_config(self) -> dict[str, Any]:
         """JSON that names the energy; callables by qualified name only."""
         named = {k: qualified_name(v) if callable(v) else v for k, v in vars(self).items() if not k.startswith("_")}
@@ -174,6 +178,10 @@ class Combination(Energy):
             temperature += term.coefficient * heat
         return drifts, temperature
 
+    def noises(self) -> list[tuple[float, Any]]:
+        """Those of all terms."""
+        return [(term.coefficient * c, source) for term in self._terms for c, source in term.energy.noises()]
+
     def to_config(self) -> dict[str, Any]:
         """The terms with their coefficients."""
         return {
@@ -215,11 +223,16 @@ def qualified_name(f: Callable[..., Any]) -> str:
 
 
 def evaluate(
-    f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, *arguments: Any, t: float | Tensor | None = None
+    f: Callable[..., Any],
+    call: str,
+    shape: torch.Size | None,
+    like: Tensor,
+    *arguments: Any,
+    t: float | Tensor | None = None,
 ) -> Tensor:
     """Calls a user's function on copies of tensors, and checks the shape, dtype and device of what it returns.
 
-    With t, a time, that comes first, as a 0-d tensor, and messages name it.
+    A shape None is not checked. With t, a time, that comes first, as a 0-d tensor, and messages name it.
 
     Raises:
         ConfigError: the function raised, or returned another dtype or device.
@@ -239,12 +252,15 @@ def evaluate(
             "(no NumPy inside); tensors that it captures must have the input's dtype and device: captured.to(x)."
         ) from error
     if not isinstance(y, Tensor):
+        wanted = "" if shape is None else f" of shape {tuple(shape)}"
         raise ShapeError(
-            f"{call} must return a torch tensor of shape {tuple(shape)} for {given}; got {type(y).__name__}. "
+            f"{call} must return a torch tensor{wanted} for {given}; got {type(y).__name__}. "
             "Use torch operations, one value per sample, e.g. (x**2).sum(-1)."
         )
-    if y.shape != shape:
+    if shape is not None and y.shape != shape:
         cure = "sum over the last axis: .sum(-1)" if y.ndim == like.ndim else "return one value per sample"
+        if shape == like.shape and like.ndim == 2:
+            cure = "return one vector per sample, of the shape of x"
         if not shape:
             cure = "F is one number for all samples, "
             cure += "not one a sample" if y.ndim == 1 else "not one a coordinate; sum over these by .sum(-1)"

@@ -78,7 +78,7 @@ class Ode:
         self.f, self.hessian, self.folds, self.reason = f, hessian, folds, fault
         self.seen = []
 
-    def linearise(self, theta):
+    def linearise(self, theta, since=0.0):
         self.seen.append(float(theta))
         return Point(self, theta)
 
@@ -466,7 +466,7 @@ class Phased(Ode):
         self.share = (0.0, 0.0)
         self.cheap = True
 
-    def __call__(self, theta):
+    def __call__(self, theta, since=0.0):
         return self.f(theta)
 
     def displacement(self, e):
