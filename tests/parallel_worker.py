@@ -91,7 +91,9 @@ def right_sides():
                 side = RightSide(made._setup, z, last, 0.0, momentum=0.9, damping=0.1)
                 found[f"{name} {solver} {form}"] = side(theta).numpy()
                 figures = [side.fit, side.residual, side.start[0], float(side.displacement(last))]
-                found[f"{name} {solver} {form} figures"] = np.array([*figures, side.fall(theta + 0.01 * last, 0.0)["energy"]])
+                found[f"{name} {solver} {form} figures"] = np.array(
+                    [*figures, side.fall(theta + 0.01 * last, 0.0)["energy"]]
+                )
     return found
 
 

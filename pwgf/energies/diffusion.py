@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from ..errors import ConfigError, ShapeError, nearest
 from ..measures import Sampled
 from ._timed import Timed
 from .base import Energy, shares
-from .drift import Drift, jacobian_of
+from .drift import jacobian_of
 from .hessian import Hessian, hessian_of
 
 FORMS = ("divergence", "ito")
@@ -23,8 +22,8 @@ FORMS = ("divergence", "ito")
 class Diffusion(Energy):
     r"""∂ₜρ = ∇·(D∇ρ), velocity −D∇log ρ; in Itô's form ∂ₜρ = ∂ᵢ∂ⱼ(Dᵢⱼρ), velocity −D∇log ρ − ∇·D.
 
-    `Diffusion(τ)` for a number τ is `τ * Entropy()`. Any other has no energy: its value is 0, and the energy of a sum is
-    that of the other terms, which then need not fall. D may be singular, as in underdamped Langevin dynamics, where
+    `Diffusion(τ)` for a number τ is `τ * Entropy()`. Any other has no energy: its value is 0, and the energy of a sum
+    is that of the other terms, which then need not fall. D may be singular, as in underdamped Langevin dynamics, where
     noise acts on velocities alone. Particles follow dX = b dt + √(2D) dW, in the divergence form with ∇·D in b.
 
     Args:

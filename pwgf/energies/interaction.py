@@ -101,7 +101,8 @@ class Interaction(Energy):
         time: whether W depends on time: then it is called as W(t, r), t a 0-d tensor.
 
     Raises:
-        ConfigError, ShapeError: W is not callable, or takes other arguments; at the first use: it fails, or returns another shape.
+        ConfigError, ShapeError: W is not callable, or takes other arguments; at the first use: it fails, or
+            returns another shape.
 
     Example:
         >>> from pwgf import energies

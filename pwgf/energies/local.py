@@ -26,7 +26,8 @@ class Local(Energy):
         time: whether g depends on time: then it is called as g(t, x, log_rho), t a 0-d tensor.
 
     Raises:
-        ConfigError, ShapeError: g is not callable, or takes other arguments; at the first use: it fails, or returns another shape.
+        ConfigError, ShapeError: g is not callable, or takes other arguments; at the first use: it fails, or
+            returns another shape.
 
     Example:
         >>> from pwgf import energies

@@ -13,10 +13,8 @@ from ..base import standard_error
 from .setup import Setup
 
 
-def evaluate_row(
-    setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor], t: float
-) -> dict[str, float]:
-    """Averages over blocks of fresh samples z at (θ, θ̇) and the time t; all from the velocity as it is, also near folds.
+def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor], t: float) -> dict[str, float]:
+    """Averages over blocks of fresh samples z at (θ, θ̇) and t; all from the velocity as it is, also near folds.
 
     Returns:
         energy and energy_TERM; energy_stderr, the standard error of energy (NaN for a single block);

@@ -325,9 +325,7 @@ class PWGF(MapReplay):
         row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator), state.t))
         elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
         z = self._draw(samples_for(self.map.dim), generator, even=True)
-        row["error_estimate"], row["spread"] = error_estimate(
-            self._alone, state.theta, theta_dot, z, elapsed, state.t
-        )
+        row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed, state.t)
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,
