@@ -2,8 +2,8 @@
 
 One step solves (Ĝ + hH + ε)η = Jᵀv/n, θ ← θ + hη, with v at the end of the step where the energy depends on time, and H
 the second variation of the energy along displacements of the samples: a Gauss–Newton step of the JKO problem
-min ½E|T_θ − T_θ₀|² + h F(θ). Steps of h, 2 × h/2 and 3 × h/3 on the same samples are extrapolated to order two or three.
-The order does not depend on H being exact (a W-method).
+min ½E|T_θ − T_θ₀|² + h F(θ). Steps of h, 2 × h/2 and 3 × h/3 on the same samples are extrapolated to order two or
+three. The order does not depend on H being exact (a W-method).
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class LinearDrift(Problem):
             if tuple(values.shape) != shape:
                 raise ShapeError(f"{wanted}, all of one dimension, here {dim}; got {name} of {tuple(values.shape)}.")
         check_cov(self.initial_cov, "LinearDrift(cov=…)")
-        self._energy_diffusion = Diffusion(self.D)
+        Diffusion(self.D)  # is it positive semidefinite?
         self._transposed = Constants(self.A.T.contiguous())
 
     def _diffusion_matrix(self) -> Tensor:
@@ -102,6 +102,10 @@ class LinearDrift(Problem):
         (transposed,) = self._transposed.like(x)
         return -(x - self.centre(float(t)).to(x)) @ transposed
 
+    def steady_drift(self, x: Tensor) -> Tensor:
+        """The same for a centre b that rests."""
+        return self.drift(x.new_zeros(()), x)
+
     @property
     def reference(self) -> Gaussian:
         """N(mean, cov)."""
@@ -110,7 +114,8 @@ class LinearDrift(Problem):
     @property
     def energy(self) -> Energy:
         """A drift and a diffusion; neither has a value, but for a number D."""
-        return Drift(self.drift, time=True) + self._energy_diffusion
+        steady = isinstance(self.b, Tensor)
+        return (Drift(self.steady_drift) if steady else Drift(self.drift, time=True)) + Diffusion(self.D)
 
     @property
     def times(self) -> np.ndarray:
