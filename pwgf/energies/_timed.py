@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..checks import check_each_sample
 from ..errors import ConfigError
 from ..measures import Sampled
-from .base import check_callable, evaluate
+from .base import check_callable, evaluate, shares
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,15 @@ class Timed:
             when = time_of(rho, self.call) if t is None else t
         return evaluate(self.f, self.call, shape, arguments[0], *arguments, t=when)
 
+    def rate(self, rho: Sampled, *arguments: Tensor) -> Tensor:
+        """E ∂ₜf at the samples, a scalar; NaN where f reads t outside torch."""
+        given, share = [value.detach() for value in arguments], shares(rho)
+
+        def total(t: Tensor) -> Tensor:
+            return self(rho, given[0].shape[:1], *given, t=t).sum()
+
+        return share.group.sum(slope_in_time(total, given[0].new_tensor(time_of(rho, self.call)))) / share.num_samples
+
     def try_at(self, rho: Sampled, *arguments: Tensor, of_each: Sequence[int] = ()) -> None:
         """ConfigError unless f is a function of each sample alone, with the same value when called again.
 
@@ -84,6 +94,16 @@ class Timed:
             return self(rho, torch.Size((len(given[0]), *of_each)), *given)
 
         check_each_sample(value, [given.detach() for given in arguments], self.call)
+
+
+def slope_in_time(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """f′(t), a scalar; NaN where f reads t outside torch."""
+    leaf = t.detach().requires_grad_(True)
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad")  # float(t) inside f
+        value = f(leaf)
+    found = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+    return leaf.new_tensor(torch.nan) if found is None else found
 
 
 def _takes(f: Callable[..., Any], count: int) -> bool:

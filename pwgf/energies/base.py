@@ -86,6 +86,10 @@ class Energy(ABC):
             "Interaction, KL and Entropy. Use scheme PWGF for this energy."
         )
 
+    def power(self, rho: Sampled) -> Tensor:
+        """∂F/∂t at the law ρ, a scalar: the rate of work on the samples; 0 for an F that does not depend on time."""
+        return rho.x.new_zeros(())
+
     def noises(self) -> list[tuple[float, Any]]:
         """Diffusions beside the temperature of `particle_form`, each with its factor; none here."""
         return []
@@ -178,6 +182,10 @@ class Combination(Energy):
             temperature += term.coefficient * heat
         return drifts, temperature
 
+    def power(self, rho: Sampled) -> Tensor:
+        """Σ c·∂F/∂t."""
+        return torch.stack([term.coefficient * term.energy.power(rho) for term in self._terms]).sum()
+
     def noises(self) -> list[tuple[float, Any]]:
         """Those of all terms."""
         return [(term.coefficient * c, source) for term in self._terms for c, source in term.energy.noises()]
@@ -240,7 +248,7 @@ def evaluate(
     """
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
     if t is not None:
-        given += f", at t = {float(t):.6g}"
+        given += f", at t = {float(torch.as_tensor(t).detach()):.6g}"
         arguments = (torch.as_tensor(t, dtype=like.dtype, device=like.device), *arguments)
     try:
         y = on_copies(f, arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checks import entries_at_once, is_real, plain_fields
 from ..errors import ConfigError
 from ..measures import Sampled
-from ._timed import Timed, time_of
+from ._timed import Timed, slope_in_time, time_of
 from .base import Energy, Once, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
@@ -117,7 +117,7 @@ class Interaction(Energy):
         if time:
             self.time = True
 
-    def _kernel(self, rho: Sampled) -> Callable[[Tensor], Tensor]:
+    def _kernel(self, rho: Sampled) -> Callable[..., Tensor]:
         """W at the time of rho."""
         return _AtTime(self.W, time_of(rho, self._function.call)) if self.time else self.W
 
@@ -134,6 +134,19 @@ class Interaction(Energy):
             return self.W.energy(rho.x)
         value: Tensor = _PairEnergy.apply(rho.x, self._kernel(rho))
         return value
+
+    def power(self, rho: Sampled) -> Tensor:
+        """½ the mean of ∂ₜW over pairs; NaN where W reads t outside torch."""
+        if not self.time:
+            return super().power(rho)
+        own, share = rho.x.detach(), shares(rho)
+        x = share.gather(own)
+
+        def total(t: Tensor) -> Tensor:
+            return sum_of_values(_AtTime(self.W, t), own, x, share.own.start)
+
+        found = slope_in_time(total, own.new_tensor(time_of(rho, self._function.call)))
+        return share.group.sum(found) / (2 * max(len(x) * (len(x) - 1), 1))
 
     def _shared_value(self, rho: Sampled) -> Tensor:
         """The value where several processes share the samples, differentiable in those of this process."""
@@ -187,11 +200,12 @@ class Interaction(Energy):
         return {**super().to_config(), **coefficients}
 
 
-class _AtTime(NamedTuple):
+@dataclass(frozen=True)
+class _AtTime:
     """The kernel r ↦ W(t, r); evaluated by `_kernel`."""
 
     W: Callable[..., Tensor]
-    t: float
+    t: float | Tensor
 
     def __call__(self, r: Tensor) -> Tensor:
         """W(t, r)."""
@@ -202,7 +216,7 @@ class _PairEnergy(torch.autograd.Function):
     """½ the mean of W over pairs. Its gradient is known, −v/n, so that no graph of n² pairs is ever kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W: Callable[..., Tensor]) -> Tensor:
         ctx.W = W
         ctx.save_for_backward(x)
         return sum_of_values(W, x, x, 0) / (2 * max(len(x) * (len(x) - 1), 1))
@@ -214,7 +228,7 @@ class _PairEnergy(torch.autograd.Function):
         return factor * Once.apply(total, x, _ONCE) / max(len(x) * (len(x) - 1), 1), None
 
 
-def sum_of_values(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
+def sum_of_values(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
     """Σ_i Σ_{j≠start+i} W(rows_i − samples_j): scalar. Row i is sample start + i.
 
     Args:
@@ -231,7 +245,7 @@ def sum_of_values(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, 
     return total
 
 
-def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
+def sum_of_slopes(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
     """Σ_{j≠start+i} ∇W(rows_i − samples_j) for W made even, (m,d); arguments as in `sum_of_values`.
 
     When rows are all the samples each unordered pair is visited once and counts on both sides.
@@ -254,7 +268,7 @@ def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, 
     return total
 
 
-def mean_curvature(W: Callable[[Tensor], Tensor], samples: Tensor, own: slice) -> Tensor:
+def mean_curvature(W: Callable[..., Tensor], samples: Tensor, own: slice) -> Tensor:
     """Mean of ∇²W(x_i − x_j), W made even, over at most 64 partners j ≠ i of each row `own` of samples: (rows,d,d)."""
     n, d = samples.shape
     count = min(_PARTNERS, n - 1)
@@ -267,7 +281,7 @@ def mean_curvature(W: Callable[[Tensor], Tensor], samples: Tensor, own: slice) -
     return torch.cat(parts)
 
 
-def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+def _even_curvature(W: Callable[..., Tensor], r: Tensor) -> Tensor:
     """Mean over the partners of (∇²W(r) + ∇²W(−r))/2, (b,c,d) → (b,d,d); −r is skipped where W is even."""
     shift = torch.zeros_like(r[:, 0]).requires_grad_(True)  # the same for all partners of a sample: their sum at once
 
@@ -281,7 +295,7 @@ def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
     return r.new_zeros(len(r), r.shape[2], r.shape[2]) if found is None else found
 
 
-def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+def _even_slope(W: Callable[..., Tensor], r: Tensor) -> Tensor:
     """(∇W(r) − ∇W(−r))/2, (b,c,d); the second gradient is skipped where W(r) = W(−r) to the last bit."""
 
     def value_and_slope(r: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,7 +311,7 @@ def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
     return g if even else (g - value_and_slope(mirrored)[1]) / 2
 
 
-def _kernel(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+def _kernel(W: Callable[..., Tensor], r: Tensor) -> Tensor:
     if isinstance(W, _AtTime):
         return evaluate(W.W, "Interaction: W(t, r)", r.shape[:-1], r, r, t=W.t)
     return evaluate(W, "Interaction: W(r)", r.shape[:-1], r, r)

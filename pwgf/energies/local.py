@@ -51,6 +51,10 @@ class Local(Energy):
         """Mean of g over the samples."""
         return shares(rho).mean(self._g(rho, rho.x, rho.log_density))
 
+    def power(self, rho: Sampled) -> Tensor:
+        """E ∂ₜg."""
+        return self._function.rate(rho, rho.x, rho.log_density) if self.time else super().power(rho)
+
     def velocity(self, rho: Sampled) -> Tensor:
         """−∇ₓ(g + ∂_ℓg) − (∂_ℓg + ∂²_ℓg)·score, (n,d)."""
         call = self._function.call

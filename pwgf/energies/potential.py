@@ -47,6 +47,10 @@ class Potential(Energy):
         """Mean of V over the samples."""
         return shares(rho).mean(self._function(rho, rho.x.shape[:1], rho.x))
 
+    def power(self, rho: Sampled) -> Tensor:
+        """E ∂ₜV."""
+        return self._function.rate(rho, rho.x) if self.time else super().power(rho)
+
     def velocity(self, rho: Sampled) -> Tensor:
         """−∇V(x), (n,d)."""
         return -_gradient(self._function, rho)
@@ -84,6 +88,10 @@ class KL(Energy):
     def __call__(self, rho: Sampled) -> Tensor:
         """Mean of log ρ − log π over the samples."""
         return shares(rho).mean(rho.log_density - self._function(rho, rho.x.shape[:1], rho.x))
+
+    def power(self, rho: Sampled) -> Tensor:
+        """−E ∂ₜ log π."""
+        return -self._function.rate(rho, rho.x) if self.time else super().power(rho)
 
     def velocity(self, rho: Sampled) -> Tensor:
         """∇log π(x) − score, (n,d)."""

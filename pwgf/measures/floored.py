@@ -42,7 +42,8 @@ class FlooredMeasure(PushedMeasure):
     """
 
     def __init__(self, *arguments: Any, floor: float | None = None, t: float | None = None) -> None:
-        super().__init__(*arguments, t=t)
+        super().__init__(*arguments)
+        self.t = t
         self._floor = floor
 
     @cached_property

@@ -94,7 +94,7 @@ class LinearDrift(Problem):
         if self.b is None:
             return circle(t, self.dim)
         if not callable(self.b):
-            return self.b  # type: ignore[no-any-return]
+            return self.b
         return as_float64(self.b(t), f"LinearDrift(b): b({t:g}) must be made of {self.dim} numbers")
 
     def drift(self, t: Tensor, x: Tensor) -> Tensor:

@@ -194,6 +194,8 @@ class EulerMaruyama(ParticleReplay):
             row[f"energy_{term.label}"] = float(row.get(f"energy_{term.label}", 0.0)) + part
             total += part
         row["energy"] = total if self.temperature == 0 else math.nan
+        if self.energy.time:
+            row["power"] = sum(c * float(term.power(Cloud(x, state.t))) for c, term in self._drifts)
         row["velocity_rms"] = speed
         row["second_moment"] = float(x.square().sum(1).mean())
         row.update({name: float(count) for name, count in state.counters.items()}, dt=state.dt)

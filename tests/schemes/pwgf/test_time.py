@@ -212,3 +212,28 @@ def test_schemes_that_minimise_refuse_driven_flows(energy):
         pwgf.JKOICNN(energy, pwgf.Gaussian(1), h=0.1)
     with pytest.raises(ConfigError, match=r"SWJKO\(energy=…\) minimises F step by step.*Use PWGF, or EulerMaruyama"):
         pwgf.SWJKO(energy, maps.Affine(1), pwgf.Gaussian(1), tau=0.1)
+
+
+@pytest.mark.parametrize(
+    ("energy", "slope"),
+    [
+        (energies.Potential(lambda t, x: t**2 * x.square().sum(-1), time=True), lambda x: 3 * x.square().sum(1).mean()),
+        (energies.KL(lambda t, x: -t * x.sum(-1), time=True), lambda x: x.sum(1).mean()),
+        (energies.Local(lambda t, x, ell: t * x.sum(-1), time=True), lambda x: x.sum(1).mean()),
+        (
+            energies.Interaction(lambda t, r: t * r.square().sum(-1), time=True),
+            lambda x: (len(x) / (len(x) - 1)) * (x - x.mean(0)).square().sum(1).mean(),
+        ),
+        (energies.Drift(lambda t, x: t * x, time=True), lambda x: x.new_zeros(())),
+    ],
+)
+def test_the_power_is_the_derivative_of_the_value_in_time(energy, slope):
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rho = PushedMeasure(maps.Affine(2), pwgf.Gaussian(2), maps.Affine(2).initial(), x, t=1.5)
+    torch.testing.assert_close(energy.power(rho), slope(x))
+    torch.testing.assert_close((2.0 * energy + energies.Entropy()).power(rho), 2 * slope(x))
+
+
+def test_a_function_that_reads_the_time_outside_torch_has_an_unknown_power():
+    energy = energies.Potential(lambda t, x: float(t) * x.sum(-1), time=True)
+    assert math.isnan(energy.power(Cloud(torch.zeros(3, 1), t=1.0)))
