@@ -13,8 +13,7 @@ from ..errors import ConfigError, ShapeError, nearest
 from ..measures import Sampled
 from ._timed import Timed
 from .base import Energy, shares
-from .drift import jacobian_of
-from .hessian import Hessian, hessian_of
+from .hessian import Hessian, hessian_of, jacobian_of
 
 FORMS = ("divergence", "ito")
 

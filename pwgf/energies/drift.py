@@ -10,7 +10,7 @@ from torch import Tensor
 from ..measures import Sampled
 from ._timed import Timed
 from .base import Energy, shares
-from .hessian import Hessian, hessian_of
+from .hessian import Hessian, hessian_of, jacobian_of
 
 
 class Drift(Energy):
@@ -71,14 +71,3 @@ class Drift(Energy):
     def particle_form(self) -> tuple[list[tuple[float, Energy]], float]:
         """Pure drift."""
         return [(1.0, self)], 0.0
-
-
-def jacobian_of(values: Tensor, leaf: Tensor) -> Tensor:
-    """∂values/∂leaf sample by sample, (n,k,d) for values (n,k), by k backward passes; its graph is kept."""
-    rows = [
-        torch.autograd.grad(column.sum(), leaf, retain_graph=True, allow_unused=True)[0]
-        if column.requires_grad
-        else None
-        for column in values.unbind(1)
-    ]
-    return torch.stack([torch.zeros_like(leaf) if row is None else row for row in rows], 1)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad_vec
+from scipy.integrate import quad_vec, simpson
 from scipy.linalg import expm
 
 import pwgf
@@ -88,13 +88,13 @@ def test_a_centre_that_is_a_function_is_named_in_the_config_and_must_be_given_ag
 def test_work_and_entropy_production_of_the_dragged_trap():
     """Columns of a run against the closed forms, the work as the integral of the power."""
     trap = problems.MovingTrap(dim=1, speed=2.0, stiffness=1.5, temperature=0.5)
-    times = np.linspace(0, 2, 13)
-    scheme = pwgf.PWGF(trap.energy, maps.Affine(1), trap.reference, num_samples=100, num_eval=20_000)
+    times = np.linspace(0, 2, 7)
+    scheme = pwgf.PWGF(trap.energy, maps.Affine(1), trap.reference, num_samples=1000, num_eval=10_000)
     run = pwgf.solve(scheme, times, progress=False)
     power, produced = np.vectorize(trap.power)(times), np.vectorize(trap.entropy_production)(times)
-    np.testing.assert_allclose(run["power"], power, rtol=0.01, atol=0.05)  # E of 20 000 samples: σ = .012
+    np.testing.assert_allclose(run["power"], power, rtol=0.01, atol=0.08)  # 4.6σ of 10 000 samples
     np.testing.assert_allclose(run["entropy_production"][1:], produced[1:], rtol=0.01, atol=1e-3)
-    assert np.trapezoid(run["power"], times) == pytest.approx(trap.work(2.0), rel=0.01)
+    assert simpson(run["power"], x=times) == pytest.approx(trap.work(2.0), rel=0.01)
 
 
 def test_particles_measure_the_power_too_and_other_flows_have_no_such_columns():
