@@ -42,12 +42,12 @@ PARTS = ("product", "score", "primal Gram", "dual Gram", "solve", "right side")
 def parts(state: MidFlow, n: int) -> dict[str, float]:
     """CPU seconds by name; NaN where a matrix would be too large."""
     pieces, z = state.pieces(), state.sample(n)
-    pushed = pieces.pushed(state.theta, z)
+    pushed = pieces.pushed(state.theta, z, 0.0)
     v, tangent = state.problem.energy.velocity(pushed), pieces.tangent(state.theta, z)
     prior = 0.9 * state.theta_dot
     calls: dict[str, Callable[[], object]] = {
         "product": lambda: tangent.jtu(tangent.jv(prior)),
-        "score": lambda: pieces.pushed(state.theta, z).score,
+        "score": lambda: pieces.pushed(state.theta, z, 0.0).score,
         "solve": lambda: pieces.solver(pieces.tangent(state.theta, z), v, damping=1e-6, prior=prior),
         "right side": lambda: state.right_side(n),
     }

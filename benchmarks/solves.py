@@ -69,7 +69,7 @@ class System:
 
     def __init__(self, state: MidFlow, n: int, damping: float) -> None:
         self.pieces, self.z, self.theta = state.pieces(), state.sample(n), state.theta
-        self.v = finite_velocity(state.problem.energy, self.pieces.pushed(self.theta, self.z), 0.0)
+        self.v = finite_velocity(state.problem.energy, self.pieces.pushed(self.theta, self.z, 0.0))
         self.prior, self.damping = 0.9 * state.theta_dot, damping
         self.tangent = self.pieces.tangent(self.theta, self.z)
         self.exact = self.solve(linalg.SubsamplePCG(rtol=1e-9, mixed=False)).x

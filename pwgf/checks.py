@@ -303,7 +303,8 @@ def check_repeats(f: Callable[..., Tensor], arguments: Sequence[Tensor], call: s
         raise ConfigError(
             f"{call} gives other values when it is called again at the same samples, by up to {apart:.2g}; it must be "
             "a function. Causes: (a) dropout or other randomness inside: module.eval(), or numbers drawn once; (b) a "
-            "counter, a clock or another state that it changes: take it out."
+            "counter, a clock or another state that it changes: take it out; (c) the time of the flow: it belongs in "
+            "the argument, V(t, x) with time=True, as in energies.Potential(V, time=True)."
         )
     return first
 

@@ -91,7 +91,9 @@ def right_sides():
                 side = RightSide(made._setup, z, last, 0.0, momentum=0.9, damping=0.1)
                 found[f"{name} {solver} {form}"] = side(theta).numpy()
                 figures = [side.fit, side.residual, side.start[0], float(side.displacement(last))]
-                found[f"{name} {solver} {form} figures"] = np.array([*figures, side.energy_at(theta + 0.01 * last)])
+                found[f"{name} {solver} {form} figures"] = np.array(
+                    [*figures, side.fall(theta + 0.01 * last, 0.0)["energy"]]
+                )
     return found
 
 
@@ -133,7 +135,7 @@ def values():
     map, theta, _, z = given("layered")
     for name, make in ENERGIES.items():
         problem, group = scheme(energy=make())._setup, parallel.world()
-        rho = problem.pushed(theta, z)
+        rho = problem.pushed(theta, z, 0.0)
         found[f"{name} value"] = problem.energy(rho).numpy()
         found[f"{name} velocity"] = rho.gather(problem.energy.velocity(rho)).numpy()
         form = problem.energy.hessian(rho)
@@ -141,7 +143,7 @@ def values():
         parts = [rho.gather(part.reshape(len(part), -1)) for part in parts if part is not None]
         found[f"{name} hessian"] = torch.cat(parts or [torch.ones(N, 1)], 1).numpy()
         leaf = theta.clone().requires_grad_(True)
-        value = problem.energy(problem.pushed(leaf, z))
+        value = problem.energy(problem.pushed(leaf, z, 0.0))
         found[f"{name} gradient"] = group.sum(torch.autograd.grad(value, leaf)[0]).numpy()
         found[f"{name} traced value"] = value.detach().numpy()
     return found

@@ -14,7 +14,7 @@ class Run:
 
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
     """ornstein-uhlenbeck, styblinski-tang, barenblatt, aggregation; gaussian-mixture, rosenbrock, funnel or
-    double-banana"""
+    double-banana; moving-trap, linear-drift or kinetic-trap, which are driven"""
     dim: int = 2
     """dimension of the space"""
     c: float | None = None
@@ -98,7 +98,7 @@ class Compare:
     """Solve one problem by several methods and print their errors, CPU seconds and failures side by side."""
 
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
-    """ornstein-uhlenbeck, styblinski-tang, barenblatt or aggregation"""
+    """ornstein-uhlenbeck, styblinski-tang, barenblatt or aggregation; moving-trap, linear-drift or kinetic-trap"""
     methods: str = "pwgf,sw-jko,particles"
     """names with commas between them; an unknown one lists them all"""
     dims: str = "2"

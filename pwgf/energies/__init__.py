@@ -2,6 +2,8 @@
 
 from ._posed import refuse_ill_posed
 from .base import Combination, Energy, Term
+from .diffusion import Diffusion
+from .drift import Drift
 from .functional import Functional
 from .hessian import Hessian
 from .interaction import Interaction, RadialPolynomial
@@ -11,6 +13,8 @@ from .to_samples import MMD, Sinkhorn, SlicedW2
 
 __all__ = [
     "Combination",
+    "Diffusion",
+    "Drift",
     "Energy",
     "Entropy",
     "Functional",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from .base import Energy
+from .diffusion import Diffusion
 from .local import Entropy, InternalEnergy, Local, PorousMedium
 from .potential import KL
 
@@ -25,6 +26,9 @@ def refuse_ill_posed(energy: Energy) -> None:
     for term in energy.terms():
         if isinstance(term.energy, (Entropy, KL)):
             heat.append(term.coefficient)
+        elif isinstance(term.energy, Diffusion):
+            _check_diffusion(term.coefficient)
+            balanced = True
         elif isinstance(term.energy, PorousMedium):
             porous.setdefault(term.energy.m, []).append(term.coefficient)
         elif isinstance(term.energy, (InternalEnergy, Local)):
@@ -45,3 +49,11 @@ def refuse_ill_posed(energy: Energy) -> None:
 
 def _negative(coefficients: list[float]) -> bool:
     return sum(coefficients) < -_ROUNDING * sum(map(abs, coefficients))
+
+
+def _check_diffusion(coefficient: float) -> None:
+    if coefficient < 0:
+        raise ConfigError(
+            f"a Diffusion enters with coefficient {coefficient:g} < 0, which is a diffusion backwards in time and has "
+            "no solution; write Diffusion(D) with D ≥ 0."
+        )

@@ -18,7 +18,7 @@ from ..measures import Sampled
 from ..parallel import Shared
 from .hessian import Hessian
 
-_USER_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+_USER_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
 
 
 class Term(NamedTuple):
@@ -33,7 +33,8 @@ class Energy(ABC):
     """A functional F of a measure, with its velocity. Energies can be added and scaled: `V + 0.5 * Entropy()`.
 
     `pairwise` marks energies whose sampled value couples the samples (interactions, functionals): they get antithetic,
-    moment-matched samples and are never split into blocks.
+    moment-matched samples and are never split into blocks. `time` marks those that depend on `rho.t`, the
+    time. Those with `has_value` False, such as drifts, have a velocity but no value whose gradient it is.
 
     A subclass supplies `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
     implicitly. For F = ½E|x − a|², for instance, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in
@@ -41,6 +42,8 @@ class Energy(ABC):
     """
 
     pairwise: bool = False
+    time: bool = False
+    has_value: bool = True
     __array_ufunc__ = None  # NumPy's scalars leave their products to `__rmul__`
 
     @abstractmethod
@@ -82,6 +85,14 @@ class Energy(ABC):
             f"particles have no density, which {type(self).__name__} needs; particles follow sums of Potential, "
             "Interaction, KL and Entropy. Use scheme PWGF for this energy."
         )
+
+    def power(self, rho: Sampled) -> Tensor:
+        """∂F/∂t at the law ρ, a scalar: the rate of work on the samples; 0 for an F that does not depend on time."""
+        return rho.x.new_zeros(())
+
+    def noises(self) -> list[tuple[float, Any]]:
+        """Diffusions beside the temperature of `particle_form`, each with its factor; none here."""
+        return []
 
     def to_config(self) -> dict[str, Any]:
         """JSON that names the energy; callables by qualified name only."""
@@ -133,6 +144,8 @@ class Combination(Energy):
             seen[base] = seen.get(base, 0) + 1
             self._terms.append(term._replace(name=base if seen[base] == 1 else f"{base}_{seen[base]}"))
         self.pairwise = any(term.energy.pairwise for term in self._terms)
+        self.time = any(term.energy.time for term in self._terms)
+        self.has_value = all(term.energy.has_value for term in self._terms)
 
     def terms(self) -> list[Term]:
         """The weighted elementary energies."""
@@ -168,6 +181,14 @@ class Combination(Energy):
             drifts += [(term.coefficient * c, energy) for c, energy in more]
             temperature += term.coefficient * heat
         return drifts, temperature
+
+    def power(self, rho: Sampled) -> Tensor:
+        """Σ c·∂F/∂t."""
+        return torch.stack([term.coefficient * term.energy.power(rho) for term in self._terms]).sum()
+
+    def noises(self) -> list[tuple[float, Any]]:
+        """Those of all terms."""
+        return [(term.coefficient * c, source) for term in self._terms for c, source in term.energy.noises()]
 
     def to_config(self) -> dict[str, Any]:
         """The terms with their coefficients."""
@@ -209,14 +230,26 @@ def qualified_name(f: Callable[..., Any]) -> str:
     return f"{owner.__module__}.{owner.__qualname__}"
 
 
-def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, *arguments: Any) -> Tensor:
+def evaluate(
+    f: Callable[..., Any],
+    call: str,
+    shape: torch.Size | None,
+    like: Tensor,
+    *arguments: Any,
+    t: float | Tensor | None = None,
+) -> Tensor:
     """Calls a user's function on copies of tensors, and checks the shape, dtype and device of what it returns.
+
+    A shape None is not checked. With t, a time, that comes first, as a 0-d tensor, and messages name it.
 
     Raises:
         ConfigError: the function raised, or returned another dtype or device.
         ShapeError: it returned no tensor, or one of another shape.
     """
     given = f"an input of shape {tuple(like.shape)}, {like.dtype} on {like.device}"
+    if t is not None:
+        given += f", at t = {float(torch.as_tensor(t).detach()):.6g}"
+        arguments = (torch.as_tensor(t, dtype=like.dtype, device=like.device), *arguments)
     try:
         y = on_copies(f, arguments)
     except PWGFError:
@@ -227,12 +260,15 @@ def evaluate(f: Callable[..., Any], call: str, shape: torch.Size, like: Tensor, 
             "(no NumPy inside); tensors that it captures must have the input's dtype and device: captured.to(x)."
         ) from error
     if not isinstance(y, Tensor):
+        wanted = "" if shape is None else f" of shape {tuple(shape)}"
         raise ShapeError(
-            f"{call} must return a torch tensor of shape {tuple(shape)} for {given}; got {type(y).__name__}. "
+            f"{call} must return a torch tensor{wanted} for {given}; got {type(y).__name__}. "
             "Use torch operations, one value per sample, e.g. (x**2).sum(-1)."
         )
-    if y.shape != shape:
+    if shape is not None and y.shape != shape:
         cure = "sum over the last axis: .sum(-1)" if y.ndim == like.ndim else "return one value per sample"
+        if shape == like.shape and like.ndim == 2:
+            cure = "return one vector per sample, of the shape of x"
         if not shape:
             cure = "F is one number for all samples, "
             cure += "not one a sample" if y.ndim == 1 else "not one a coordinate; sum over these by .sum(-1)"

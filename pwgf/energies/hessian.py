@@ -187,6 +187,17 @@ def second_derivatives(value: Tensor, leaf: Tensor) -> Tensor | None:
     return torch.stack([torch.zeros_like(leaf) if row is None else row for row in rows], -2).detach()
 
 
+def jacobian_of(values: Tensor, leaf: Tensor) -> Tensor:
+    """∂values/∂leaf sample by sample, (n,k,d) for values (n,k), by k backward passes; its graph is kept."""
+    rows = [
+        torch.autograd.grad(column.sum(), leaf, retain_graph=True, allow_unused=True)[0]
+        if column.requires_grad
+        else None
+        for column in values.unbind(1)
+    ]
+    return torch.stack([torch.zeros_like(leaf) if row is None else row for row in rows], 1)
+
+
 def hessian_of(label: str, share: Shared, fields: Callable[[], Mapping[str, Tensor | None]]) -> Hessian:
     """The Hessian with these fields; if they cannot be computed, an empty one that names the term as explicit.
 

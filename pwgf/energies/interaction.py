@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_each_sample, entries_at_once, is_real, plain_fields
+from ..checks import entries_at_once, is_real, plain_fields
 from ..errors import ConfigError
 from ..measures import Sampled
-from .base import Energy, Once, check_callable, evaluate, shares, slope
+from ._timed import Timed, slope_in_time, time_of
+from .base import Energy, Once, evaluate, shares, slope
 from .hessian import Hessian, hessian_of, second_derivatives
 
 _BLOCK = 2**18  # numbers in one block of differences: 2 MB in float64, so that the values of W stay in cache
@@ -97,9 +98,11 @@ class Interaction(Energy):
 
     Args:
         W: (…,d) → (…,), differentiable away from 0; a `RadialPolynomial` is evaluated by moments.
+        time: whether W depends on time: then it is called as W(t, r), t a 0-d tensor.
 
     Raises:
-        ConfigError, ShapeError: W is not callable; at the first use: it fails, or returns another shape.
+        ConfigError, ShapeError: W is not callable, or takes other arguments; at the first use: it fails, or
+            returns another shape.
 
     Example:
         >>> from pwgf import energies
@@ -108,14 +111,20 @@ class Interaction(Energy):
 
     pairwise = True
 
-    def __init__(self, W: Callable[[Tensor], Tensor]) -> None:
-        check_callable(W, "Interaction(W)")
+    def __init__(self, W: Callable[..., Tensor], time: bool = False) -> None:
+        self._function = Timed(W, "Interaction", "W", "r", time)
         self.W = W
+        if time:
+            self.time = True
+
+    def _kernel(self, rho: Sampled) -> Callable[..., Tensor]:
+        """W at the time of rho."""
+        return _AtTime(self.W, time_of(rho, self._function.call)) if self.time else self.W
 
     def try_functions(self, rho: Sampled) -> None:
         """W, pair by pair."""
         x = rho.x.detach()
-        check_each_sample(lambda r: _kernel(self.W, r), [x - x.roll(1, 0)], "Interaction: W(r)")
+        self._function.try_at(rho, x - x.roll(1, 0))
 
     def __call__(self, rho: Sampled) -> Tensor:
         """½ the mean of W over pairs i ≠ j."""
@@ -123,8 +132,21 @@ class Interaction(Energy):
             return self._shared_value(rho)
         if isinstance(self.W, RadialPolynomial):
             return self.W.energy(rho.x)
-        value: Tensor = _PairEnergy.apply(rho.x, self.W)
+        value: Tensor = _PairEnergy.apply(rho.x, self._kernel(rho))
         return value
+
+    def power(self, rho: Sampled) -> Tensor:
+        """½ the mean of ∂ₜW over pairs; NaN where W reads t outside torch."""
+        if not self.time:
+            return super().power(rho)
+        own, share = rho.x.detach(), shares(rho)
+        x = share.gather(own)
+
+        def total(t: Tensor) -> Tensor:
+            return sum_of_values(_AtTime(self.W, t), own, x, share.own.start)
+
+        found = slope_in_time(total, own.new_tensor(time_of(rho, self._function.call)))
+        return share.group.sum(found) / (2 * max(len(x) * (len(x) - 1), 1))
 
     def _shared_value(self, rho: Sampled) -> Tensor:
         """The value where several processes share the samples, differentiable in those of this process."""
@@ -133,7 +155,7 @@ class Interaction(Energy):
         if isinstance(self.W, RadialPolynomial):
             value = self.W.energy(x)
         else:
-            total = share.group.sum(sum_of_values(self.W, own, x, share.own.start))
+            total = share.group.sum(sum_of_values(self._kernel(rho), own, x, share.own.start))
             value = total / (2 * max(len(x) * (len(x) - 1), 1))
         if not rho.x.requires_grad:
             return value
@@ -145,7 +167,7 @@ class Interaction(Energy):
         x = share.gather(own)
         if isinstance(self.W, RadialPolynomial):
             return -self.W.pull(x)[share.own]
-        return -sum_of_slopes(self.W, own, x, share.own.start) / max(len(x) - 1, 1)
+        return -sum_of_slopes(self._kernel(rho), own, x, share.own.start) / max(len(x) - 1, 1)
 
     def hessian(self, rho: Sampled) -> Hessian:
         """C_i = the mean over partners j of ∇²W(x_i − x_j), times n/(n−1) as in the value.
@@ -157,7 +179,7 @@ class Interaction(Energy):
         """
         own, share = rho.x.detach(), shares(rho)
         x = share.gather(own)
-        n, W = len(x), self.W
+        n, W = len(x), self._kernel(rho)
         if n < 2:
             return Hessian(centred=own.new_zeros(*own.shape, own.shape[1]))
 
@@ -178,11 +200,23 @@ class Interaction(Energy):
         return {**super().to_config(), **coefficients}
 
 
+@dataclass(frozen=True)
+class _AtTime:
+    """The kernel r ↦ W(t, r); evaluated by `_kernel`."""
+
+    W: Callable[..., Tensor]
+    t: float | Tensor
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """W(t, r)."""
+        return _kernel(self, r)
+
+
 class _PairEnergy(torch.autograd.Function):
     """½ the mean of W over pairs. Its gradient is known, −v/n, so that no graph of n² pairs is ever kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W: Callable[..., Tensor]) -> Tensor:
         ctx.W = W
         ctx.save_for_backward(x)
         return sum_of_values(W, x, x, 0) / (2 * max(len(x) * (len(x) - 1), 1))
@@ -194,7 +228,7 @@ class _PairEnergy(torch.autograd.Function):
         return factor * Once.apply(total, x, _ONCE) / max(len(x) * (len(x) - 1), 1), None
 
 
-def sum_of_values(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
+def sum_of_values(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
     """Σ_i Σ_{j≠start+i} W(rows_i − samples_j): scalar. Row i is sample start + i.
 
     Args:
@@ -211,7 +245,7 @@ def sum_of_values(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, 
     return total
 
 
-def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
+def sum_of_slopes(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
     """Σ_{j≠start+i} ∇W(rows_i − samples_j) for W made even, (m,d); arguments as in `sum_of_values`.
 
     When rows are all the samples each unordered pair is visited once and counts on both sides.
@@ -234,7 +268,7 @@ def sum_of_slopes(W: Callable[[Tensor], Tensor], rows: Tensor, samples: Tensor, 
     return total
 
 
-def mean_curvature(W: Callable[[Tensor], Tensor], samples: Tensor, own: slice) -> Tensor:
+def mean_curvature(W: Callable[..., Tensor], samples: Tensor, own: slice) -> Tensor:
     """Mean of ∇²W(x_i − x_j), W made even, over at most 64 partners j ≠ i of each row `own` of samples: (rows,d,d)."""
     n, d = samples.shape
     count = min(_PARTNERS, n - 1)
@@ -247,7 +281,7 @@ def mean_curvature(W: Callable[[Tensor], Tensor], samples: Tensor, own: slice) -
     return torch.cat(parts)
 
 
-def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+def _even_curvature(W: Callable[..., Tensor], r: Tensor) -> Tensor:
     """Mean over the partners of (∇²W(r) + ∇²W(−r))/2, (b,c,d) → (b,d,d); −r is skipped where W is even."""
     shift = torch.zeros_like(r[:, 0]).requires_grad_(True)  # the same for all partners of a sample: their sum at once
 
@@ -261,7 +295,7 @@ def _even_curvature(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
     return r.new_zeros(len(r), r.shape[2], r.shape[2]) if found is None else found
 
 
-def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+def _even_slope(W: Callable[..., Tensor], r: Tensor) -> Tensor:
     """(∇W(r) − ∇W(−r))/2, (b,c,d); the second gradient is skipped where W(r) = W(−r) to the last bit."""
 
     def value_and_slope(r: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,7 +311,9 @@ def _even_slope(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
     return g if even else (g - value_and_slope(mirrored)[1]) / 2
 
 
-def _kernel(W: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+def _kernel(W: Callable[..., Tensor], r: Tensor) -> Tensor:
+    if isinstance(W, _AtTime):
+        return evaluate(W.W, "Interaction: W(t, r)", r.shape[:-1], r, r, t=W.t)
     return evaluate(W, "Interaction: W(r)", r.shape[:-1], r, r)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import check_each_sample, is_real, plain_numbers
+from ..checks import is_real, plain_numbers
 from ..errors import ConfigError
 from ..measures import Sampled
+from ._timed import Timed
 from .base import Energy, check_callable, evaluate, shares, slope
 from .hessian import Hessian, gradient_of, hessian_of, second_derivatives
 
@@ -22,38 +23,45 @@ class Local(Energy):
 
     Args:
         g: (n,d), (n,) → (n,), twice differentiable in ℓ.
+        time: whether g depends on time: then it is called as g(t, x, log_rho), t a 0-d tensor.
 
     Raises:
-        ConfigError, ShapeError: g is not callable; at the first use: it fails, or returns another shape.
+        ConfigError, ShapeError: g is not callable, or takes other arguments; at the first use: it fails, or
+            returns another shape.
 
     Example:
         >>> from pwgf import energies
         >>> weighted_entropy = energies.Local(lambda x, log_rho: (1 + x.square().sum(-1)) * log_rho)
     """
 
-    def __init__(self, g: Callable[[Tensor, Tensor], Tensor]) -> None:
-        check_callable(g, f"{type(self).__name__}(g)")
+    def __init__(self, g: Callable[..., Tensor], time: bool = False) -> None:
+        self._function = Timed(g, type(self).__name__, "g", "x, log_rho", time)
         self.g = g
+        if time:
+            self.time = True
 
-    def _g(self, x: Tensor, log_rho: Tensor) -> Tensor:
-        return evaluate(self.g, f"{type(self).__name__}: g(x, log_rho)", x.shape[:1], x, x, log_rho)
+    def _g(self, rho: Sampled, x: Tensor, log_rho: Tensor) -> Tensor:
+        return self._function(rho, x.shape[:1], x, log_rho)
 
     def try_functions(self, rho: Sampled) -> None:
         """g, sample by sample."""
-        arguments = [rho.x.detach(), rho.log_density.detach()]
-        check_each_sample(self._g, arguments, f"{type(self).__name__}: g(x, log_rho)")
+        self._function.try_at(rho, rho.x, rho.log_density)
 
     def __call__(self, rho: Sampled) -> Tensor:
         """Mean of g over the samples."""
-        return shares(rho).mean(self._g(rho.x, rho.log_density))
+        return shares(rho).mean(self._g(rho, rho.x, rho.log_density))
+
+    def power(self, rho: Sampled) -> Tensor:
+        """E ∂ₜg."""
+        return self._function.rate(rho, rho.x, rho.log_density) if self.time else super().power(rho)
 
     def velocity(self, rho: Sampled) -> Tensor:
         """−∇ₓ(g + ∂_ℓg) − (∂_ℓg + ∂²_ℓg)·score, (n,d)."""
-        call = f"{type(self).__name__}: g(x, log_rho)"
+        call = self._function.call
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
             ell = rho.log_density.detach().requires_grad_(True)
-            g = self._g(x, ell)
+            g = self._g(rho, x, ell)
             g_ell = torch.zeros_like(ell)
             if g.requires_grad:
                 got = torch.autograd.grad(g.sum(), ell, create_graph=True, allow_unused=True)[0]
@@ -73,7 +81,7 @@ class Local(Energy):
         with torch.enable_grad():
             x = rho.x.detach().requires_grad_(True)
             ell = rho.log_density.detach().requires_grad_(True)
-            g = self._g(x, ell)
+            g = self._g(rho, x, ell)
 
         def fields() -> dict[str, Tensor | None]:
             a, b = gradient_of(g, ell), None

@@ -15,7 +15,9 @@ _NOISE = 1e-12  # of E|v|²: the residual of an affine velocity by rounding
 
 
 @plain_numbers
-def active_directions(energy: Energy, reference: Reference, *, num_samples: int = 4000, seed: int = 0) -> Tensor:
+def active_directions(
+    energy: Energy, reference: Reference, *, num_samples: int = 4000, seed: int = 0, t: float = 0.0
+) -> Tensor:
     r"""Rows √w_k e_k (d,d), with w_k, e_k eigenvalues (falling) and eigenvectors of E[r rᵀ], r = v − (its best affine
     fit), v the velocity at λ. Those along which v is affine up to 1e-6 are zero.
 
@@ -32,6 +34,7 @@ def active_directions(energy: Energy, reference: Reference, *, num_samples: int 
         reference: λ, the law at the start.
         num_samples: n > d + 1.
         seed: of the samples.
+        t: time of the start, for an energy that depends on it.
 
     Raises:
         ConfigError: an argument out of range, or a velocity that is not finite at λ.
@@ -50,7 +53,7 @@ def active_directions(energy: Energy, reference: Reference, *, num_samples: int 
     check_integer(num_samples, "num_samples", "active_directions", least=dim + 2)
     check_integer(seed, "seed", "active_directions", least=0)
     map, z = Affine(dim), reference.sample(num_samples, torch.Generator().manual_seed(seed)).double()
-    v = energy.velocity(PushedMeasure(map, reference, map.initial(), z)).double()
+    v = energy.velocity(PushedMeasure(map, reference, map.initial(), z, t=t)).double()
     bad = ~torch.isfinite(v).all(1)
     if bool(bad.any()):
         raise ConfigError(

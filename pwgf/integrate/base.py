@@ -14,7 +14,7 @@ NO_MEMORY = torch.zeros(0, dtype=torch.float64)
 
 
 class Linearised(Protocol):
-    """The flow at one θ on frozen samples: v, J and the energy's second variation H."""
+    """The flow at one θ on frozen samples: v, J and the energy's second variation H; a step begins there."""
 
     @property
     def energy(self) -> float:
@@ -23,6 +23,8 @@ class Linearised(Protocol):
 
     def velocity(self, h: float, moved: Tensor | None = None) -> Tensor:
         """η (p,) = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping; `moved` (n,d) is how far the samples came already.
+
+        Where the energy depends on time, v is that at the end of a step of length h.
 
         Raises:
             SolverError, NonFiniteError: the linear solve failed.
@@ -47,11 +49,14 @@ class Linearised(Protocol):
 
 
 class Field(Protocol):
-    """The right side θ̇(θ) on frozen samples; `extra_damping` multiplies the damping of implicit solves."""
+    """The right side θ̇(θ) on frozen samples; `extra_damping` multiplies the damping of implicit solves.
+
+    `since` is the time since the start of the interval: energies may depend on time.
+    """
 
     extra_damping: float
 
-    def __call__(self, theta: Tensor) -> Tensor:
+    def __call__(self, theta: Tensor, since: float = 0.0) -> Tensor:
         """θ̇ (p,) at θ (p,); raises SolverError or NonFiniteError where it has none."""
         ...
 
@@ -59,7 +64,7 @@ class Field(Protocol):
         """rms_i |J_i e| at the θ of the latest call, a scalar."""
         ...
 
-    def linearise(self, theta: Tensor) -> Any:
+    def linearise(self, theta: Tensor, since: float = 0.0) -> Any:
         """The `Linearised` flow at θ (p,); raises NonFiniteError where they have no finite value."""
         ...
 

@@ -189,7 +189,7 @@ class _Watch:
         if self.failure is not None:  # a stage of this substep failed already: it will be rejected
             return torch.zeros_like(theta)
         try:
-            self.theta_dot = self.field(theta.to(self.device))
+            self.theta_dot = self.field(theta.to(self.device), float(t))
             rate = self.theta_dot.cpu()
             if not bool(torch.isfinite(rate).all()):
                 raise NonFiniteError("the right side θ̇ is NaN or infinite")

@@ -1,8 +1,9 @@
 """Implicit steps: a linearly implicit Euler step in Wasserstein geometry, extrapolated.
 
-One step solves (Ĝ + hH + ε)η = Jᵀv/n, θ ← θ + hη, with H the second variation of the energy along displacements of
-the samples: a Gauss–Newton step of the JKO problem min ½E|T_θ − T_θ₀|² + h F(θ). Steps of h, 2 × h/2 and 3 × h/3 on the
-same samples are extrapolated to order two or three. The order does not depend on H being exact (a W-method).
+One step solves (Ĝ + hH + ε)η = Jᵀv/n, θ ← θ + hη, with v at the end of the step where the energy depends on time, and H
+the second variation of the energy along displacements of the samples: a Gauss–Newton step of the JKO problem
+min ½E|T_θ − T_θ₀|² + h F(θ). Steps of h, 2 × h/2 and 3 × h/3 on the same samples are extrapolated to order two or
+three. The order does not depend on H being exact (a W-method).
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class Implicit:
         start = field.linearise(theta)
         end = theta + length * start.velocity(length)
         for _ in range(self.newton):
-            here = field.linearise(end)
+            here = field.linearise(end)  # of the same step: its end is `length` after the start
             end = end + length * here.velocity(length, here.moved_since(start))
         moved = (end - theta) / length
         return Advance(
@@ -225,7 +226,7 @@ class _Step:
         for k in range(parts):
             try:
                 if k:
-                    here = self.field.linearise(theta)
+                    here = self.field.linearise(theta, k * h / parts)
                     if here.folded_since(self.start):
                         raise _Rejected("the map would fold at more samples than a few in the tail")
                 theta = theta + h / parts * here.velocity(h / parts)

@@ -38,11 +38,12 @@ class FlooredMeasure(PushedMeasure):
 
     Args:
         floor: in units of x over z; None: `FLOOR` times the median slope over these samples.
-        others: as for `PushedMeasure`.
+        others, t: as for `PushedMeasure`.
     """
 
-    def __init__(self, *arguments: Any, floor: float | None = None) -> None:
+    def __init__(self, *arguments: Any, floor: float | None = None, t: float | None = None) -> None:
         super().__init__(*arguments)
+        self.t = t
         self._floor = floor
 
     @cached_property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ class PushedMeasure(Shared):
         chunk_size: samples per block for densities and scores; bounds the memory at chunk_size·(d² + width).
         group: processes that share the samples; all give the same z, and each keeps its own part: below, n counts that
             part. `mean` and `gather` extend over all.
+        t: the time, for energies that depend on it; None where none is known.
     """
 
     def __init__(
@@ -36,10 +39,18 @@ class PushedMeasure(Shared):
         z: Tensor,
         chunk_size: int | None = None,
         group: Group = ALONE,
+        t: float | None = None,
     ) -> None:
         super().__init__(len(z), group)
+        self.t = t
         self.map, self.reference, self.theta, self.z = map, reference, theta, group.slice_rows(z)
         self.chunk_size = chunk_size or max(len(self.z), 1)
+
+    def at(self, t: float) -> Self:
+        """The same measure at another time; what is computed already is shared."""
+        found = copy.copy(self)
+        found.t = t
+        return found
 
     @cached_property
     def x(self) -> Tensor:

@@ -23,6 +23,11 @@ class Sampled(Protocol):
         ...
 
     @property
+    def t(self) -> float | None:
+        """The time, in units of the flow's; None where it is not known."""
+        ...
+
+    @property
     def log_density(self) -> Tensor:
         """log ρ(x), (n,)."""
         ...
@@ -42,11 +47,12 @@ class Sampled(Protocol):
 
 
 class Cloud(Shared):
-    """Particles: samples x (n,d) of a law without a density, all of them in every process."""
+    """Particles: samples x (n,d) of a law without a density, all of them in every process, at the time t."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, t: float | None = None) -> None:
         super().__init__(len(x))
         self.x = x
+        self.t = t
 
     @property
     def log_density(self) -> Tensor:

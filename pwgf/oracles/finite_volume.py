@@ -1,6 +1,6 @@
 """The flow in one dimension by finite volumes: the truth that products of one-dimensional laws are measured against.
 
-Linear:    ∂ₜρ = ∂ₓ(τ ∂ₓρ + ρ V′)    Scharfetter–Gummel fluxes, Radau IIA of order 5 in time: `fokker_planck`.
+Linear:    ∂ₜρ = ∂ₓ(D ∂ₓρ + ρ V′)    Scharfetter–Gummel fluxes, Radau IIA of order 5 in time: `fokker_planck`.
 Nonlinear: ∂ₜρ = ∂ₓ(∂ₓρ^m + ρ V′)    the same fluxes with the local diffusivity, SDIRK of order 2: `porous_medium`.
 
 Both work on a uniform grid whose nodes carry point values; no mass passes the ends, and Σρh is conserved. The spatial
@@ -33,7 +33,9 @@ def solve_tridiagonal(lower: Array, diag: Array, upper: Array, rhs: Array) -> Ar
     return solve_banded((1, 1), np.stack([np.roll(upper, 1), diag, np.roll(lower, -1)]), rhs)
 
 
-def fokker_planck(grid: Array, potential: Array, rho0: Array, t: float, *, tau: float = 1.0, steps: int = 200) -> Array:
+def fokker_planck(
+    grid: Array, potential: Array, rho0: Array, t: float, *, tau: float | Array = 1.0, steps: int = 200
+) -> Array:
     """Density at time t of ∂ₜρ = ∂ₓ(τ ∂ₓρ + ρV′) on one grid, second order in its spacing; O(steps · N).
 
     The Scharfetter–Gummel flux (τ/h)[B(δ) ρ_i − B(−δ) ρ_{i+1}], δ = (V_{i+1} − V_i)/τ, B(z) = z/(e^z − 1), vanishes at
@@ -44,7 +46,8 @@ def fokker_planck(grid: Array, potential: Array, rho0: Array, t: float, *, tau: 
         potential: (N,) values of V at the nodes.
         rho0: (N,) initial density at the nodes.
         t: end time ≥ 0.
-        tau: temperature > 0.
+        tau: temperature > 0, or a diffusion D(x) ≥ 0 in the middle of each cell, (N−1,). In Itô's form
+            ∂ₓ²(Dρ) = ∂ₓ(D∂ₓρ + ρD′): add D to the potential.
         steps: number of steps, even; half of them cover the first tenth of the time, where the tails fall in.
 
     Returns:
@@ -55,7 +58,7 @@ def fokker_planck(grid: Array, potential: Array, rho0: Array, t: float, *, tau: 
         E. Hairer, G. Wanner, Solving Ordinary Differential Equations II, 1996, §IV.5 (Radau IIA).
     """
     _check_line("fokker_planck", grid, potential=potential, rho0=rho0)
-    lower, diag, upper = _generator(grid[1] - grid[0], np.full(len(grid) - 1, tau), np.diff(potential))
+    lower, diag, upper = _generator(grid[1] - grid[0], np.broadcast_to(tau, len(grid) - 1), np.diff(potential))
     rho = rho0
     for duration in (0.1 * t, 0.9 * t):
         dt = duration / (steps // 2)

@@ -18,6 +18,8 @@ from .double_banana import DoubleBanana
 from .funnel import Funnel
 from .gaussian_mixture import GaussianMixture
 from .langevin import LangevinProblem, SampleLaw
+from .linear_drift import KineticTrap, LinearDrift
+from .moving_trap import MovingTrap
 from .ornstein_uhlenbeck import OrnsteinUhlenbeck
 from .rosenbrock import Rosenbrock
 from .styblinski_tang import ProductLaw, StyblinskiTang
@@ -28,8 +30,11 @@ __all__ = [
     "DoubleBanana",
     "Funnel",
     "GaussianMixture",
+    "KineticTrap",
     "LangevinProblem",
     "Law",
+    "LinearDrift",
+    "MovingTrap",
     "OrnsteinUhlenbeck",
     "Problem",
     "ProductLaw",
@@ -43,8 +48,9 @@ __all__ = [
 ]
 
 _EXACT = (OrnsteinUhlenbeck, StyblinskiTang, BarenblattFlow, Aggregation)
+_DRIVEN = (MovingTrap, LinearDrift, KineticTrap)
 _BY_PARTICLES = (GaussianMixture, Rosenbrock, Funnel, DoubleBanana)
-_TABLE: dict[str, type[Problem]] = {cls.__name__: cls for cls in (*_EXACT, *_BY_PARTICLES)}
+_TABLE: dict[str, type[Problem]] = {cls.__name__: cls for cls in (*_EXACT, *_BY_PARTICLES, *_DRIVEN)}
 
 
 def names() -> list[str]:

@@ -17,6 +17,7 @@ from ..measures import Gaussian, PushedMeasure, Reference
 from ..schemes import Scheme
 from ._stored import IDENTITY, NUM_POINTS
 
+_TIME = 0.7  # for energies that depend on it
 _CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest value
 _USER_ERRORS = (PWGFError, RuntimeError, TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
 
@@ -74,9 +75,9 @@ def _log_density(reference: Reference, z: Tensor) -> Tensor:
 
 
 def _velocity(energy: Energy, z: Tensor) -> Tensor:
-    """v at the points as if they were samples of a standard normal law."""
+    """v at the points as if they were samples of a standard normal law, at a time fixed as they are."""
     identity = maps.Affine(z.shape[1])
-    return energy.velocity(PushedMeasure(identity, Gaussian(identity.dim), identity.initial().to(z), z))
+    return energy.velocity(PushedMeasure(identity, Gaussian(identity.dim), identity.initial().to(z), z, t=_TIME))
 
 
 _VALUES: dict[str, Callable[[Any, Tensor], Tensor]] = {

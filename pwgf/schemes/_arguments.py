@@ -26,6 +26,17 @@ def check_law(energy: Energy, reference: Reference, call: str) -> None:
         )
 
 
+def refuse_driven(energy: Energy, call: str) -> None:
+    """ConfigError for a scheme that minimises F, where a term depends on time or has no value."""
+    for name, _, part in energy.terms():
+        if part.time or not part.has_value:
+            why = "depends on time" if part.time else "is a velocity without a value"
+            raise ConfigError(
+                f"{call}(energy=…) minimises F step by step, and its term '{name}' {why}: the flow is driven, and "
+                "such steps would not follow it. Use PWGF, or EulerMaruyama."
+            )
+
+
 def refuse_jump(reference: Reference, call: str) -> None:
     """ConfigError for the reference of an energy that asks for a density, where that jumps at an edge.
 

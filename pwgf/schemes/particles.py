@@ -77,13 +77,15 @@ class ParticleReplay(Answers):
 class EulerMaruyama(ParticleReplay):
     r"""Particles X ← X + dt·v(X) + √(2τ dt) ξ, whose law follows the flow of potential, interaction and entropy.
 
-    Potential (and KL) and interaction terms drift the particles; the entropy's coefficient is the temperature τ. The
+    Potential (and KL), interaction and drift terms drift the particles; the entropy's coefficient is the temperature
+    τ. A `Diffusion` D adds noise √(2D dt) ξ and, in the divergence form, the drift ∇·D; terms that depend on time are
+    taken at the start of a step. The
     weak error is O(dt), the sampling error 1/√num_samples. θ in rows and state holds the particles, (num_samples·d,).
     With an entropy the free energy needs a density, so the column `energy` is NaN and only its parts
     `energy_potential`, `energy_interaction` are given.
 
     Args:
-        energy: sum of Potential, Interaction, KL and Entropy with non-negative temperature.
+        energy: sum of Potential, Interaction, KL, Drift, Diffusion, and Entropy with non-negative temperature.
         reference: law of the particles at the start.
         num_samples: number of particles.
         dt: step, in units of t.
@@ -118,6 +120,9 @@ class EulerMaruyama(ParticleReplay):
         self.energy, self.num_samples, self.dt = energy, num_samples, float(dt)
         self.device = check_device(device, "EulerMaruyama")
         self._drifts, self.temperature = energy.particle_form()
+        self._noises = energy.noises()
+        if any(factor < 0 for factor, _ in self._noises):
+            raise ConfigError("EulerMaruyama: a Diffusion enters with a negative factor; it must be ≥ 0.")
         if self.temperature < 0:
             raise ConfigError(f"EulerMaruyama: the entropy's coefficient must be ≥ 0; got {self.temperature:g}.")
 
@@ -137,8 +142,8 @@ class EulerMaruyama(ParticleReplay):
         """Independent particles from the reference; checks the drift once."""
         generator = torch.Generator().manual_seed(seed)
         x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
-        for _, term in self._drifts:
-            term.try_functions(Cloud(x[:64]))
+        for _, term in [*self._drifts, *self._noises]:
+            term.try_functions(Cloud(x[:64], t))
         self._drift(x[:64], t)
         theta = x.reshape(-1)
         return State(
@@ -149,7 +154,7 @@ class EulerMaruyama(ParticleReplay):
         """v (n,d) and its rms; NonFiniteError where it is not finite."""
         v = torch.zeros_like(x)
         for coefficient, term in self._drifts:
-            v = v + coefficient * term.velocity(Cloud(x))
+            v = v + coefficient * term.velocity(Cloud(x, t))
         speed, finite = torch.stack([v.square().sum(1).mean().sqrt(), torch.isfinite(v).all().to(v.dtype)]).tolist()
         if not finite:
             bad = int((~torch.isfinite(v).all(1)).sum())
@@ -167,7 +172,11 @@ class EulerMaruyama(ParticleReplay):
         x = state.theta.view(self.num_samples, -1)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         v, speed = self._drift(x, state.t)
-        moved = (x + h * v + math.sqrt(2 * self.temperature * h) * noise).reshape(-1)
+        moved = x + h * v + math.sqrt(2 * self.temperature * h) * noise
+        for factor, source in self._noises:
+            gauss = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+            moved = moved + math.sqrt(2 * factor * h) * source.noise(Cloud(x, state.t), gauss)
+        moved = moved.reshape(-1)
         t = t1 if last else later(state.t, h)
         counters = merge_counters(state.counters, num_steps=1, num_stages=1)
         after = State(t, moved, v.reshape(-1), self.dt, generator.get_state(), counters)
@@ -181,19 +190,23 @@ class EulerMaruyama(ParticleReplay):
         total = 0.0
         for coefficient, term in self._drifts:
             with torch.no_grad():
-                part = coefficient * float(term(Cloud(x)))
+                part = coefficient * float(term(Cloud(x, state.t)))
             row[f"energy_{term.label}"] = float(row.get(f"energy_{term.label}", 0.0)) + part
             total += part
         row["energy"] = total if self.temperature == 0 else math.nan
+        if self.energy.time:
+            row["power"] = sum(c * float(term.power(Cloud(x, state.t))) for c, term in self._drifts)
         row["velocity_rms"] = speed
         row["second_moment"] = float(x.square().sum(1).mean())
         row.update({name: float(count) for name, count in state.counters.items()}, dt=state.dt)
         return row
 
     def fingerprint(self, state: State) -> np.ndarray:
-        """Drift at the first 16 particles, with the temperature."""
-        v, _ = self._drift(state.theta.view(self.num_samples, -1)[:16], state.t)
-        return np.append(v.double().cpu().numpy().ravel(), self.temperature)
+        """Drift and noise at the first 16 particles, with the temperature."""
+        x = state.theta.view(self.num_samples, -1)[:16]
+        v, _ = self._drift(x, state.t)
+        noises = [factor * source.root(Cloud(x, state.t)).double().cpu().numpy() for factor, source in self._noises]
+        return np.concatenate([v.double().cpu().numpy().ravel(), [self.temperature], *map(np.ravel, noises)])
 
     def layout(self) -> list[Block]:
         """The particles as one block."""

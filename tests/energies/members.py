@@ -69,13 +69,19 @@ OF_DIMENSION = {  # energies that know the dimension of the flow
     "sliced": lambda dim: energies.SlicedW2(cloud(dim), 7),
     "sinkhorn": lambda dim: energies.Sinkhorn(cloud(dim), blur=0.5, scaling=0.998),
 }
-NAMES = [*MEMBERS, *OF_DIMENSION]
+WITHOUT_VALUE = {
+    "drift": lambda: energies.Drift(lambda x: torch.sin(x.roll(1, -1)) - x),
+    "diffusion": lambda: energies.Diffusion(lambda x: 1 + x.square()),
+    "diffusion-ito": lambda: energies.Diffusion(lambda x: 1 + square(x), form="ito"),
+    "driven-sum": lambda: 2.0 * energies.Drift(lambda x: -x) + 0.5 * energies.Diffusion(lambda x: torch.exp(x[..., 0])),
+}
+NAMES = [*MEMBERS, *OF_DIMENSION, *WITHOUT_VALUE]
 PRECISION = {"sinkhorn": 3e-3}  # of the velocity as a derivative: what the annealing leaves; 1e-5 for all others
 
 
 def member(name: str, dim: int = 2) -> energies.Energy:
     """The energy of that name, for measures in so many dimensions."""
-    return OF_DIMENSION[name](dim) if name in OF_DIMENSION else MEMBERS[name]()
+    return OF_DIMENSION[name](dim) if name in OF_DIMENSION else {**MEMBERS, **WITHOUT_VALUE}[name]()
 
 
 def field(x: Tensor) -> Tensor:
@@ -115,7 +121,7 @@ def quantiles(per_axis: int, dim: int) -> Tensor:
 def points_for(name: str, dim: int) -> Tensor:
     """Enough points for the quadrature; few for a mere interaction, whose sampled identity holds on any points."""
     return quantiles(
-        {1: 200, 2: 12}[dim] if name.startswith("interaction") or name in OF_DIMENSION else {1: 1500, 2: 44}[dim], dim
+        {1: 200, 2: 12}[dim] if name.startswith("interaction") or name not in MEMBERS else {1: 1500, 2: 44}[dim], dim
     )
 
 

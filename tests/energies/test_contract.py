@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from tests.energies.members import NAMES, PRECISION, field, measure, member, points_for, small
+from pwgf.energies import Diffusion
+from tests.energies.members import NAMES, PRECISION, WITHOUT_VALUE, field, measure, member, points_for, small
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -17,6 +18,10 @@ def test_the_velocity_is_the_derivative_of_the_value(name, dim):
     """d/dε F((id + εu)#ρ) = −E[v·u] at ε = 0."""
     energy, z, h = member(name, dim), points_for(name, dim), 1e-4
     rho = measure(dim, 0.0, z)
+    assert energy.has_value == (name not in WITHOUT_VALUE)
+    if not energy.has_value:
+        assert float(energy(rho)) == 0
+        return
     derivative = float(energy(measure(dim, h, z)) - energy(measure(dim, -h, z))) / (2 * h)
     products = (energy.velocity(rho) * field(rho.x)).sum(-1)
     assert abs(derivative) > 0.05 * float(products.abs().mean())  # the test has something to see
@@ -26,6 +31,9 @@ def test_the_velocity_is_the_derivative_of_the_value(name, dim):
 def test_the_value_is_differentiable_in_theta(name):
     energy, z, h = member(name, 1), points_for(name, 1), 1e-4
     theta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    if not energy.has_value:
+        assert not energy(measure(1, theta, z)).requires_grad
+        return
     (slope,) = torch.autograd.grad(energy(measure(1, theta, z)), theta)
     derivative = float(energy(measure(1, h, z)) - energy(measure(1, -h, z))) / (2 * h)
     assert float(slope) == pytest.approx(derivative, rel=PRECISION.get(name, 1e-5))
@@ -118,7 +126,7 @@ def test_the_config_is_json_and_the_terms_add_up(name):
 
 
 def test_the_particle_form_follows_the_same_velocity(name):
-    """Σ c·v − temperature·score is the velocity, or the energy refuses."""
+    """Σ c·v − temperature·score, less ∂ⱼ(Dᵢⱼρ)/ρ of further noises, is the velocity, or the energy refuses."""
     energy, rho = member(name), small()
     try:
         drifts, temperature = energy.particle_form()
@@ -129,4 +137,6 @@ def test_the_particle_form_follows_the_same_velocity(name):
     total = -temperature * rho.score
     for coefficient, term in drifts:
         total = total + coefficient * term.velocity(rho)
+    for factor, source in energy.noises():
+        total = total + factor * Diffusion(source.D, form="ito").velocity(rho)
     torch.testing.assert_close(total, energy.velocity(rho), rtol=1e-12, atol=1e-12)

@@ -22,7 +22,7 @@ class Ode:
     def __init__(self, f):
         self.f, self.calls = f, 0
 
-    def __call__(self, theta):
+    def __call__(self, theta, since=0.0):
         self.calls += 1
         return self.f(theta)
 

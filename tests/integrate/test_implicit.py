@@ -78,7 +78,7 @@ class Ode:
         self.f, self.hessian, self.folds, self.reason = f, hessian, folds, fault
         self.seen = []
 
-    def linearise(self, theta):
+    def linearise(self, theta, since=0.0):
         self.seen.append(float(theta))
         return Point(self, theta)
 
@@ -333,7 +333,7 @@ def test_a_term_without_a_second_variation_is_explicit(part, reported):
     energy = part + energies.Entropy()
     scheme = pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), num_samples=400, integrator="implicit")
     state = scheme.start()
-    rho = scheme._setup.pushed(state.theta, pwgf.Gaussian(2).sample(64, torch.Generator().manual_seed(0)))
+    rho = scheme._setup.pushed(state.theta, pwgf.Gaussian(2).sample(64, torch.Generator().manual_seed(0)), 0.0)
     (named,) = energy.hessian(rho).explicit
     assert re.fullmatch(reported, named)
     run = pwgf.solve(scheme, [0.0, 0.5, 1.0], progress=False)
@@ -466,7 +466,7 @@ class Phased(Ode):
         self.share = (0.0, 0.0)
         self.cheap = True
 
-    def __call__(self, theta):
+    def __call__(self, theta, since=0.0):
         return self.f(theta)
 
     def displacement(self, e):

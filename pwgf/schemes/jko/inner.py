@@ -39,6 +39,8 @@ class Cloud(NamedTuple):
 class Seen(Shared):
     """A cloud as energies want to see a measure; `read` tells whether its density was asked for."""
 
+    t: float | None = None  # its energies do not depend on it
+
     def __init__(self, cloud: Cloud) -> None:
         super().__init__(len(cloud.x))
         self.x, self._log_density, self.read = cloud.x, cloud.log_density, False
@@ -57,6 +59,8 @@ class Seen(Shared):
 
 class _Moved(Shared):
     """∇ψ#ρ on samples; differentiable in θ. `log_det` (θ, x) → (T, log det ∂T), or None where no density is read."""
+
+    t: float | None = None
 
     def __init__(self, map: ConvexGradient, theta: Tensor, cloud: Cloud, log_det: LogDet | None) -> None:
         super().__init__(len(cloud.x))

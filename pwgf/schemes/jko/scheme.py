@@ -18,7 +18,7 @@ from ...maps.base import Block
 from ...maps.convex import ConvexGradient
 from ...measures import PushedMeasure, Reference
 from ...state import Info, State
-from .._arguments import check_law, check_map, refuse_jump, try_functions
+from .._arguments import check_law, check_map, refuse_driven, refuse_jump, try_functions
 from ..base import Description, Row, even_step, fork, member_config, merge_counters
 from .inner import Cloud, InnerSettings, Objective, Seen, exact_log_det, minimise, stochastic_log_det
 from .quadratic_icnn import QuadraticICNN
@@ -104,6 +104,7 @@ class JKOICNN(JKOReplay):
     ) -> None:
         check_law(energy, reference, "JKOICNN")
         refuse_ill_posed(energy)
+        refuse_driven(energy, "JKOICNN")
         if map is not None:
             check_map(map, reference, "JKOICNN")
             if not isinstance(map, ConvexGradient):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import NonFiniteError, SolverError
 from ...maps import Composed, ResidualMLP, Standardised
+from ...state import State
 from .estimate import error_estimate
 from .right_side import RightSide
 from .setup import Setup
@@ -26,7 +27,7 @@ NOT_TRIED = dict.fromkeys(CURES, math.nan)
 
 
 def errors_with_cures(
-    setup: Setup, theta: Tensor, num_samples: int, draw: Callable[[int], Tensor], fresh: Tensor, elapsed: float,
+    setup: Setup, state: State, num_samples: int, draw: Callable[[int], Tensor], fresh: Tensor, elapsed: float,
     damping: float,
 ) -> dict[str, float]:  # fmt: skip
     """The error estimate with each of `CURES`, in units of x, by one solve each; NaN where that fails.
@@ -35,7 +36,7 @@ def errors_with_cures(
 
     Args:
         setup: of a single process.
-        theta: θ (p,).
+        state: θ (p,) and t.
         num_samples: of the solves of the run.
         draw: n → z (n,d) of λ.
         fresh: (n,d) further samples, for the estimate.
@@ -43,17 +44,16 @@ def errors_with_cures(
         damping: of the solves.
     """
     few, many = draw(num_samples), draw(MORE_SAMPLES * num_samples)
-    second = Standardised.about(ResidualMLP(setup.map.dim), setup.map(theta, few).detach())
+    second = Standardised.about(ResidualMLP(setup.map.dim), setup.map(state.theta, few).detach())
     both = dataclasses.replace(setup, map=Composed([setup.map, second]))
-    longer = torch.cat([theta, second.initial().to(theta)])
-    trials = ((setup, theta, many), (both, longer, few))
-    found = [_error_of_a_solve(*trial, fresh, elapsed, damping) for trial in trials]
+    longer = torch.cat([state.theta, second.initial().to(state.theta)])
+
+    def error(setup: Setup, theta: Tensor, z: Tensor) -> float:
+        side = RightSide(setup, z, torch.zeros_like(theta), state.t, momentum=0.0, damping=damping)
+        try:
+            return error_estimate(setup, theta, side(theta), fresh, elapsed, state.t).error
+        except (SolverError, NonFiniteError):
+            return math.nan
+
+    found = (error(setup, state.theta, many), error(both, longer, few))
     return dict(zip(CURES, found, strict=True))
-
-
-def _error_of_a_solve(setup: Setup, theta: Tensor, z: Tensor, fresh: Tensor, elapsed: float, damping: float) -> float:
-    side = RightSide(setup, z, torch.zeros_like(theta), elapsed, momentum=0.0, damping=damping)
-    try:
-        return error_estimate(setup, theta, side(theta), fresh, elapsed).error
-    except (SolverError, NonFiniteError):
-        return math.nan

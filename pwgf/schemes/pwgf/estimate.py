@@ -35,7 +35,9 @@ def samples_for(dim: int) -> int:
     return min(4000, max(500, 40_000 // dim))
 
 
-def error_estimate(setup: Setup, theta: Tensor, theta_dot: Tensor, z: Tensor, elapsed: float) -> Estimate:
+def error_estimate(
+    setup: Setup, theta: Tensor, theta_dot: Tensor, z: Tensor, elapsed: float, t: float = 0.0
+) -> Estimate:
     r"""The displacement by which ρ lags behind, from the velocity r = v − Jθ̇ that the map misses.
 
     A displacement u that decays at the rate κ under the flow, and is fed by r, stays near r/κ; after the time T it is
@@ -53,12 +55,13 @@ def error_estimate(setup: Setup, theta: Tensor, theta_dot: Tensor, z: Tensor, el
         theta, theta_dot: θ and the rate θ̇ fitted there, (p,) each.
         z: (n,d) samples of λ, fresh to that fit.
         elapsed: T since the start of the flow; 0 gives 0.
+        t: the time.
 
     Source:
         Hierarchical a-posteriori estimates: R. Bank, R. Smith, A posteriori error estimates based on hierarchical
         bases, 1993; the choice of fields is ours.
     """
-    rho = setup.floored(theta, z, None)
+    rho = setup.floored(theta, z, None, t)
     v = setup.energy.velocity(rho).detach()
     missed = v - setup.tangent(theta, z).jv(theta_dot)
     with torch.no_grad():

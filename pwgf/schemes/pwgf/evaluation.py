@@ -7,24 +7,30 @@ import math
 import torch
 from torch import Tensor
 
+from ...energies import Energy
+from ...errors import ConfigError
+from ...measures import PushedMeasure
+from ...tangent import Tangent
 from ..base import standard_error
 from .setup import Setup
 
 
-def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor]) -> dict[str, float]:
-    """Averages over blocks of fresh samples z at (θ, θ̇); all from the velocity as it is, also near folds.
+def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor], t: float) -> dict[str, float]:
+    """Averages over blocks of fresh samples z at (θ, θ̇) and t; all from the velocity as it is, also near folds.
 
     Returns:
         energy and energy_TERM; energy_stderr, the standard error of energy (NaN for a single block);
-        projection_residual = E|Jθ̇ − v|²/E|v|² (0 where v vanishes); dissipation = E[v·Jθ̇] ≈ −dF/dt;
-        velocity_rms = √E|v|²; fold_fraction, the share of samples with det ∂_zT ≤ 0.
+        projection_residual = E|Jθ̇ − v|²/E|v|² (0 where v vanishes); dissipation = E[v·Jθ̇] ≈ −dF/dt where F does not
+        depend on time and v is its gradient; velocity_rms = √E|v|²; fold_fraction, the share of samples with
+        det ∂_zT ≤ 0. For driven flows also power, the rate of work ∂F/∂t at ρ, where F depends on time, and, at a
+        constant temperature τ, entropy_production = E|v|²/τ.
     """
     terms = setup.energy.terms()
     sums: dict[str, float] = {}
     total = sum(len(z) for z in blocks)
     energies = []
     for z in blocks:
-        values = _block(setup, theta, theta_dot, z)
+        values = _block(setup, theta_dot, setup.pushed(theta, z, t), setup.tangent(theta, z))
         energies.append(sum(c * values[f"energy_{name}"] for name, c, _ in terms))
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(z) / total
@@ -34,17 +40,34 @@ def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Te
     row["projection_residual"] = sums["miss2"] / sums["v2"] if sums["v2"] > 0 else 0.0
     row["velocity_rms"] = math.sqrt(sums["v2"])
     row.update({name: sums[name] for name in ("dissipation", "fold_fraction")})
+    if setup.energy.time:
+        row["power"] = sums["power"]
+    temperature = _temperature(setup.energy)
+    if temperature > 0:
+        row["entropy_production"] = sums["v2"] / temperature
     return row
 
 
-def _block(setup: Setup, theta: Tensor, theta_dot: Tensor, z: Tensor) -> dict[str, float]:
-    rho = setup.pushed(theta, z)
+def _temperature(energy: Energy) -> float:
+    """That of a driven flow in which noise of one constant temperature acts; 0 for any other."""
+    if not energy.time and energy.has_value:
+        return 0.0
+    try:
+        temperature = energy.particle_form()[1]
+    except ConfigError:
+        return 0.0
+    return 0.0 if energy.noises() else temperature
+
+
+def _block(setup: Setup, theta_dot: Tensor, rho: PushedMeasure, tangent: Tangent) -> dict[str, float]:
     v = setup.energy.velocity(rho)
-    w = setup.tangent(theta, z).jv(theta_dot)
+    w = tangent.jv(theta_dot)
     with torch.no_grad():
         values = {f"energy_{name}": part(rho) for name, _, part in setup.energy.terms()}
         values["v2"], values["miss2"] = rho.mean(v.square().sum(1)), rho.mean((w - v).square().sum(1))
         values["dissipation"] = rho.mean((v * w).sum(1))
         values["fold_fraction"] = rho.mean((rho.det_sign <= 0).to(v.dtype))
+        if setup.energy.time:
+            values["power"] = setup.energy.power(rho)
     numbers = torch.stack([value.detach().to(v.dtype) for value in values.values()]).tolist()
     return dict(zip(values, numbers, strict=True))

@@ -11,7 +11,7 @@ from ...measures import PushedMeasure
 from .setup import Setup
 
 
-def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
+def finite_velocity(energy: Energy, rho: PushedMeasure) -> Tensor:
     """v (n,d) at ρ's samples.
 
     Raises:
@@ -21,6 +21,7 @@ def finite_velocity(energy: Energy, rho: PushedMeasure, t: float) -> Tensor:
     v = energy.velocity(rho)
     if not rho.group.any(not bool(torch.isfinite(v).all())):
         return v
+    t = float(rho.t or 0.0)
     term, bad = "the sum", _bad_samples(v, rho)
     _refuse_singular(rho, bad, t)
     for name, _, part in energy.terms():
@@ -80,7 +81,7 @@ def first_point(points: Tensor, chosen: Tensor) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in values[:4]) + (", …)" if len(values) > 4 else ")")
 
 
-def check_shared(setup: Setup, theta: Tensor, z: Tensor) -> None:
+def check_shared(setup: Setup, theta: Tensor, z: Tensor, t: float) -> None:
     """Whether several processes would compute one flow: the same energy in all, and terms that go over all samples.
 
     Raises:
@@ -89,7 +90,7 @@ def check_shared(setup: Setup, theta: Tensor, z: Tensor) -> None:
     group = setup.group
     if group.size == 1:
         return
-    whole = PushedMeasure(setup.map, setup.reference, theta, z, setup.chunk_size)
+    whole = PushedMeasure(setup.map, setup.reference, theta, z, setup.chunk_size, t=t)
     rtol = 1e-3 if theta.dtype == torch.float32 else 1e-9
     v = setup.energy.velocity(whole)
     if group.any(not torch.allclose(v, group.from_first(v), rtol=rtol, atol=rtol)):
@@ -98,7 +99,7 @@ def check_shared(setup: Setup, theta: Tensor, z: Tensor) -> None:
             "between them. Give its random numbers a fixed seed (torch.Generator().manual_seed(0)), and load the same "
             "data in all."
         )
-    shared = setup.pushed(theta, z)
+    shared = setup.pushed(theta, z, t)
     for name, _, part in setup.energy.terms():
         value, same = float(part(whole)), float(part(shared))
         moved = shared.gather(part.velocity(shared)) - part.velocity(whole)

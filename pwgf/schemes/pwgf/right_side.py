@@ -42,7 +42,7 @@ class RightSide:
         z: (n,d) samples of λ, the same in every process.
         last: last accepted θ̇ (p,), from other samples; zeros when there is none.
         momentum, damping: of an explicit solve.
-        t: time, for messages.
+        t: time at the start of the interval.
         implicit_damping, implicit_momentum: the same of the solves of implicit steps.
         probes: (n,q,d) directions in which implicit steps see slopes; None where only explicit ones are taken.
         in_spreads: whether displacements are measured in units of the spread of ρ at the first stage, not of x.
@@ -72,6 +72,7 @@ class RightSide:
         self.residual = 0.0
         self.misfit: float | Tensor = 0.0  # share of the velocity that the latest solve misses
         self.start: tuple[float, float] | None = None
+        self.first: FlooredMeasure | None = None  # ρ at the first stage, where its energy at a later time is wanted
 
     @property
     def fit(self) -> float:
@@ -82,13 +83,14 @@ class RightSide:
     def _has_last(self) -> bool:
         return bool(self.last.any())
 
-    def __call__(self, theta: Tensor) -> Tensor:
-        """One least-squares solve."""
+    def __call__(self, theta: Tensor, since: float = 0.0) -> Tensor:
+        """One least-squares solve, at the time `since` after the start of the interval."""
         if self.setup.form == "gradient":
             self.num_stages += 1
-            self.tangent, self.rho = self.setup.tangent(theta, self.z), self.setup.floored(theta, self.z, None)
+            self.tangent = self.setup.tangent(theta, self.z)
+            self.rho = self.setup.floored(theta, self.z, None, self.t + since)
             return self._accepted(self._gradient_form())
-        v = self._look(theta)
+        v = self._look(theta, since)
         return self.solved(self.tangent, v, self.damping, self.momentum)
 
     def solved(self, system: Tangent | ImplicitTangent, rhs: Tensor, damping: float, momentum: float) -> Tensor:
@@ -110,33 +112,35 @@ class RightSide:
         self.prepared = solver.prepare(system, damping, self.prepared, has_rhs=rhs is not None)
         return solver.solve(self.prepared, v, prior, rhs)
 
-    def _look(self, theta: Tensor) -> Tensor:
-        """v (n,d) at θ; keeps ρ and J there."""
+    def _look(self, theta: Tensor, since: float) -> Tensor:
+        """v (n,d) at θ and the time `since` after the start; keeps ρ and J there."""
         self.num_stages += 1
         self.tangent = self.setup.tangent(theta, self.z)
-        self.rho = self.setup.floored(theta, self.z, self.floor)
-        v = self._limited(finite_velocity(self.setup.energy, self.rho, self.t))
+        self.rho = self.setup.floored(theta, self.z, self.floor, self.t + since)
+        v = self.velocity_at(self.rho)
         if self.floor is None and self.rho.asked_for_density:
             self.floor = self.rho.floor
         if self.start is None:
             energy, speed2 = self.setup.energy(self.rho).detach(), self.rho.mean(v.square().sum(1))
             self.start = tuple(torch.stack([energy, speed2]).tolist())
             self.unit = self._spread() if self.in_spreads else 1.0
+            self.first = self.rho if self.setup.energy.time else None
         return v
 
-    def _limited(self, v: Tensor) -> Tensor:
+    def velocity_at(self, rho: FlooredMeasure) -> Tensor:
         """v (n,d), no faster than the others by `FASTEST` where the map is thin.
 
         There the score grows as 1/slope². Of 4000 samples on their way to a banana, one in the tail carried 87 % of
         E|v|²: it alone decided the fit and the step.
         """
-        if not self.rho.asked_for_density:
+        v = finite_velocity(self.setup.energy, rho)
+        if not rho.asked_for_density:
             return v
         speed = v.norm(dim=1)
-        every = self.rho.gather(speed)
+        every = rho.gather(speed)
         slow = every.topk(max(1, len(every) - math.ceil(TAIL * len(every))), largest=False).values
         limit = FASTEST * slow.square().mean().sqrt()
-        return torch.where(self.rho.thin & (speed > limit), limit / speed, 1.0).unsqueeze(1) * v
+        return torch.where(rho.thin & (speed > limit), limit / speed, 1.0).unsqueeze(1) * v
 
     def _accepted(self, solution: Solution) -> Tensor:
         """θ̇ of a solve that has converged to finite numbers."""
@@ -156,12 +160,13 @@ class RightSide:
         """The paper's right side: −∇_θF of the sampled energy instead of Jᵀv/n."""
         with torch.enable_grad():
             theta = self.rho.theta.detach().requires_grad_(True)
-            energy = self.setup.energy(self.setup.pushed(theta, self.z))
+            energy = self.setup.energy(self.setup.pushed(theta, self.z, float(self.rho.t or 0.0)))
             gradient = self.rho.group.sum(torch.autograd.grad(energy, theta)[0])
         if not bool(torch.isfinite(gradient).all()):
             raise NonFiniteError(f"the energy's gradient in θ is NaN or infinite at t = {self.t:.6g}")
         if self.start is None:
             self.start = (float(energy.detach()), float("nan"))
+            self.first = self.rho if self.setup.energy.time else None
         unused = torch.zeros_like(self.rho.x)
         return self._solution(self.tangent, self.damping, unused, self.momentum * self.last, -gradient)
 
@@ -179,9 +184,9 @@ class RightSide:
         apart = self.rho.mean(self.rho.x.detach()) - self.rho.mean(self.rho.z)
         return float(apart.norm()) / max(self._spread(), self._spread(self.rho.z), 1e-300)
 
-    def linearise(self, theta: Tensor) -> Linearised:
-        """v, J and H at θ, for implicit steps."""
-        v = self._look(theta)
+    def linearise(self, theta: Tensor, since: float = 0.0) -> Linearised:
+        """v, J and H at θ, for implicit steps from the time `since` after the start."""
+        v = self._look(theta, since)
         with torch.no_grad():
             form = self.setup.energy.hessian(self.rho).majorant()
         bends = form.slope is not None or form.divergence is not None
@@ -194,22 +199,35 @@ class RightSide:
         return len(theta) <= MAX_PRIMAL or self.setup.tangent(theta, self.z[:1]).output_share > MIN_OUTPUT_SHARE
 
     def fault(self, start: Linearised, theta: Tensor, h: float) -> str | None:
-        """Why a step of length h from `start` must not end at θ; None if it may."""
-        rho = self.setup.floored(theta, self.z, self.floor)
+        """Why a step of length h from `start` must not end at θ; None if it may.
+
+        An F that depends on time is compared at the end of the step, where its change in time is none. v then turns
+        within the step, and F may rise by as much as the motion of the samples costs, E|Δx|²/h. The value of an energy
+        with drifts need not fall at all.
+        """
+        end = start.t + h
+        rho = self.setup.floored(theta, self.z, self.floor, end)
         energy = float(self.setup.energy(rho))
         if not math.isfinite(energy):
             return "the energy is not finite at its end"
         if start.rho.asked_for_density and _share_folded(rho, start.rho) > TAIL:
             return "the map would fold at more samples than a few in the tail"
-        rise = energy - start.energy
-        if rise <= _ROUNDING * (1 + abs(energy)):
+        timed = self.setup.energy.time
+        before = float(self.setup.energy(start.rho.at(end))) if timed else start.energy
+        rise = energy - before
+        if not self.setup.energy.has_value or rise <= _ROUNDING * (1 + abs(energy)):
             return None
         # v is the gradient of F, not of its mean over these samples: along the step that mean may rise at first order
-        near = self.setup.floored(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), self.z, self.floor)
-        slope = (float(self.setup.energy(near)) - start.energy) / _FIRST_ORDER
-        if rise > 2 * max(slope, 0.0) + 0.5 * start.fallen(h):
+        near = self.setup.floored(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), self.z, self.floor, end)
+        slope = (float(self.setup.energy(near)) - before) / _FIRST_ORDER
+        allowed = self._action(start.rho, rho, h) if timed else 0.0
+        if rise > 2 * max(slope, 0.0) + 0.5 * start.fallen(h) + allowed:
             return f"the energy would rise by {rise:.2g} on the same samples"
         return None
+
+    def _action(self, start: FlooredMeasure, end: FlooredMeasure, h: float) -> float:
+        """E|Δx|²/h between two measures on the same z."""
+        return float(end.mean((end.x - start.x).detach().square().sum(1))) / h
 
     def strain(self) -> tuple[float, float]:
         """Shares of samples that have folded beyond the tail's, and that are at the edge of it, at the latest stage."""
@@ -238,10 +256,22 @@ class RightSide:
             return found
         return f"{found}; the map has folded at {folded:.2g} of the samples and nearly so at {unsound - folded:.2g}"
 
-    def energy_at(self, theta: Tensor) -> float:
-        """F on the same samples."""
+    def fall(self, theta: Tensor, t: float) -> dict[str, float]:
+        """F at θ and the time t, its change since the first stage by the motion alone, and by how much it should fall.
+
+        All on the same samples. An energy that depends on time is taken at t both times, and then may fall by the
+        cost E|Δx|²/h of the motion. The change is NaN where terms have no value.
+        """
+        energy, h = self.setup.energy, t - self.t
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
-        return float(self.setup.energy(self.rho if same else self.setup.floored(theta, self.z, self.floor)))
+        rho = self.rho.at(t) if same else self.setup.floored(theta, self.z, self.floor, t)
+        end, (before, speed2) = float(energy(rho)), self.start or (math.nan, math.nan)
+        predicted = h * speed2 * (1 - min(self.fit, 1.0))
+        if self.first is not None:
+            before = float(energy(self.first.at(t)))
+            predicted = max(predicted, self._action(self.first, rho, h))
+        change = end - before if energy.has_value else math.nan
+        return {"energy": end, "energy_change": change, "predicted_change": -predicted}
 
 
 class Linearised:
@@ -249,7 +279,9 @@ class Linearised:
 
     def __init__(self, side: RightSide, rho: FlooredMeasure, v: Tensor, curvature: Curvature) -> None:
         self.side, self.rho, self.v, self.curvature = side, rho, v, curvature
+        self.t = float(rho.t or 0.0)
         self.w: Tensor | None = None  # J η of the first solve
+        self.pull = v  # its v
 
     @cached_property
     def energy(self) -> float:
@@ -259,10 +291,12 @@ class Linearised:
     def velocity(self, h: float, moved: Tensor | None = None) -> Tensor:
         """η = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping, (p,)."""
         side, system = self.side, ImplicitTangent(self.curvature, h)
-        v = self.v if moved is None else self.v - moved / h
+        pull = side.velocity_at(self.rho.at(self.t + h)) if side.setup.energy.time else self.v
+        v = pull if moved is None else pull - moved / h
         momentum = side.implicit_momentum if moved is None else 0.0
         eta = side.solved(system, system.right_side(v), side.extra_damping * side.implicit_damping, momentum)
         if self.w is None:
+            self.pull = pull
             self.w = self.curvature.tangent.jv(eta)
             missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()]))
             side.misfit = torch.where(whole > 0, missed / whole, 0.0)
@@ -270,7 +304,7 @@ class Linearised:
 
     def fallen(self, h: float) -> float:
         """h·|E v·Jη| of the first solve: by how much F should fall within h."""
-        return 0.0 if self.w is None else h * abs(float(self.rho.mean((self.v * self.w).sum(1))))
+        return 0.0 if self.w is None else h * abs(float(self.rho.mean((self.pull * self.w).sum(1))))
 
     def displacement(self, e: Tensor) -> float:
         """rms_i of |J_i e|, but no more than `STRETCH` times the typical slope of T times |(∂_zT)⁻¹J_i e|.

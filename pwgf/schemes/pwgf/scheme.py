@@ -189,9 +189,9 @@ class PWGF(MapReplay):
         generator = torch.Generator().manual_seed(seed)
         rng = generator.get_state()
         z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
-        rho = self._alone.pushed(theta, z)
+        rho = self._alone.pushed(theta, z, t)
         try_functions(self.energy, rho)
-        value, v = self.energy(rho), finite_velocity(self.energy, rho, t)
+        value, v = self.energy(rho), finite_velocity(self.energy, rho)
         if rho.asked_for_density:
             refuse_jump(self.reference, "PWGF")
             refuse_kinks(self.map, theta, z, "PWGF")
@@ -204,7 +204,7 @@ class PWGF(MapReplay):
                 "(a) its function is NaN or infinite at some samples T(z): check it there, or take another reference; "
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
-        check_shared(self._setup, theta, z)
+        check_shared(self._setup, theta, z, t)
         chosen = solve_settings(self.damping, self.momentum, self.map.num_params, self.num_samples, self.map.dim)
         if len(z) > 1:
             check_coordinates(z, self.map, chosen.implicit_damping)
@@ -294,12 +294,9 @@ class PWGF(MapReplay):
         return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
-        energy, speed2 = side.start or (math.nan, math.nan)
-        end = side.energy_at(moved.theta)
+        speed2 = side.start[1] if side.start else math.nan
         values = {
-            "energy": end,
-            "energy_change": end - energy,
-            "predicted_change": -(after.t - before.t) * speed2 * (1 - min(side.fit, 1.0)),
+            **side.fall(moved.theta, after.t),
             "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
             "solver_residual": side.residual,
             "fit": side.fit,
@@ -315,14 +312,14 @@ class PWGF(MapReplay):
         side = self._side(self._draw(self.num_samples, generator, even=True), state, generator, self.momentum)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
-        row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator)))
+        row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator), state.t))
         elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
         z = self._draw(samples_for(self.map.dim), generator, even=True)
-        row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed)
+        row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed, state.t)
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:
             draw = functools.partial(self._draw, generator=generator, even=True)
-            row.update(errors_with_cures(self._alone, state.theta, self.num_samples, draw, z, elapsed, side.damping))
+            row.update(errors_with_cures(self._alone, state, self.num_samples, draw, z, elapsed, side.damping))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,
@@ -351,7 +348,7 @@ class PWGF(MapReplay):
 
     def fingerprint(self, state: State) -> np.ndarray:
         """F and v on 16 fixed samples at this θ, (1 + 16d,) float64."""
-        rho = self._alone.pushed(state.theta, self._draw(16, torch.Generator().manual_seed(0)))
+        rho = self._alone.pushed(state.theta, self._draw(16, torch.Generator().manual_seed(0)), state.t)
         values = torch.cat([self.energy(rho).detach().reshape(1), self.energy.velocity(rho).reshape(-1)])
         return values.double().cpu().numpy()
 

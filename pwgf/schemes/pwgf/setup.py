@@ -29,14 +29,15 @@ class Setup:
     chunk_size: int | None
     group: Group = ALONE
 
-    def pushed(self, theta: Tensor, z: Tensor) -> PushedMeasure:
-        """ρ_θ on the samples z (n,d), the same z in every process."""
-        return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size, self.group.for_samples(len(z)))
+    def pushed(self, theta: Tensor, z: Tensor, t: float) -> PushedMeasure:
+        """ρ_θ on the samples z (n,d), the same z in every process, at the time t."""
+        group = self.group.for_samples(len(z))
+        return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size, group, t)
 
-    def floored(self, theta: Tensor, z: Tensor, floor: float | None) -> FlooredMeasure:
+    def floored(self, theta: Tensor, z: Tensor, floor: float | None, t: float) -> FlooredMeasure:
         """The same with slopes kept above a floor, for right sides."""
         group = self.group.for_samples(len(z))
-        return FlooredMeasure(self.map, self.reference, theta, z, self.chunk_size, group, floor=floor)
+        return FlooredMeasure(self.map, self.reference, theta, z, self.chunk_size, group, floor=floor, t=t)
 
     def tangent(self, theta: Tensor, z: Tensor) -> Tangent:
         """J at θ and the samples z (n,d), the same z in every process."""

@@ -19,7 +19,7 @@ from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
-from .._arguments import check_law, refuse_jump, refuse_kinks, try_functions
+from .._arguments import check_law, refuse_driven, refuse_jump, refuse_kinks, try_functions
 from ..base import Answers, Description, Row, even_step, fork, member_config, merge_counters
 from .carriers import MapCarrier, ParticleCarrier
 from .descent import descend
@@ -95,6 +95,7 @@ class SWJKO(Answers):
     ) -> None:  # fmt: skip
         check_law(energy, reference, "SWJKO")
         refuse_ill_posed(energy)
+        refuse_driven(energy, "SWJKO")
         counts = {"num_directions": num_directions, "num_samples": num_samples, "num_eval": num_eval}
         for name, count in {**counts, "max_iterations": max_iterations}.items():
             check_integer(count, name, "SWJKO")

@@ -145,12 +145,12 @@ def test_a_singular_map_is_told_when_the_density_is_needed():
 
 def test_a_velocity_that_is_not_finite_names_term_time_and_place():
     scheme = pwgf.PWGF(energies.Entropy(), maps.Affine(1), pwgf.Gaussian(1))
-    rho = scheme._setup.pushed(maps.Affine(1).initial(), torch.tensor([[1.0], [-1.0]], dtype=torch.float64))
+    rho = scheme._setup.pushed(maps.Affine(1).initial(), torch.tensor([[1.0], [-1.0]], dtype=torch.float64), 0.5)
     root = energies.Potential(lambda x: x[:, 0].sqrt())
     with pytest.raises(
         NonFiniteError, match=r"'potential' is NaN or infinite at 1 of 2 samples at t = 0\.5, first at x = \(-1\)"
     ):
-        finite_velocity(energies.Entropy() + root, rho, 0.5)
+        finite_velocity(energies.Entropy() + root, rho)
 
 
 @pytest.mark.parametrize("max_memory", [1e9, 2e4])

@@ -143,7 +143,7 @@ def test_heavy_damping_keeps_of_the_last_theta_dot_what_fits_the_velocity():
     scheme = ou_scheme(integrator=pwgf.Euler(0.1), damping=1e12, momentum=0.5)
     state = scheme.start()
     z = scheme._draw(60, state.generator(), even=True)
-    rho = scheme._setup.pushed(state.theta, z)
+    rho = scheme._setup.pushed(state.theta, z, state.t)
     tangent, v = scheme._setup.tangent(state.theta, z).dense(), OU.energy.velocity(rho).reshape(-1)
     eta = 10 * torch.linalg.lstsq(tangent, v[:, None]).solution[:, 0]
     fit = float((tangent @ eta) @ v / (tangent @ eta).square().sum())
