@@ -13,6 +13,7 @@ from .law import Law
 from .pushed import PushedLaw, PushedMeasure
 from .sampled import Cloud, Sampled
 from .uniform_ball import UniformBall
+from .uniform_box import UniformBox
 from .unnormalised import Unnormalised
 
 __all__ = [
@@ -26,12 +27,13 @@ __all__ = [
     "Reference",
     "Sampled",
     "UniformBall",
+    "UniformBox",
     "Unnormalised",
     "check_cov",
     "from_config",
 ]
 
-_SHELF: dict[str, Any] = {cls.__name__: cls for cls in (Gaussian, Barenblatt, UniformBall)}
+_SHELF: dict[str, Any] = {cls.__name__: cls for cls in (Gaussian, Barenblatt, UniformBall, UniformBox)}
 
 
 def from_config(config: dict[str, Any]) -> Reference:

@@ -33,6 +33,8 @@ REFERENCES = {
     "Barenblatt on a line": lambda: pwgf.Barenblatt(1, 3.0, 1.0),
     "UniformBall": lambda: pwgf.UniformBall(3, 1.5),
     "UniformBall on a line": lambda: pwgf.UniformBall(1, 1.5),
+    "UniformBox": lambda: pwgf.UniformBox([-1.0, 0.0, 2.0], [1.0, 0.5, 5.0]),
+    "UniformBox on a line": lambda: pwgf.UniformBox(-1.0, 2.0),
     "Unnormalised": unnormalised,
 }
 PROBLEMS = {  # the time at which the law is asked for
@@ -119,6 +121,7 @@ ON_A_LINE = {  # with ends of the support, or of what counts
     "Gaussian on a line": 12.0,
     "Barenblatt on a line": 4.0,
     "UniformBall on a line": 2.0,
+    "UniformBox on a line": 2.5,
     "Unnormalised": 60.0,
     "exact StyblinskiTang": 8.0,
     "exact BarenblattFlow": 4.0,
@@ -249,7 +252,7 @@ def test_nothing_is_at_infinity(dense):
         dense.score(torch.full((1, dense.dim), math.nan, dtype=x.dtype))
 
 
-@pytest.mark.parametrize("name", ["Barenblatt", "UniformBall", "exact Aggregation", "run by PWGF from a ball"])
+@pytest.mark.parametrize("name", ["Barenblatt", "UniformBall", "UniformBox", "exact Aggregation", "run by PWGF from a ball"])
 def test_a_score_outside_the_support_is_refused(name):
     outside = torch.full((1, built(name).dim), 9.0)
     assert built(name).log_density(outside).tolist() == [-math.inf]
