@@ -97,5 +97,13 @@ def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Ten
     return map.initial(seed) + size * noise
 
 
+def in_domain(map: maps.PushForward, z: Tensor) -> Tensor:
+    """z itself; on a torus its representatives in the cell."""
+    if not isinstance(map, maps.OnTorus):
+        return z
+    lower, periods = torch.tensor(map.lower).to(z), torch.tensor(map.periods).to(z)
+    return lower + torch.remainder(z - lower, periods)
+
+
 def points(n: int, dim: int, seed: int = 11) -> Tensor:
     return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
