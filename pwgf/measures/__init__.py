@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from .barenblatt import Barenblatt
 from .base import Reference
+from .cosine_series import CosineSeries
 from .floored import FlooredMeasure
 from .gaussian import Gaussian, check_cov
 from .law import Law
@@ -19,6 +20,7 @@ from .unnormalised import Unnormalised
 __all__ = [
     "Barenblatt",
     "Cloud",
+    "CosineSeries",
     "FlooredMeasure",
     "Gaussian",
     "Law",
@@ -33,7 +35,7 @@ __all__ = [
     "from_config",
 ]
 
-_SHELF: dict[str, Any] = {cls.__name__: cls for cls in (Gaussian, Barenblatt, UniformBall, UniformBox)}
+_SHELF: dict[str, Any] = {cls.__name__: cls for cls in (Gaussian, Barenblatt, UniformBall, UniformBox, CosineSeries)}
 
 
 def from_config(config: dict[str, Any]) -> Reference:
