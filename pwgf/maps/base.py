@@ -215,7 +215,7 @@ class PushForward(ABC):
         """z (n,d) in the coordinates to whose size the parameters are made; here z itself."""
         return z
 
-    def check_domain(self, z: Tensor, call: str) -> None:
+    def check_domain(self, z: Tensor, call: str) -> None:  # noqa: B027, most maps take every z
         """ConfigError where samples z (n,d) of λ lie outside the domain of T; here nothing does."""
 
     def closes(self, lower: Tensor, upper: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import Constants, check_box, check_dim, as_float64
+from ..checks import Constants, as_float64, check_box, check_dim
 from ..errors import ConfigError, ShapeError
 from ._displaced import Displaced, Weights
 from .base import PushForward, newton_inverse
@@ -55,7 +55,7 @@ class OnTorus(Displaced):
     dim: int
     periods: Any
     lower: Any = 0.0
-    map: PushForward | None = None  # type: ignore[assignment]
+    map: PushForward = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         check_dim(self.dim, "OnTorus(dim, periods)")
@@ -81,7 +81,7 @@ class OnTorus(Displaced):
 
     def _cell(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """lower and periods, (d,) each."""
-        return self._constants.like(z)  # type: ignore[attr-defined,no-any-return]  # set in __post_init__
+        return self._constants.like(z)  # type: ignore[attr-defined]  # set in __post_init__
 
     def _circle(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """cos α and sin α, (n,d), and the length of a unit of angle, (d,)."""
@@ -96,8 +96,9 @@ class OnTorus(Displaced):
 
     def closes(self, lower: Tensor, upper: Tensor) -> bool:
         """Whether that box is its cell."""
-        start, periods = torch.tensor(self.lower).double(), torch.tensor(self.periods).double()
-        return torch.allclose(lower, start, rtol=1e-12, atol=0) and torch.allclose(upper - lower, periods, rtol=1e-12)
+        start, periods = self._cell(lower)
+        near = 1e-12 * periods
+        return bool(((lower - start).abs() <= near).all() & ((upper - lower - periods).abs() <= near).all())
 
     def check_domain(self, z: Tensor, call: str) -> None:
         """ConfigError where a sample z (n,d) lies outside the cell."""

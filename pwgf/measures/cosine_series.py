@@ -19,7 +19,7 @@ _HALVINGS = 30  # of the interval in which a quantile lies; Newton steps do the 
 
 
 class CosineSeries(Reference):
-    r"""The law on a box with density Π_i f(u_i)/edge_i, f(u) = 1 + Σ_{k≥1} a_k cos kπu, u = (x − lower)/edge ∈ [0, 1]^d.
+    r"""The law on a box with density Π_i f(u_i)/edge_i, f(u) = 1 + Σ_{k≥1} a_k cos kπu, u = (x − lower)/edge.
 
     Under heat flow between reflecting walls a_k decays as e^{−(kπ/edge)²t}. With `periodic` it is a law on the torus
     with these edges as periods: all odd a_k are 0, and the density is that of x and x + edge alike.
@@ -51,13 +51,13 @@ class CosineSeries(Reference):
         least = float(self._series(torch.linspace(0, 1, _GRID + 1, dtype=torch.float64)).min())
         if not least > 0:
             raise ConfigError(
-                f"CosineSeries(coefficients=…) needs a density 1 + Σ a_k cos kπu > 0; got {self._a.tolist()[:4]!r:.80}, "
-                f"with a least value of {least:.3g}. Give smaller coefficients."
+                f"CosineSeries(coefficients=…) needs a density 1 + Σ a_k cos kπu > 0; got "
+                f"{self._a.tolist()[:4]!r:.80}, with a least value of {least:.3g}. Give smaller coefficients."
             )
         if self.periodic and bool(self._a[::2].any()):
             raise ConfigError(
-                "CosineSeries(periodic=True) needs a_1 = a_3 = … = 0, or values and slopes differ between the ends of a "
-                f"period; got {self._a.tolist()[:4]!r:.80}."
+                "CosineSeries(periodic=True) needs a_1 = a_3 = … = 0, or values and slopes differ between the ends "
+                f"of a period; got {self._a.tolist()[:4]!r:.80}."
             )
 
     def _series(self, u: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ class UniformBox(Reference):
     `maps.OnTorus`, whose periods are the edges of the box. Potential and interaction need none.
 
     Args:
-        lower, upper: corners of the box, d numbers, or a number for all coordinates; two numbers make an interval, d = 1. In
-            units of x.
+        lower, upper: corners of the box, d numbers, or one for all coordinates; two numbers make an interval, d = 1.
+            In units of x.
 
     Raises:
         ConfigError: a lower bound is not below the upper one, or not finite.

@@ -93,7 +93,7 @@ def draw(run: Trajectory, *, problem: Problem | None = None, n: int = 2000) -> A
 
 def title(run: Trajectory) -> str:
     """What was solved and how, in one line, such as "Aggregation, d = 2 · PWGF with ResidualMLP (326 parameters)"."""
-    scheme, problem = run.config["scheme"], run.config.get("problem")
+    problem = run.config.get("problem")
     name = _TITLES.get(problem["name"], problem["name"]) if problem else "Wasserstein gradient flow"
     extra = "".join(f", {key} = {problem[key]:g}" for key in ("c", "m") if key in problem) if problem else ""
     dim = _dim(run)

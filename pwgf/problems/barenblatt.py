@@ -113,12 +113,13 @@ class ConfinedPorousMedium(Problem):
         check_dim(dim, "ConfinedPorousMedium(dim)")
         self.dim = dim
         self.m, self.ratio, self.end_time = (
-            check_positive(v, k, "ConfinedPorousMedium") for k, v in (("m", m), ("ratio", ratio), ("end_time", end_time))
+            check_positive(v, k, "ConfinedPorousMedium")
+            for k, v in (("m", m), ("ratio", ratio), ("end_time", end_time))
         )
         if self.m <= 1:
-            raise ConfigError(f"ConfinedPorousMedium(m=…) needs m > 1; got {m}. For m = 1 use an OrnsteinUhlenbeck flow.")
+            raise ConfigError(f"ConfinedPorousMedium(m=…) needs m > 1; got {m}. For m = 1 use OrnsteinUhlenbeck.")
         if self.ratio == 1:
-            raise ConfigError("ConfinedPorousMedium(ratio=1) starts at the equilibrium; give another R₀/R∞, such as 0.5.")
+            raise ConfigError("ConfinedPorousMedium(ratio=1) starts at the equilibrium; give another, such as 0.5.")
 
     @property
     def rate(self) -> float:

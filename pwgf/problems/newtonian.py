@@ -19,7 +19,7 @@ from ..measures.base import Isotropic
 from ..measures.law import as_generator
 from .base import Problem
 
-_HALVINGS, _NEWTON = 40, 4  # of an interval that holds r₀², and steps from there
+_HALVINGS, _NEWTON = 100, 2  # of an interval that holds r₀², and steps from there
 
 
 @dataclass(frozen=True)

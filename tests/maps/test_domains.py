@@ -135,19 +135,43 @@ def test_a_reference_that_violates_the_walls_is_named_with_a_sample(scheme, map,
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: maps.InBox(maps.Affine(2), 1.0, 1.0), ConfigError, r"InBox\(lower, upper\) needs .*lower < upper.*got"),
-        (lambda: maps.InBox(maps.Affine(2), [0, 0, 0], 1), ShapeError, r"InBox\(lower, upper\) needs 2 numbers in both"),
-        (lambda: maps.InBox(torch.nn.Linear(2, 2), 0, 1), ConfigError, r"InBox\(.*map must be one from pwgf\.maps; got L"),
-        (lambda: maps.OnTorus(2, [1.0, 0.0]), ConfigError, r"OnTorus\(periods=…\) must be positive and finite; got \[1"),
+        (
+            lambda: maps.InBox(maps.Affine(2), 1.0, 1.0),
+            ConfigError,
+            r"InBox\(lower, upper\) needs .*lower < upper.*got",
+        ),
+        (
+            lambda: maps.InBox(maps.Affine(2), [0, 0, 0], 1),
+            ShapeError,
+            r"InBox\(lower, upper\) needs 2 numbers in both",
+        ),
+        (
+            lambda: maps.InBox(torch.nn.Linear(2, 2), 0, 1),
+            ConfigError,
+            r"InBox\(.*map must be one from pwgf\.maps; got L",
+        ),
+        (
+            lambda: maps.OnTorus(2, [1.0, 0.0]),
+            ConfigError,
+            r"OnTorus\(periods=…\) must be positive and finite; got \[1",
+        ),
         (lambda: maps.OnTorus(2, -1), ConfigError, r"OnTorus\(periods=…\) must be positive and finite; got -1"),
         (lambda: maps.OnTorus(2, math.nan), ConfigError, r"OnTorus\(periods=…\) must be positive and finite; got nan"),
-        (lambda: maps.OnTorus(2, [1.0] * 3), ShapeError, r"periods=…\) must be a number or 2 of them; got shape \(3,\)"),
+        (
+            lambda: maps.OnTorus(2, [1.0] * 3),
+            ShapeError,
+            r"periods=…\) must be a number or 2 of them; got shape \(3,\)",
+        ),
         (lambda: maps.OnTorus(2, "x"), ConfigError, r"periods=…\) must be a number or 2 of them; got 'x'"),
         (lambda: maps.OnTorus(2, 1.0, [0.0]), ShapeError, r"lower=…\) must be a number or 2 of them; got shape \(1,\)"),
         (lambda: maps.OnTorus(2, 1.0, math.inf), ConfigError, r"OnTorus\(lower, upper\) needs finite numbers"),
         (lambda: maps.OnTorus(0, 1.0), ConfigError, r"OnTorus\(dim, periods\): dim must be an integer ≥ 1; got 0"),
         (lambda: maps.OnTorus(2, 1.0, map=maps.Affine(2)), ConfigError, r"a cosine and a sine .*dim = 4; got 2\. Make"),
-        (lambda: few(energies.Entropy(), BOX, pwgf.UniformBox(0.0, 1.0)), ConfigError, r"map\.dim = 2 and reference\.dim"),
+        (
+            lambda: few(energies.Entropy(), BOX, pwgf.UniformBox(0.0, 1.0)),
+            ConfigError,
+            r"map\.dim = 2 and reference\.dim",
+        ),
     ],
 )
 def test_wrong_walls_and_periods_are_refused(make, error, message):

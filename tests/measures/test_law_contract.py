@@ -261,7 +261,9 @@ def test_nothing_is_at_infinity(dense):
         dense.score(torch.full((1, dense.dim), math.nan, dtype=x.dtype))
 
 
-@pytest.mark.parametrize("name", ["Barenblatt", "UniformBall", "UniformBox", "CosineSeries", "exact Aggregation", "run by PWGF from a ball"])
+@pytest.mark.parametrize(
+    "name", ["Barenblatt", "UniformBall", "UniformBox", "CosineSeries", "exact Aggregation", "run by PWGF from a ball"]
+)
 def test_a_score_outside_the_support_is_refused(name):
     outside = torch.full((1, built(name).dim), 9.0)
     assert built(name).log_density(outside).tolist() == [-math.inf]

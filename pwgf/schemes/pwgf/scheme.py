@@ -18,7 +18,7 @@ from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
 from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
-from ...maps import ResidualMLP, Standardised
+from ...maps import ResidualMLP
 from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
