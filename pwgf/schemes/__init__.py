@@ -74,13 +74,10 @@ def suited(kind: Any, problem: Any, times: np.ndarray, call: str, **settings: An
     needed = problem.needed_map
     if needed is not None:
         if "map" in settings or "map" not in inspect.signature(kind).parameters:
-            having = " or ".join(
-                name for name, other in SCHEMES.items() if "map" in inspect.signature(other).parameters
-            )
             raise ConfigError(
                 f"{call}: {problem.name} takes place in a box or on a circle, which only its own map, "
-                f"{type(needed).__name__}, knows: other maps, particles and chains would carry mass through the walls. "
-                f"Solve it by {having}, with the problem's map."
+                f"{type(needed).__name__}, knows: other maps and particles would carry mass through the walls. Solve it by "
+                "a scheme of maps, such as pwgf, and give no map."
             )
         settings["map"] = needed
     scheme: Scheme = kind.suited(problem.energy, problem.reference, times, **settings)
