@@ -27,7 +27,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import distances, energies, filtering, fitting, integrate, linalg, maps, posteriors, problems, sampling
     from .integrate import Euler, Explicit, FixedStep, Implicit
-    from .measures import Barenblatt, Gaussian, UniformBall, Unnormalised
+    from .measures import Barenblatt, Gaussian, UniformBall, UniformBox, Unnormalised
     from .run.loop import evolve
     from .run.solve import solve
     from .run.trajectory import Trajectory, load
@@ -55,6 +55,7 @@ __all__ = [
     "StorageError",
     "Trajectory",
     "UniformBall",
+    "UniformBox",
     "Unnormalised",
     "__version__",
     "distances",
@@ -74,7 +75,7 @@ __all__ = [
 
 _HOMES = {
     "integrate": ("Euler", "Explicit", "FixedStep", "Implicit"),
-    "measures": ("Barenblatt", "Gaussian", "UniformBall", "Unnormalised"),
+    "measures": ("Barenblatt", "Gaussian", "UniformBall", "UniformBox", "Unnormalised"),
     "run.loop": ("evolve",),
     "run.solve": ("solve",),
     "run.trajectory": ("Trajectory", "load"),

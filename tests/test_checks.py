@@ -57,6 +57,7 @@ MEMBERS = {
     "Gaussian": lambda i, r: pwgf.Gaussian(i(2), mean=r(0.5), cov=r(2.0)),
     "Barenblatt": lambda i, r: pwgf.Barenblatt(i(2), m=r(2.0), t=r(0.5)),
     "UniformBall": lambda i, r: pwgf.UniformBall(i(2), radius=r(0.5)),
+    "UniformBox": lambda i, r: pwgf.UniformBox(lower=r(0.5), upper=i(3)),
     "PorousMedium": lambda i, r: energies.PorousMedium(i(2)),
     "RadialPolynomial": lambda i, r: energies.Interaction(energies.RadialPolynomial(quadratic=r(0.5))),
     "MMD": lambda i, r: energies.MMD(torch.eye(2), "gaussian", bandwidth=r(0.5)),

@@ -139,6 +139,7 @@ def test_every_scheme(name):
 
 REFERENCES = {
     "ball": lambda: measures.UniformBall(2, 2.0),
+    "box": lambda: measures.UniformBox(-1.0, [1.0, 2.0]),
     "barenblatt": lambda: measures.Barenblatt(2, 2.0, 1.0),
     "unnormalised": lambda: measures.Unnormalised(
         lambda z: -z.square().sum(-1) / 2, lambda n, g: torch.randn(n, 2, generator=g, dtype=torch.float64), 2

@@ -27,6 +27,7 @@ NAMES = [
     "StorageError",
     "Trajectory",
     "UniformBall",
+    "UniformBox",
     "Unnormalised",
     "__version__",
     "distances",

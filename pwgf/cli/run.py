@@ -49,7 +49,7 @@ def perform(settings: Run) -> int:
 def _problem(settings: Run) -> Problem:
     given = {name: getattr(settings, name) for name in ("c", "m") if getattr(settings, name) is not None}
     kind = type(problems.find(settings.problem, "pwgf run", dim=settings.dim)).__name__
-    wanted = {"StyblinskiTang": "c", "BarenblattFlow": "m"}.get(kind)
+    wanted = {"StyblinskiTang": "c", "BarenblattFlow": "m", "ConfinedPorousMedium": "m"}.get(kind)
     for name in given:
         if name != wanted:
             raise ConfigError(
@@ -93,7 +93,7 @@ def _scheme(settings: Run, problem: Problem, times: np.ndarray) -> Scheme:
     elif "dt" in given:
         arguments["dt"] = given["dt"]
     arguments |= {"dtype": DTYPES[settings.dtype], "device": settings.device}
-    return kind.suited(problem.energy, problem.reference, times, **arguments)
+    return schemes.suited(kind, problem, times, "pwgf run", **arguments)
 
 
 def _takes(kind: type, name: str) -> bool:

@@ -12,7 +12,9 @@ from .convex_max import ConvexMax
 from .convex_ridge import ConvexRidge
 from .from_flow import FromFlow
 from .from_module import FromModule
+from .in_box import InBox
 from .neural_ode import NeuralODE
+from .on_torus import OnTorus
 from .residual import ResidualMLP
 from .standardised import Standardised
 
@@ -24,9 +26,11 @@ __all__ = [
     "ConvexRidge",
     "FromFlow",
     "FromModule",
+    "InBox",
     "Layer",
     "Linearisation",
     "NeuralODE",
+    "OnTorus",
     "PushForward",
     "ResidualMLP",
     "Standardised",
@@ -40,7 +44,9 @@ _SHELF: dict[str, type[PushForward]] = {
         Composed,
         ConvexMax,
         ConvexRidge,
+        InBox,
         NeuralODE,
+        OnTorus,
         ResidualMLP,
         Standardised,
     )
@@ -70,7 +76,7 @@ def from_config(config: dict[str, Any]) -> PushForward:
         )
     if name == "Composed":
         settings["maps"] = [from_config(part) for part in settings["maps"]]
-    if name == "Standardised":
+    if isinstance(settings.get("map"), dict):
         settings["map"] = from_config(settings["map"])
     if name == "ResidualMLP" and "axis_units" not in settings:  # stored before they existed
         dim, width = settings["dim"], settings.get("width")

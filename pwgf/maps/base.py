@@ -208,6 +208,20 @@ class PushForward(ABC):
             each = [jacrev(lambda at, zi=zi, xii=xii: along(at, zi, xii))(theta) for zi, xii in zip(z, xi, strict=True)]
             return torch.stack(each).detach()
 
+    own_coordinates: ClassVar[bool] = False
+    """Whether T sees coordinates of its own, whatever the centre and the spread of λ; `PWGF` gives it none then."""
+
+    def seen(self, z: Tensor) -> Tensor:
+        """z (n,d) in the coordinates to whose size the parameters are made; here z itself."""
+        return z
+
+    def check_domain(self, z: Tensor, call: str) -> None:  # noqa: B027, most maps take every z
+        """ConfigError where samples z (n,d) of λ lie outside the domain of T; here nothing does."""
+
+    def closes(self, lower: Tensor, upper: Tensor) -> bool:
+        """Whether a density that ends at the walls of this box, corners (d,), has no edge for T's flow; here not."""
+        return False
+
     has_factors: ClassVar[bool] = False
 
     def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:

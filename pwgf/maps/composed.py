@@ -88,6 +88,19 @@ class Composed(PushForward):
         return found
 
     @property
+    def own_coordinates(self) -> bool:  # type: ignore[override]
+        """Whether a part sees its own."""
+        return any(map.own_coordinates for map in self.maps)
+
+    def check_domain(self, z: Tensor, call: str) -> None:
+        """That of the first map."""
+        self.maps[0].check_domain(z, call)
+
+    def closes(self, lower: Tensor, upper: Tensor) -> bool:
+        """Whether all parts do."""
+        return all(map.closes(lower, upper) for map in self.maps)
+
+    @property
     def numbers_per_sample(self) -> int:
         """Those of the parts."""
         return sum(map.numbers_per_sample for map in self.maps)

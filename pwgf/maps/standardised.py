@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Standardised(PushForward):
         tensor([[104.,   1.]], dtype=torch.float64)
     """
 
+    own_coordinates: ClassVar[bool] = True
+
     map: PushForward
     centre: Sequence[float]
     spread: float
@@ -69,7 +71,7 @@ class Standardised(PushForward):
         """
         z = z.double()
         spread = float((z - z.mean(0)).square().mean().sqrt())
-        if isinstance(map, Standardised) or not 0 < spread < math.inf:
+        if map.own_coordinates or not 0 < spread < math.inf:
             return map
         spread = _BASE ** round(math.log(spread, _BASE))
         centre = 2 * spread * (z.mean(0) / (2 * spread)).round()
@@ -84,6 +86,18 @@ class Standardised(PushForward):
     def dim(self) -> int:  # type: ignore[override]
         """d."""
         return self.map.dim
+
+    def seen(self, z: Tensor) -> Tensor:
+        """(z − centre)/spread, as M sees it."""
+        return self.map.seen(self._inside(z))
+
+    def check_domain(self, z: Tensor, call: str) -> None:
+        """That of M, in its coordinates."""
+        self.map.check_domain(self._inside(z), call)
+
+    def closes(self, lower: Tensor, upper: Tensor) -> bool:
+        """Whether M does, in its coordinates."""
+        return self.map.closes(self._inside(lower), self._inside(upper))
 
     @property
     def numbers_per_sample(self) -> int:

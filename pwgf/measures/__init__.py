@@ -7,17 +7,20 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from .barenblatt import Barenblatt
 from .base import Reference
+from .cosine_series import CosineSeries
 from .floored import FlooredMeasure
 from .gaussian import Gaussian, check_cov
 from .law import Law
 from .pushed import PushedLaw, PushedMeasure
 from .sampled import Cloud, Sampled
 from .uniform_ball import UniformBall
+from .uniform_box import UniformBox
 from .unnormalised import Unnormalised
 
 __all__ = [
     "Barenblatt",
     "Cloud",
+    "CosineSeries",
     "FlooredMeasure",
     "Gaussian",
     "Law",
@@ -26,12 +29,13 @@ __all__ = [
     "Reference",
     "Sampled",
     "UniformBall",
+    "UniformBox",
     "Unnormalised",
     "check_cov",
     "from_config",
 ]
 
-_SHELF: dict[str, Any] = {cls.__name__: cls for cls in (Gaussian, Barenblatt, UniformBall)}
+_SHELF: dict[str, Any] = {cls.__name__: cls for cls in (Gaussian, Barenblatt, UniformBall, UniformBox, CosineSeries)}
 
 
 def from_config(config: dict[str, Any]) -> Reference:

@@ -22,6 +22,11 @@ class Reference(Law, Protocol):
     """Where the density ends: "none", "continuous" (it falls to 0 there) or "jump". A diffusion acts on a jump at
     once, which samples inside do not see; it is refused under one."""
 
+    @property
+    def box(self) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper corner, (d,) each, of the box outside which the density is 0; None where there is none."""
+        return None
+
     def matched_sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:
         """n samples (n,d) spread more evenly than independent ones where the law knows how; here independent ones.
 
@@ -50,6 +55,18 @@ class Isotropic(Reference):
     def cov(self) -> Tensor:
         """E|x|²/d times the unit matrix, (d,d)."""
         return self.second_moment / self.dim * torch.eye(self.dim, dtype=torch.float64)
+
+
+def even_uniforms(n: int, dim: int, seed: int | torch.Generator, call: str) -> Tensor | None:
+    """A scrambled Sobol set of n points (n,d) in [0, 1)^d; None in dimensions in which torch has none."""
+    if dim > torch.quasirandom.SobolEngine.MAXDIM:
+        return None
+    scramble = int(torch.randint(2**62, (1,), generator=as_generator(seed, call)))
+    engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=scramble)
+    first = engine.quasi.double() / 2**engine.MAXBIT  # which torch rounds to its default dtype
+    uniform = engine.draw(n, dtype=torch.float64)
+    uniform[:1] = first
+    return uniform
 
 
 def effective_share(log_w: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import Constants, as_float64, as_points, check_dim, memory_told, plain_numbers
 from ..errors import ConfigError, ShapeError
-from .base import Reference
+from .base import Reference, even_uniforms
 from .law import as_generator
 
 
@@ -75,13 +75,9 @@ class Gaussian(Reference):
 
         The covariance is that of division by n. Plain samples when n < 4d, where no such transformation is sensible.
         """
-        if n < 4 * self.dim or self.dim > torch.quasirandom.SobolEngine.MAXDIM:
+        uniform = None if n < 4 * self.dim else even_uniforms(n, self.dim, seed, "Gaussian.matched_sample")
+        if uniform is None:
             return self.sample(n, seed)
-        scramble = int(torch.randint(2**62, (1,), generator=as_generator(seed, "Gaussian.matched_sample")))
-        engine = torch.quasirandom.SobolEngine(self.dim, scramble=True, seed=scramble)
-        first = engine.quasi.double() / 2**engine.MAXBIT  # which torch rounds to its default dtype
-        uniform = engine.draw(n, dtype=torch.float64)
-        uniform[0] = first
         unit = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))  # a Sobol coordinate can be 0 exactly
         unit = unit - unit.mean(0)
         factor = torch.linalg.cholesky(unit.T @ unit / n)

@@ -22,6 +22,8 @@ _ROWS = 41  # most rows at which errors are measured
 _TITLES = {
     "OrnsteinUhlenbeck": "Ornstein–Uhlenbeck flow", "StyblinskiTang": "Styblinski–Tang flow",
     "BarenblattFlow": "Porous-medium (Barenblatt) flow", "Aggregation": "Aggregation",
+    "NewtonianAggregation": "Newtonian aggregation", "ConfinedPorousMedium": "Confined porous-medium flow",
+    "HeatInBox": "Heat in a box", "Kuramoto": "Noisy Kuramoto oscillators",
     "GaussianMixture": "Flow to a Gaussian mixture", "Rosenbrock": "Flow to the Rosenbrock law",
     "Funnel": "Flow to Neal's funnel", "DoubleBanana": "Flow to the double banana",
 }  # fmt: skip
@@ -91,12 +93,18 @@ def draw(run: Trajectory, *, problem: Problem | None = None, n: int = 2000) -> A
 
 def title(run: Trajectory) -> str:
     """What was solved and how, in one line, such as "Aggregation, d = 2 · PWGF with ResidualMLP (326 parameters)"."""
-    scheme, problem = run.config["scheme"], run.config.get("problem")
+    problem = run.config.get("problem")
     name = _TITLES.get(problem["name"], problem["name"]) if problem else "Wasserstein gradient flow"
     extra = "".join(f", {key} = {problem[key]:g}" for key in ("c", "m") if key in problem) if problem else ""
-    dim = scheme["reference"].get("dim")
+    dim = _dim(run)
     how = run.description.line(len(run.theta(run.t[0])), dim)
     return f"{name}, d = {'?' if dim is None else dim}{extra} · {how}"
+
+
+def _dim(run: Trajectory) -> int | None:
+    """d by the stored reference: its own entry, or the number of coordinates of a box."""
+    reference = run.config["scheme"]["reference"]
+    return reference.get("dim", len(reference.get("lower", ())) or None)
 
 
 def _settings(run: Trajectory) -> str:
@@ -174,7 +182,7 @@ def _laws(panels: list[Any], run: Trajectory, problem: Problem | None, n: int) -
     times = [float(run.t[k]) for k in _some(len(run), len(panels))]
     for panel in panels[len(times) :]:
         panel.set_axis_off()
-    dim = run.config["scheme"]["reference"].get("dim", 0)
+    dim = _dim(run) or 0
     try:
         samples = [run.sample(t, n if dim <= 2 else 10 * n).double() for t in times]
     except ConfigError:

@@ -12,14 +12,17 @@ from typing import Any
 from ..errors import ConfigError, nearest
 from ..measures import Law
 from .aggregation import Aggregation
-from .barenblatt import BarenblattFlow
+from .barenblatt import BarenblattFlow, ConfinedPorousMedium
 from .base import Problem
 from .double_banana import DoubleBanana
 from .funnel import Funnel
 from .gaussian_mixture import GaussianMixture
+from .heat_in_box import HeatInBox
+from .kuramoto import Kuramoto
 from .langevin import LangevinProblem, SampleLaw
 from .linear_drift import KineticTrap, LinearDrift
 from .moving_trap import MovingTrap
+from .newtonian import NewtonianAggregation
 from .ornstein_uhlenbeck import OrnsteinUhlenbeck
 from .rosenbrock import Rosenbrock
 from .styblinski_tang import ProductLaw, StyblinskiTang
@@ -27,14 +30,18 @@ from .styblinski_tang import ProductLaw, StyblinskiTang
 __all__ = [
     "Aggregation",
     "BarenblattFlow",
+    "ConfinedPorousMedium",
     "DoubleBanana",
     "Funnel",
     "GaussianMixture",
+    "HeatInBox",
     "KineticTrap",
+    "Kuramoto",
     "LangevinProblem",
     "Law",
     "LinearDrift",
     "MovingTrap",
+    "NewtonianAggregation",
     "OrnsteinUhlenbeck",
     "Problem",
     "ProductLaw",
@@ -47,8 +54,17 @@ __all__ = [
     "short_names",
 ]
 
-_EXACT = (OrnsteinUhlenbeck, StyblinskiTang, BarenblattFlow, Aggregation)
 _DRIVEN = (MovingTrap, LinearDrift, KineticTrap)
+_EXACT = (
+    OrnsteinUhlenbeck,
+    StyblinskiTang,
+    BarenblattFlow,
+    Aggregation,
+    NewtonianAggregation,
+    ConfinedPorousMedium,
+    HeatInBox,
+    Kuramoto,
+)
 _BY_PARTICLES = (GaussianMixture, Rosenbrock, Funnel, DoubleBanana)
 _TABLE: dict[str, type[Problem]] = {cls.__name__: cls for cls in (*_EXACT, *_BY_PARTICLES, *_DRIVEN)}
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..energies.base import Energy
 from ..errors import ConfigError, PWGFError, nearest
+from ..maps.base import PushForward
 from ..measures import Law, Reference
 
 
@@ -47,6 +48,11 @@ class Problem(ABC):
     def temperature(self) -> float:
         """Weight of the entropy ∫ρ log ρ in F; 0 where F has none."""
         return 0.0
+
+    @property
+    def needed_map(self) -> PushForward | None:
+        """The map that this flow needs, such as one that keeps the mass between walls; None: any serves."""
+        return None
 
     @property
     def convexity(self) -> float | None:

@@ -208,7 +208,8 @@ def _check_table(
 
 def _check_size(record: storage.Record, where: str, value: Any) -> None:
     """SchemaError for a dimension that is not the run's, or a size that cannot fit its parameters."""
-    if where.rpartition(".")[2] == "dim" and (not is_integer(value) or value != record.dim):
+    dims = (record.dim, 2 * record.dim) if ".map.map." in where else (record.dim,)  # twice within maps.OnTorus
+    if where.rpartition(".")[2] == "dim" and (not is_integer(value) or value not in dims):
         raise _refused(record.path, f"{where} is {value!r:.60} where the run has dimension {record.dim}")
     if is_integer(value) and abs(value) > max(record.num_params, MOST_LAYERS):
         raise _refused(record.path, f"{where} is {value!r:.60}, too many for a run of {record.num_params} parameters")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from .. import measures
 from ..checks import DTYPES
@@ -37,6 +40,7 @@ __all__ = [
     "description",
     "find",
     "replay",
+    "suited",
 ]
 
 SCHEMES: dict[str, Any] = {"pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama}
@@ -52,6 +56,32 @@ def find(name: str, call: str) -> Any:
     if name not in SCHEMES:
         raise ConfigError(f"{call} needs a scheme out of {', '.join(SCHEMES)}; got {name!r}.{nearest(name, SCHEMES)}")
     return SCHEMES[name]
+
+
+def suited(kind: Any, problem: Any, times: np.ndarray, call: str, **settings: Any) -> Scheme:
+    """The scheme of this class for a problem: by the map that the problem needs, where there is one.
+
+    Args:
+        kind: out of `SCHEMES`.
+        problem: with `energy`, `reference` and `needed_map`.
+        times: of the rows.
+        call: for the message.
+        settings: of `suited`.
+
+    Raises:
+        ConfigError: the problem needs a map, and the scheme has none, or another is given.
+    """
+    needed = problem.needed_map
+    if needed is not None:
+        if "map" in settings or "map" not in inspect.signature(kind).parameters:
+            raise ConfigError(
+                f"{call}: {problem.name} takes place in a box or on a circle, which only its own map, "
+                f"{type(needed).__name__}, knows: other maps and particles would carry mass through the walls. Solve it "
+                "by a scheme of maps, such as pwgf, and give no map."
+            )
+        settings["map"] = needed
+    scheme: Scheme = kind.suited(problem.energy, problem.reference, times, **settings)
+    return scheme
 
 
 def description(config: Mapping[str, Any]) -> Description:

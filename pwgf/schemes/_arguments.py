@@ -37,17 +37,23 @@ def refuse_driven(energy: Energy, call: str) -> None:
             )
 
 
-def refuse_jump(reference: Reference, call: str) -> None:
+def refuse_jump(reference: Reference, call: str, map: PushForward | None = None) -> None:
     """ConfigError for the reference of an energy that asks for a density, where that jumps at an edge.
+
+    Not so at the walls of a box that the map keeps the mass in.
 
     Samples see the inside alone: the score there says nothing of what a diffusion does at the jump.
     """
-    if reference.edge == "jump":
+    closed = map is not None and reference.box is not None and map.closes(*reference.box)
+    if reference.edge == "jump" and not closed:
         name = type(reference).__name__
+        walls = ""
+        if reference.box is not None:
+            walls = "Walls that reflect are maps.InBox(map, lower, upper) with those of the reference. "
         raise ConfigError(
             f"{call}(energy, reference={name}): the energy needs the density of ρ, which jumps at the edge of this "
-            "reference; a diffusion acts there first, and samples inside do not see it. Start from a smooth law: "
-            "Gaussian(dim, mean, cov) of the same moments, or a map fitted to samples (pwgf.fitting.fit) as "
+            f"reference; a diffusion acts there first, and samples inside do not see it. {walls}Start from a smooth "
+            "law: Gaussian(dim, mean, cov) of the same moments, or a map fitted to samples (pwgf.fitting.fit) as "
             "theta0; Potential and Interaction need no density."
         )
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import distances, storage
+from .. import distances, schemes, storage
 from ..checks import check_integer, plain_numbers
 from ..errors import ConfigError, ParallelError, PathError, PWGFError, StorageError, nearest
 from ..measures.law import Law, sample_cov
@@ -41,7 +41,7 @@ _FLOORS = 3  # pairs of samples of the exact law behind its floor
 
 
 def _suited(kind: Any, problem: Problem, times: np.ndarray, **settings: Any) -> Scheme:
-    return kind.suited(problem.energy, problem.reference, times, **settings)
+    return schemes.suited(kind, problem, times, "compare", **settings)
 
 
 METHODS: dict[str, Make] = {

@@ -71,6 +71,21 @@ def test_run_tells_the_error_against_the_exact_law(tmp_path, capsys):
     assert f"Written to {out}" in said
 
 
+@pytest.mark.parametrize(("name", "end"), [("heat-in-box", "0.05"), ("kuramoto", "0.2")])
+def test_problems_in_a_box_and_on_a_circle_bring_their_map(name, end, tmp_path, capsys):
+    out = str(tmp_path / "a.h5")
+    settings = ["--num-samples", "200", "--num-eval", "200", "--num-rows", "3", "--threads", "1"]
+    assert cli.main(["run", name, "--dim", "1", *settings, "--end-time", end, "--out", out]) == 0
+    said = capsys.readouterr().out
+    assert float(re.search(r"symmetric KL (\S+)", said)[1]) < 1e-4
+    assert cli.main(["info", out]) == 0
+    assert cli.main(["plot", out]) == 0
+    run = pwgf.load(out)
+    assert float(run.log_density(float(end), [[0.3]])) == pytest.approx(
+        float(problems.find(name, "test", dim=1).exact(float(end)).log_density([[0.3]])), abs=0.01
+    )
+
+
 def test_out_defaults_to_the_problem_and_its_dimension(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results").mkdir()
@@ -171,6 +186,14 @@ def test_plot_without_matplotlib_names_the_extra(ou, monkeypatch, capsys):
         (["aggregation", "--c", "2"], "aggregation has no parameter --c; got 2. Leave it out."),
         (["barenblatt", "--c", "2"], "barenblatt has no parameter --c; got 2"),
         (["barenblatt", "--m", "0.5"], "needs m > 1; got 0.5"),
+        (
+            ["heat-in-box", "--map", "affine"],
+            "takes place in a box or on a circle, which only its own map, InBox, knows",
+        ),
+        (["heat-in-box", "--scheme", "particles"], "would carry mass through the walls. Solve it by a scheme of maps"),
+        (["kuramoto", "--scheme", "jko-icnn", "--dim", "1"], "must be the gradient of a convex function"),
+        (["kuramoto"], "dim must be 1, an angle; got 2. Leave it out; pwgf run: --dim 1"),
+        (["newtonian-aggregation", "--dim", "3"], "must be 2, where −log|x| is Newtonian; got 3"),
         (["aggregation", "--end-time", "0"], "--end-time must lie after the start, t = 0; got 0"),
         (["aggregation", "--num-rows", "1"], "--num-rows needs at least 2, the start and the end; got 1"),
         (["aggregation", "--threads", "0"], "--threads needs an integer ≥ 1; got 0"),

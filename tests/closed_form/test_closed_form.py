@@ -115,3 +115,47 @@ def test_styblinski_tang_in_two_dimensions():
     assert sym_kl(run, problem, 0.5) < 1e-2
     assert abs(run["energy"][1] - problem.exact_energy(0.5)) < 4 * run["energy_stderr"][1] + 0.01
     assert run["fold_fraction"].max() == 0
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_heat_in_a_box(dim):
+    problem = problems.HeatInBox(dim)
+    map = maps.InBox(maps.ResidualMLP(dim, width=16), 0.0, 1.0)
+    run = solved(problem, map, [0.0, 0.05, 0.1])
+    for t in (0.05, 0.1):
+        assert sym_kl(run, problem, t) < 1e-5
+        x = run.sample(t, 5000)
+        assert bool(((x >= 0) & (x <= 1)).all())
+
+
+@pytest.mark.slow
+def test_heat_in_a_box_in_five_dimensions():
+    problem = problems.HeatInBox(5)
+    run = solved(problem, problem.needed_map, [0.0, 0.1], num_samples=400)
+    assert sym_kl(run, problem, 0.1) < 1e-4
+
+
+@pytest.mark.parametrize(("K", "t"), [(4.0, 0.5), (1.0, 1.0)])
+def test_the_order_parameter_of_oscillators_above_and_below_the_onset(K, t):
+    problem = problems.Kuramoto(K=K)
+    run = solved(problem, problem.needed_map, [0.0, t], num_samples=500)
+    z = problem.reference.matched_sample(2**14)
+    assert float(run.push(t, z).cos().mean()) == pytest.approx(problem.order_parameter(t), rel=0.01)
+    assert sym_kl(run, problem, t) < 1e-3
+
+
+def test_newtonian_aggregation_sample_by_sample():
+    """Each sample against its exact image, within 2 % (rms)."""
+    problem = problems.NewtonianAggregation()
+    run = solved(problem, maps.ResidualMLP(2), [0.0, 0.5], num_samples=300)
+    z = problem.reference.sample(5000, 3)
+    exact = problem.exact(0.5).moved(z)
+    assert float((run.push(0.5, z) - exact).norm() / exact.norm()) < 0.02
+
+
+def test_confined_porous_medium():
+    problem = problems.ConfinedPorousMedium(1)
+    run = solved(problem, maps.Affine(1), [0.0, 0.5])
+    z = problem.reference.sample(5000, 3)
+    exact = z * problem.exact(0.5).radius / problem.reference.radius
+    assert float((run.push(0.5, z) - exact).norm() / exact.norm()) < 1e-3

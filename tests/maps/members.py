@@ -6,7 +6,7 @@ import torch
 import zuko
 from torch import Tensor, nn
 
-from pwgf import maps
+from pwgf import maps, measures
 from pwgf.maps.convex import ConvexGradient
 from pwgf.schemes.jko import QuadraticICNN
 
@@ -54,6 +54,13 @@ MEMBERS = {
     "Composed3-one-moves": lambda: maps.Composed([maps.Affine(3), maps.ConvexRidge(3, width=5)] * 2, moving=[1]),
     "Standardised2": lambda: maps.Standardised(maps.ResidualMLP(2, width=6), [1.0, -2.0], 2.0),
     "Standardised3-convex": lambda: maps.Standardised(maps.ConvexRidge(3, width=5), [0.0, 0.5, -0.25], 0.125),
+    "InBox1": lambda: maps.InBox(maps.ResidualMLP(1, width=6), -4.0, 4.0),
+    "InBox3-cuts": lambda: maps.InBox(maps.ResidualMLP(3, width=5, depth=2), [-1.0, -2.0, 0.5], [1.5, 3.0, 2.0]),
+    "InBox2-convex": lambda: maps.InBox(maps.ConvexRidge(2, width=5), [-5.0, -6.0], 4.0),
+    "InBox2-neural": lambda: maps.InBox(maps.NeuralODE(2, width=4), -5.0, 5.0),
+    "OnTorus1": lambda: maps.OnTorus(1, 9.0, -4.5),
+    "OnTorus2": lambda: maps.OnTorus(2, [8.0, 20.0], [-4.0, -9.0], maps.ResidualMLP(4, width=6)),
+    "OnTorus1-convex": lambda: maps.OnTorus(1, 20.0, -10.0, maps.ConvexRidge(2, width=5)),
     "FromModule2": lambda: maps.FromModule(module(2), dim=2),
     "FromModule2-layers": lambda: maps.FromModule(module(2, scaled=False), dim=2, residual=True),
     "FromModule3-residual": lambda: maps.FromModule(module(3), dim=3, residual=True),
@@ -69,14 +76,33 @@ def starts_as_identity(map: maps.PushForward) -> bool:
 
 def starts_to_rounding(map: maps.PushForward) -> bool:
     """Whether the identity at the start is a sum that rounds."""
+    if isinstance(map, (maps.InBox, maps.OnTorus)):
+        return starts_to_rounding(map.map)
     parts = map.maps if isinstance(map, maps.Composed) else [map]
     return any(isinstance(part, (ConvexGradient, maps.Standardised)) for part in parts)
+
+
+def reference_for(map: maps.PushForward) -> measures.Reference:
+    """A law in the domain of the map."""
+    if isinstance(map, maps.InBox):
+        return measures.UniformBox(map.lower, map.upper)
+    if isinstance(map, maps.OnTorus):
+        return measures.UniformBox(map.lower, torch.tensor(map.lower) + torch.tensor(map.periods))
+    return measures.Gaussian(map.dim)
 
 
 def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Tensor:
     """θ₀ plus normal noise of the given size: every block is away from its start."""
     noise = torch.randn(map.num_params, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return map.initial(seed) + size * noise
+
+
+def in_domain(map: maps.PushForward, z: Tensor) -> Tensor:
+    """z itself; on a torus its representatives in the cell."""
+    if not isinstance(map, maps.OnTorus):
+        return z
+    lower, periods = torch.tensor(map.lower).to(z), torch.tensor(map.periods).to(z)
+    return lower + torch.remainder(z - lower, periods)
 
 
 def points(n: int, dim: int, seed: int = 11) -> Tensor:

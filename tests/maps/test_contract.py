@@ -13,7 +13,7 @@ from pwgf.errors import ConfigError
 from pwgf.maps.convex import ConvexGradient
 from pwgf.schemes.jko.replay import stored_map
 from pwgf.tangent import Tangent
-from tests.maps.members import MEMBERS, points, random_theta, starts_as_identity, starts_to_rounding
+from tests.maps.members import MEMBERS, points, random_theta, reference_for, starts_as_identity, starts_to_rounding
 
 pytestmark = pytest.mark.parametrize("name", MEMBERS)
 
@@ -33,7 +33,7 @@ def square(x):
 
 
 def has_random_start(map):
-    if isinstance(map, maps.Standardised):
+    if isinstance(map, (maps.Standardised, maps.InBox, maps.OnTorus)):
         return has_random_start(map.map)
     if isinstance(map, maps.Composed):
         return any(has_random_start(map.maps[k]) for k in map.moving)
@@ -219,9 +219,7 @@ def test_volume_is_the_sign_and_the_logarithm_of_the_determinant(name):
 def test_the_parameters_go_through_a_file(name, tmp_path):
     """A run is loaded with the same θ to the bit, and the map that is rebuilt from the file moves points alike."""
     map = MEMBERS[name]()
-    scheme = pwgf.PWGF(
-        energies.Potential(square), map, pwgf.Gaussian(map.dim), num_samples=8, num_eval=8, tolerance=0.1
-    )
+    scheme = pwgf.PWGF(energies.Potential(square), map, reference_for(map), num_samples=8, num_eval=8, tolerance=0.1)
     run = pwgf.solve(scheme, [0.0, 0.1], out=tmp_path / "run.h5", progress=False)
     again = pwgf.load(tmp_path / "run.h5", **({"map": map} if isinstance(map, maps.FromModule) else {}))
     z = points(4, map.dim)

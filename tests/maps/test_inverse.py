@@ -9,13 +9,15 @@ from scipy.stats import ortho_group
 from pwgf import maps
 from pwgf.errors import ConfigError, ShapeError, SolverError
 from pwgf.maps.base import newton_inverse
-from tests.maps.members import MEMBERS, module, points, random_theta
+from tests.maps.members import MEMBERS, in_domain, module, points, random_theta
 
 INVERTIBLE = [name for name in MEMBERS if name != "FromModule2"]  # a bare module with LayerNorm is no diffeomorphism
 
 
 def contraction(map: maps.PushForward, lipschitz: float) -> torch.Tensor:
     """θ at which T = z + f with Lip(f) = `lipschitz` at most (product of spectral norms): a diffeomorphism if < 1."""
+    if isinstance(map, maps.InBox):  # its Jacobian is that of z + f, scaled from both sides by sines
+        return contraction(map.map, lipschitz)
     theta = random_theta(map, 1.0)
     if not isinstance(map, maps.ResidualMLP):
         return theta
@@ -67,12 +69,15 @@ def check_round_trip(map, theta, z, accuracy=1e-8):
 @pytest.mark.parametrize("name", INVERTIBLE)
 def test_round_trip_at_and_near_the_start(name):
     map = MEMBERS[name]()
-    z = 2 * points(200, map.dim)
+    z = in_domain(map, 2 * points(200, map.dim))
     check_round_trip(map, map.initial(), z)
     check_round_trip(map, random_theta(map, 0.01), z)
 
 
-@pytest.mark.parametrize("name", [name for name in INVERTIBLE if not name.startswith(("FromModule", "Composed"))])
+MAY_FOLD = ("FromModule", "Composed", "OnTorus", "InBox2-convex")
+
+
+@pytest.mark.parametrize("name", [name for name in INVERTIBLE if not name.startswith(MAY_FOLD)])
 def test_round_trip_far_from_the_start(name):
     map = MEMBERS[name]()
     check_round_trip(map, contraction(map, 0.95), 3 * points(200, map.dim), 1e-8)

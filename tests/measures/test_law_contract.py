@@ -10,7 +10,7 @@ import torch
 import pwgf
 from pwgf import energies, maps, problems
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError
-from pwgf.measures import Law, PushedLaw, Reference
+from pwgf.measures import CosineSeries, Law, PushedLaw, Reference
 
 COV = [[2.0, 0.6], [0.6, 1.0]]
 SPRING = energies.Potential(lambda x: 0.5 * (x - 1).square().sum(-1)) + energies.Entropy()
@@ -33,6 +33,10 @@ REFERENCES = {
     "Barenblatt on a line": lambda: pwgf.Barenblatt(1, 3.0, 1.0),
     "UniformBall": lambda: pwgf.UniformBall(3, 1.5),
     "UniformBall on a line": lambda: pwgf.UniformBall(1, 1.5),
+    "UniformBox": lambda: pwgf.UniformBox([-1.0, 0.0, 2.0], [1.0, 0.5, 5.0]),
+    "UniformBox on a line": lambda: pwgf.UniformBox(-1.0, 2.0),
+    "CosineSeries": lambda: CosineSeries([0.0, -2.0], [1.0, 3.0], [0.4, -0.3, 0.1]),
+    "CosineSeries on a line": lambda: CosineSeries(0.0, 1.0, [0.9]),
     "Unnormalised": unnormalised,
 }
 PROBLEMS = {  # the time at which the law is asked for
@@ -40,6 +44,10 @@ PROBLEMS = {  # the time at which the law is asked for
     "StyblinskiTang": (lambda: problems.StyblinskiTang(1), 0.5),
     "BarenblattFlow": (lambda: problems.BarenblattFlow(1), 1.7),
     "Aggregation": (lambda: problems.Aggregation(1), 0.5),
+    "NewtonianAggregation": (lambda: problems.NewtonianAggregation(), 0.5),
+    "ConfinedPorousMedium": (lambda: problems.ConfinedPorousMedium(1), 0.2),
+    "HeatInBox": (lambda: problems.HeatInBox(2), 0.05),
+    "Kuramoto": (lambda: problems.Kuramoto(), 1.0),
     "GaussianMixture": (lambda: problems.GaussianMixture(2, num_particles=N, dt=0.1), 0.3),
     "Rosenbrock": (lambda: problems.Rosenbrock(2, num_particles=500), 0.02),
     "Funnel": (lambda: problems.Funnel(2, num_particles=500), 0.02),
@@ -98,7 +106,7 @@ LAWS = {
     **REFERENCES,
     **{f"exact {name}": lambda name=name: PROBLEMS[name][0]().exact(PROBLEMS[name][1]) for name in PROBLEMS},
     **{f"start of {name}": lambda name=name: at_start(name) for name in ("StyblinskiTang", "Funnel")},
-    **{f"limit of {name}": lambda name=name: equilibrium(name) for name in list(PROBLEMS)[4:]},
+    **{f"limit of {name}": lambda name=name: equilibrium(name) for name in list(PROBLEMS)[8:]},
     **{f"run by {name}": make for name, make in RUNS.items()},
 }
 
@@ -114,15 +122,19 @@ def built(name) -> Law:
 
 
 DENSE = [name for name in LAWS if name not in ("run by EulerMaruyama", "run by SWJKO by particles")]
-DENSE = [name for name in DENSE if not name.startswith("exact") or name in [f"exact {p}" for p in list(PROBLEMS)[:4]]]
+DENSE = [name for name in DENSE if not name.startswith("exact") or name in [f"exact {p}" for p in list(PROBLEMS)[:8]]]
 ON_A_LINE = {  # with ends of the support, or of what counts
     "Gaussian on a line": 12.0,
     "Barenblatt on a line": 4.0,
     "UniformBall on a line": 2.0,
+    "UniformBox on a line": 2.5,
     "Unnormalised": 60.0,
     "exact StyblinskiTang": 8.0,
     "exact BarenblattFlow": 4.0,
     "exact Aggregation": 4.0,
+    "exact ConfinedPorousMedium": 4.0,
+    "exact Kuramoto": math.pi,
+    "CosineSeries on a line": 1.5,
     "start of StyblinskiTang": 12.0,
     "run by PWGF on a line": 7.0,
 }
@@ -249,7 +261,9 @@ def test_nothing_is_at_infinity(dense):
         dense.score(torch.full((1, dense.dim), math.nan, dtype=x.dtype))
 
 
-@pytest.mark.parametrize("name", ["Barenblatt", "UniformBall", "exact Aggregation", "run by PWGF from a ball"])
+@pytest.mark.parametrize(
+    "name", ["Barenblatt", "UniformBall", "UniformBox", "CosineSeries", "exact Aggregation", "run by PWGF from a ball"]
+)
 def test_a_score_outside_the_support_is_refused(name):
     outside = torch.full((1, built(name).dim), 9.0)
     assert built(name).log_density(outside).tolist() == [-math.inf]

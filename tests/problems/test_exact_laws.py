@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
+from scipy.special import iv
 
 from pwgf import problems
 
@@ -125,3 +126,90 @@ def test_aggregation_tends_to_the_sphere(dim):
     problem = problems.Aggregation(dim)
     assert problem.exact_energy(30.0) == pytest.approx(-dim / (8 * (dim + 1)), rel=1e-6)
     assert problem.map(30.0).second_moment == pytest.approx(dim / (2 * (dim + 1)), rel=1e-6)
+
+
+def test_heat_between_walls_solves_its_equation():
+    """The amplitude obeys a' = −π²τa; the energy follows from the density by quadrature."""
+    problem, h = problems.HeatInBox(1, amplitude=0.8, temperature=0.7), 1e-5
+    x = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)[:, None]
+
+    def density(t, x):
+        return problem.exact(t).log_density(x).exp()
+
+    in_time = (density(0.03 + h, x) - density(0.03 - h, x)) / (2 * h)
+    e = 1e-4
+    in_space = 0.7 * (density(0.03, x + e) - 2 * density(0.03, x) + density(0.03, x - e)) / e**2
+    assert torch.allclose(in_time, in_space, atol=1e-5)
+    energy = quad(lambda u: float((p := density(0.03, torch.tensor([[u]]))) * p.log()), 0, 1)[0]
+    assert problem.exact_energy(0.03) == pytest.approx(0.7 * energy, abs=1e-8)
+    assert problem.exact_energy(0.03) == pytest.approx(0.7 * problem.exact(0.03).mean_log_density(), abs=1e-12)
+
+
+def test_oscillators_tend_to_the_stationary_order():
+    """r = I₁(Kr/τ)/I₀(Kr/τ) above K = 2τ by scipy's Bessel functions, 0 below; the law is e^{Kr cos x/τ}."""
+    problem = problems.Kuramoto(K=3.0, temperature=1.2)
+    r = problem.order_parameter(60.0)
+    assert r == pytest.approx(iv(1, 2.5 * r) / iv(0, 2.5 * r), abs=1e-8)
+    assert r == pytest.approx(problem.stationary_order, abs=1e-8)
+    x = torch.linspace(-3, 3, 13, dtype=torch.float64)
+    expected = 2.5 * r * torch.cos(x) - math.log(2 * math.pi * iv(0, 2.5 * r))
+    assert torch.allclose(problem.exact(60.0).log_density(x[:, None]), expected, atol=1e-6)
+    below = problems.Kuramoto(K=1.0, temperature=1.0)
+    assert below.stationary_order == 0
+    assert abs(below.order_parameter(40.0)) < 1e-8
+
+
+@pytest.mark.parametrize("K", [0.5, 4.0])
+def test_oscillators_by_finite_differences_on_a_grid(K):
+    """∂ₜρ = ∂ₓ(Kr sin x ρ) + τ∂ₓ²ρ on a circle of 200 points, by scipy's solver."""
+    tau, count = 1.0, 200
+    x = -math.pi + 2 * math.pi * np.arange(count) / count
+    h = 2 * math.pi / count
+
+    def rate(_, rho):
+        r = h * (rho * np.cos(x)).sum()
+        flux = K * r * np.sin(x) * rho
+        spread = (np.roll(rho, 1) - 2 * rho + np.roll(rho, -1)) / h**2
+        return (np.roll(flux, -1) - np.roll(flux, 1)) / (2 * h) + tau * spread
+
+    rho = solve_ivp(rate, (0, 1.0), (1 + 0.5 * np.cos(x)) / (2 * math.pi), method="BDF", rtol=1e-7, atol=1e-9).y[:, -1]
+    problem = problems.Kuramoto(K=K)
+    assert np.allclose(problem.exact(1.0).log_density(torch.from_numpy(x)[:, None]).exp(), rho, atol=1e-3)
+    assert problem.order_parameter(1.0) == pytest.approx(h * (rho * np.cos(x)).sum(), abs=1e-3)
+
+
+@pytest.mark.parametrize("annulus", [False, True])
+def test_newtonian_aggregation_moves_like_shells(annulus):
+    """Each sample obeys r' = −r + (M + c)/r with the mass M within it, here counted; and pushes its density along."""
+    problem, n, t = problems.NewtonianAggregation(sigma=0.8, annulus=annulus), 20_000, 0.7
+    mass = (np.arange(n) + 0.5) / n
+    start = 0.8 * np.sqrt(-2 * np.log1p(-mass))
+    c = 0.25 if annulus else 0.0
+    r = solve_ivp(lambda _, r: -r + (mass + c) / r, (0, t), start, rtol=1e-8, atol=1e-10).y[:, -1]
+    law = problem.exact(t)
+    z = torch.from_numpy(np.stack([start, np.zeros(n)], 1))
+    assert np.abs(law.moved(z)[:, 0].numpy() - r).max() < 1e-6
+    assert law.second_moment == pytest.approx((r**2).mean(), rel=1e-3)
+    squared = torch.from_numpy((r[1:] ** 2 - r[:-1] ** 2) * math.pi * n)  # one over the density between two shells
+    middle = torch.from_numpy(np.stack([(r[1:] + r[:-1]) / 2, np.zeros(n - 1)], 1))
+    assert torch.allclose(law.log_density(middle)[100:-1000], -squared.log()[100:-1000], atol=2e-3)
+
+
+def test_newtonian_aggregation_tends_to_the_disc_and_the_annulus():
+    disc, ring = (problems.NewtonianAggregation(annulus=annulus).exact(20.0) for annulus in (False, True))
+    x = torch.tensor([[0.1, 0.2], [0.5, 0.6], [1.05, 0.0], [1.2, 0.0]], dtype=torch.float64)
+    assert torch.allclose(disc.log_density(x[:2]).exp(), torch.full((2,), 1 / math.pi, dtype=torch.float64), atol=1e-9)
+    assert float(disc.log_density(x[3:])) < -100
+    assert float(ring.log_density(x[:1])) == -math.inf
+    assert torch.allclose(ring.log_density(x[1:3]).exp(), torch.full((2,), 1 / math.pi, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize(("dim", "m", "ratio"), [(1, 2.0, 0.5), (3, 1.5, 2.0)])
+def test_confined_porous_medium_keeps_its_shape(dim, m, ratio):
+    """R' = −R + R'_free: the free profile spreads at the rate b/s of its time s; R∞³ = 3 for d = 1, m = 2."""
+    problem, h = problems.ConfinedPorousMedium(dim, m, ratio), 1e-5
+    law = problem.exact(0.2)
+    slope = (problem.exact(0.2 + h).radius - problem.exact(0.2 - h).radius) / (2 * h)
+    assert slope == pytest.approx(-law.radius + law.radius * law.b / law.t, rel=1e-6)
+    assert problem.reference.radius / problem.exact(50.0).radius == pytest.approx(ratio)
+    assert problems.ConfinedPorousMedium(1).exact(50.0).radius ** 3 == pytest.approx(3)

@@ -23,6 +23,14 @@ CASES = {
     "cubic porous medium": (lambda: problems.BarenblattFlow(dim=1, m=3, t0=0.5, t1=1), 0.8),
     "aggregation": (lambda: problems.Aggregation(dim=2), 0.5),
     "aggregation in 5-D": (lambda: problems.Aggregation(dim=5), 1.0),
+    "newtonian aggregation": (lambda: problems.NewtonianAggregation(sigma=1.3), 0.4),
+    "annulus": (lambda: problems.NewtonianAggregation(annulus=True), 0.3),
+    "confined porous medium": (lambda: problems.ConfinedPorousMedium(dim=2), 0.2),
+    "confined cubic porous medium": (lambda: problems.ConfinedPorousMedium(dim=1, m=3, ratio=1.5), 0.1),
+    "heat in a box": (lambda: problems.HeatInBox(dim=2, amplitude=-0.8, temperature=2.0), 0.02),
+    "heat on an interval": (lambda: problems.HeatInBox(dim=1), 0.05),
+    "oscillators": (lambda: problems.Kuramoto(), 1.5),
+    "oscillators below the onset": (lambda: problems.Kuramoto(K=1.0, temperature=2.0), 0.2),
 }
 DRIVEN = {  # whose energy need not fall, or that have none
     "moving trap": (lambda: problems.MovingTrap(dim=2, speed=0.5, stiffness=2.0), 0.8),
@@ -74,7 +82,7 @@ def test_describes_itself(any_case):
     assert problem.times.dtype == np.float64
     assert problem.times.ndim == 1
     assert (np.diff(problem.times) > 0).all()
-    assert problem.temperature in (0.0, 1.0)
+    assert problem.temperature >= 0
     assert problem.convexity is None or math.isfinite(problem.convexity)
     assert problem.reference.dim == problem.dim
 
@@ -101,6 +109,9 @@ def test_density_has_mass_one(case, generator):
     wide = torch.distributions.MultivariateNormal(law.mean(), 3 * law.cov())
     x = law.mean() + torch.randn(100_000, problem.dim, generator=generator).double() @ wide.scale_tril.T
     ratio = (law.log_density(x) - wide.log_prob(x)).exp()
+    if problem.reference.box is not None:  # on a torus the density goes on
+        lower, upper = problem.reference.box
+        ratio = ratio * ((x >= lower) & (x <= upper)).all(1)
     assert float(ratio.mean()) == pytest.approx(1.0, abs=5 * float(ratio.std()) / math.sqrt(len(x)))
 
 
@@ -228,6 +239,19 @@ def test_arguments_of_single_problems_are_checked():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (
+            lambda: problems.NewtonianAggregation(3),
+            r"NewtonianAggregation\(dim=…\) must be 2, where −log\|x\| is Newtonian; got 3",
+        ),
+        (lambda: problems.NewtonianAggregation(sigma=0), r"NewtonianAggregation\(sigma=…\) must be positive"),
+        (lambda: problems.ConfinedPorousMedium(1, m=1), r"ConfinedPorousMedium\(m=…\) needs m > 1; got 1"),
+        (lambda: problems.ConfinedPorousMedium(1, ratio=1), r"ratio=1\) starts at the equilibrium; give another"),
+        (lambda: problems.HeatInBox(1, amplitude=1), r"HeatInBox\(amplitude=…\) must lie in \(−1, 1\), .*; got 1"),
+        (lambda: problems.HeatInBox(1, temperature=0), r"HeatInBox\(temperature=…\) must be positive"),
+        (lambda: problems.Kuramoto(dim=2), r"Kuramoto\(dim=…\): dim must be 1, an angle; got 2\. Leave it out"),
+        (lambda: problems.Kuramoto(K=500), r"Kuramoto\(K=…\) must lie between 0 and 200 times the temp.*got 500 and 1"),
+        (lambda: problems.Kuramoto(K=-1), r"Kuramoto\(K=…\) must lie between 0 and 200 times"),
+        (lambda: problems.Kuramoto(amplitude=0), r"Kuramoto\(amplitude=…\) must lie in \(−1, 1\), and not be 0; got 0"),
         (
             lambda: problems.GaussianMixture(2, components=0),
             r"GaussianMixture\(components=…\) must be an integer ≥ 1; got 0",

@@ -27,7 +27,8 @@ def chain():
 
 FAMILIES = (maps.ResidualMLP, maps.ConvexRidge, maps.NeuralODE, maps.Affine)
 SCHEMES = {family.__name__: flow(family(2)) for family in FAMILIES} | {"JKOICNN": chain()}
-LAWS = [pwgf.Gaussian(2, cov=[[2.0, 1.0], [1.0, 2.0]]), pwgf.Barenblatt(2, 2.0, 1.0), pwgf.UniformBall(2)]
+BOX = pwgf.UniformBox(-1.0, [1.0, 2.0])
+LAWS = [pwgf.Gaussian(2, cov=[[2.0, 1.0], [1.0, 2.0]]), pwgf.Barenblatt(2, 2.0, 1.0), pwgf.UniformBall(2), BOX]
 DIFFUSIONS = [
     energies.Entropy(),
     energies.PorousMedium(2),
@@ -59,7 +60,7 @@ def test_maps_have_no_inverse_at_infinity(map):
 
 
 @pytest.mark.parametrize(
-    "law", [pwgf.Gaussian(2, cov=[[2.0, 1.0], [1.0, 2.0]]), pwgf.Barenblatt(2, 2.0, 1.0), pwgf.UniformBall(2)]
+    "law", [pwgf.Gaussian(2, cov=[[2.0, 1.0], [1.0, 2.0]]), pwgf.Barenblatt(2, 2.0, 1.0), pwgf.UniformBall(2), BOX]
 )
 def test_densities_of_references_at_infinity_and_at_no_number(law):
     x = torch.tensor([[INF, 0.0], [-INF, INF], [math.nan, 0.0]], dtype=torch.float64)
@@ -69,7 +70,7 @@ def test_densities_of_references_at_infinity_and_at_no_number(law):
 
 
 def test_references_state_their_edge():
-    assert [law.edge for law in LAWS] == ["none", "continuous", "jump"]
+    assert [law.edge for law in LAWS] == ["none", "continuous", "jump", "jump"]
 
 
 @pytest.mark.parametrize("energy", DIFFUSIONS)

@@ -1,5 +1,6 @@
 """A comparison: what is scored and how, members that fail, the table's file, its lines, its figure and the command."""
 
+import functools
 import math
 import os
 import re
@@ -158,6 +159,18 @@ def test_laws_that_cannot_be_read_are_failures():
     table = compare([OU], {"unreadable": unreadable}, times=TIMES, num_samples=100)
     assert of(table, "unreadable", "failed").tolist() == [0, 1, 1]
     assert of(table, "unreadable", "message")[1] == "SolverError: the map has no inverse"
+
+
+def test_a_problem_in_a_box_takes_its_own_map_and_refuses_methods_without_one():
+    problem = problems.HeatInBox(1)
+    methods = {name: METHODS[name] for name in ("particles", "sw-jko-particles")}
+    methods["pwgf"] = functools.partial(METHODS["pwgf"], num_samples=200, num_eval=200)
+    table = compare([problem], methods, times=[0.0, 0.02], num_samples=2000)
+    assert of(table, "pwgf", "failed").tolist() == [0, 0]
+    assert float(of(table, "pwgf", "sym_kl")[1]) < 1e-5
+    for name in ("particles", "sw-jko-particles"):
+        assert of(table, name, "failed").tolist() == [1, 1]
+        assert "which only its own map, InBox, knows" in of(table, name, "message")[0]
 
 
 def test_lines_are_medians_and_say_what_failed(stored):

@@ -19,7 +19,7 @@ from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
 from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
-from ...maps import ResidualMLP, Standardised
+from ...maps import ResidualMLP
 from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
@@ -150,7 +150,7 @@ class PWGF(MapReplay):
         self.integrator = chosen.resolved(default_tolerance(tolerance, accuracy, chosen, map.dim))
         self.tolerance = getattr(self.integrator, "tolerance", tolerance)
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
-        self._in_spreads = tolerance is None and (accuracy is not None or isinstance(map, Standardised))
+        self._in_spreads = tolerance is None and (accuracy is not None or map.own_coordinates)
         self.damping = damping
         self.chunk_size, self.max_memory = chunk_size, max_memory
         self._setup = Setup(energy, map, reference, solver_, form, chunk, world())
@@ -193,7 +193,7 @@ class PWGF(MapReplay):
         try_functions(self.energy, rho)
         value, v = self.energy(rho), finite_velocity(self.energy, rho)
         if rho.asked_for_density:
-            refuse_jump(self.reference, "PWGF")
+            refuse_jump(self.reference, "PWGF", self.map)
             refuse_kinks(self.map, theta, z, "PWGF")
         if self.theta0 is None:  # the θ of a run that goes on may have folded a little
             refuse_folded(rho)
@@ -344,6 +344,7 @@ class PWGF(MapReplay):
                 f"reference.sample(n={n}, generator) must return a tensor of shape ({n}, {self.map.dim}); got {got}. "
                 "Return a row per sample."
             )
+        self.map.check_domain(z, "PWGF")
         return z.to(self.dtype).to(self.device)
 
     def fingerprint(self, state: State) -> np.ndarray:

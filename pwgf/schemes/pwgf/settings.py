@@ -117,9 +117,7 @@ def check_coordinates(z: Tensor, map: PushForward, damping: float) -> None:
         ConfigError: the means or variances of the flow would come out wrong.
     """
     _check_resolved(z)
-    seen = z.double()
-    if isinstance(map, Standardised):
-        seen = (seen - torch.tensor(map.centre, dtype=torch.float64, device=z.device)) / map.spread
+    seen = map.seen(z.double())
     mean, variance = seen.mean(0), seen.var(0, unbiased=False)
     told_apart = variance / (1 + mean.square() + variance).square()
     k = int(told_apart.argmin())

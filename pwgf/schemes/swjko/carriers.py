@@ -39,7 +39,9 @@ class MapCarrier(MapReplay):
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n samples of λ, (n,d), evenly spread where the reference has such."""
-        return self.reference.matched_sample(n, generator).to(self.dtype).to(self.device)
+        z = self.reference.matched_sample(n, generator)
+        self.map.check_domain(z, "SWJKO")
+        return z.to(self.dtype).to(self.device)
 
     def law(self, theta: Tensor, z: Tensor) -> PushedMeasure:
         """The law of θ at samples z (n,d) of λ."""

@@ -141,7 +141,7 @@ class SWJKO(Answers):
         try_functions(self.energy, rho)
         value = float(self.energy(rho))
         if isinstance(rho, PushedMeasure) and rho.asked_for_density:
-            refuse_jump(self.reference, "SWJKO")
+            refuse_jump(self.reference, "SWJKO", self.map)
             refuse_kinks(rho.map, rho.theta.detach(), rho.z, "SWJKO")
         if not math.isfinite(value):
             raise NonFiniteError(
