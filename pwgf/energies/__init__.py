@@ -2,6 +2,7 @@
 
 from ._posed import refuse_ill_posed
 from .base import Combination, Energy, Term
+from .fisher import FisherInformation
 from .functional import Functional
 from .hessian import Hessian
 from .interaction import Interaction, RadialPolynomial
@@ -13,6 +14,7 @@ __all__ = [
     "Combination",
     "Energy",
     "Entropy",
+    "FisherInformation",
     "Functional",
     "Hessian",
     "Interaction",

@@ -17,6 +17,8 @@ from .base import Problem
 from .double_banana import DoubleBanana
 from .funnel import Funnel
 from .gaussian_mixture import GaussianMixture
+from .harmonic import HarmonicHamiltonian
+from .isothermal_gas import IsothermalGas
 from .langevin import LangevinProblem, SampleLaw
 from .ornstein_uhlenbeck import OrnsteinUhlenbeck
 from .rosenbrock import Rosenbrock
@@ -28,6 +30,8 @@ __all__ = [
     "DoubleBanana",
     "Funnel",
     "GaussianMixture",
+    "HarmonicHamiltonian",
+    "IsothermalGas",
     "LangevinProblem",
     "Law",
     "OrnsteinUhlenbeck",
@@ -42,7 +46,7 @@ __all__ = [
     "short_names",
 ]
 
-_EXACT = (OrnsteinUhlenbeck, StyblinskiTang, BarenblattFlow, Aggregation)
+_EXACT = (OrnsteinUhlenbeck, StyblinskiTang, BarenblattFlow, Aggregation, HarmonicHamiltonian, IsothermalGas)
 _BY_PARTICLES = (GaussianMixture, Rosenbrock, Funnel, DoubleBanana)
 _TABLE: dict[str, type[Problem]] = {cls.__name__: cls for cls in (*_EXACT, *_BY_PARTICLES)}
 

@@ -16,11 +16,13 @@ from .jko import JKOICNN, JKOReplay
 from .jko.replay import stored_map
 from .particles import EulerMaruyama, ParticleReplay
 from .pwgf import PWGF
+from .pwhf import PWHF
 from .swjko import SWJKO
 
 __all__ = [
     "JKOICNN",
     "PWGF",
+    "PWHF",
     "SCHEMES",
     "SWJKO",
     "Answers",
@@ -36,15 +38,26 @@ __all__ = [
     "ask",
     "description",
     "find",
+    "names_for",
     "replay",
 ]
 
-SCHEMES: dict[str, Any] = {"pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama}
+SCHEMES: dict[str, Any] = {"pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama, "pwhf": PWHF}
 """Classes by the names that the command line and comparisons give them.
 
 Each has a class method `suited(energy, reference, times, **settings)`: one that is ready for rows at these times, at
 default settings but for those given; `dt`, where it is none of the constructor's, is the length of a step.
 """
+
+
+def names_for(flow: str) -> list[str]:
+    """Names of the classes that follow this flow of an energy, "gradient" or "Hamiltonian".
+
+    Example:
+        >>> names_for("Hamiltonian")
+        ['pwhf']
+    """
+    return [name for name, kind in SCHEMES.items() if kind.flow == flow]
 
 
 def find(name: str, call: str) -> Any:

@@ -22,7 +22,6 @@ from .._arguments import check_law, check_map
 LINE_TOLERANCE = 1e-4
 """rms displacement error of a sample per step for d = 1."""
 
-_FOR_COORDINATES = 1000  # samples behind the coordinates that the map sees
 _MARGIN = 100  # by how much what coordinates tell apart has to exceed the damping
 _RESOLUTION = 1e-3  # of a spread, by which numbers may lie apart
 _ROWS_PER_PARAMETER = 4  # numbers of a velocity for each parameter that make noise harmless
@@ -60,13 +59,6 @@ def solve_settings(
 def tolerance_on_a_line(tolerance: float | None, integrator: Integrator, dim: int) -> float | None:
     """As given; for d = 1, where noise does not hide smaller errors of the time step, 1e-4 also for implicit steps."""
     return LINE_TOLERANCE if tolerance is None and dim == 1 and integrator.adaptive else tolerance
-
-
-def in_standard_coordinates(map: PushForward, reference: Reference) -> PushForward:
-    """The map, which sees standard coordinates where those of λ are far from them; see `Standardised.about`."""
-    z = reference.matched_sample(_FOR_COORDINATES, torch.Generator().manual_seed(0))
-    told = isinstance(z, Tensor) and z.shape == (_FOR_COORDINATES, map.dim)  # else `start` reports it
-    return Standardised.about(map, z) if told else map
 
 
 def check_coordinates(z: Tensor, map: PushForward, damping: float) -> None:
