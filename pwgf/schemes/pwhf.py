@@ -39,6 +39,7 @@ from ._arguments import (
     try_functions,
 )
 from ._guards import finite_velocity, refuse_folded
+from ._mixing import Mixing
 from .base import (
     Description,
     MapReplay,
@@ -56,14 +57,13 @@ _STEPS = 500  # of a run at default settings
 _TOGETHER = 16  # Verlet steps in one step of the scheme: the end of each is the start of the next, computed once
 _MOST_ITERATIONS = 50  # of the equations of a step, which contract by about |∂J·h·η|/|J| each
 _DRIFT = 0.01  # change of the total energy, relative to the kinetic one, that is named
-_SECANTS = 5  # remembered between these iterations
 _BEND = 1e-5  # change of θ over which the slope of J along η is taken, relative to 1 + |θ|
 _BLOCK = 1000  # evaluation samples at once
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A point θ of the path on the run's samples: J, what the solver has made of it, x, and the velocity v = −∇δF/δρ."""
+    """A point θ of the path on the samples: J, what the solver made of it, x, and v = −∇δF/δρ."""
 
     theta: Tensor
     tangent: Tangent
@@ -96,30 +96,10 @@ class PWHFWatch(Watch):
             message = (
                 f"the total energy has changed by {change:.2g} up to t = {t:.4g}, which is "
                 f"{100 * abs(change) / self._kinetic:.2g} % of the largest kinetic energy; it should "
-                f"{'fall' if self._friction > 0 else 'stay'}. Cure: a smaller dt, a wider map, more samples (num_samples)"
+                f"{'fall' if self._friction > 0 else 'stay'}. Cure: a smaller dt, a wider map, more samples "
+                "(num_samples)"
             )
             yield "energy", message
-
-
-class _Mixing:
-    """Anderson's acceleration of w ← w + f(w), in the norm |Jf|: the secants of the latest iterates replace f′."""
-
-    def __init__(self) -> None:
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
-        self._secants: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, change: Tensor, moved: Tensor) -> Tensor:
-        """The step to take where f = change (p,) and Jf = moved (n,d)."""
-        if self._last is not None:
-            before, before_moved, step = self._last
-            self._secants = [*self._secants, (step + change - before, (moved - before_moved).reshape(-1))][-_SECANTS:]
-        taken = change
-        if self._secants:
-            columns = torch.stack([secant for _, secant in self._secants], 1)
-            weights = torch.linalg.lstsq(columns, moved.reshape(-1, 1), driver="gelsd").solution[:, 0]
-            taken = change - torch.stack([way for way, _ in self._secants], 1) @ weights
-        self._last = change, moved, taken
-        return taken
 
 
 class PWHF(MapReplay):
@@ -131,7 +111,7 @@ class PWHF(MapReplay):
         η̇ = argmin_ζ E|Jζ − (v − γJη − ∂_θ(Jη)η)|².
 
     For F = ∫V dρ every sample moves in the potential V; with τ·Entropy it is an isothermal gas, with FisherInformation
-    Schrödinger's equation. Each step of length h is one of Störmer and Verlet for the samples, projected on the tangent:
+    Schrödinger's equation. Each step of length h is Störmer and Verlet's for the samples, projected on the tangent:
     x(θ₁) = T_θ₁(z) with J₀ᵀ[x(θ₁) − x(θ₀) − hJ₀η₀ − ½h²v₀] = 0, then J₁ᵀ[J₁η₁ − (x(θ₁) − x(θ₀))/h − ½hv₁] = 0, between
     two half steps of exp(−½γh) for η. It is of second order, has no derivative of J, and is reversible at γ = 0: the
     energy F + ½E|Jη|² does not drift. For this the samples z are those of the start during the whole run.
@@ -301,7 +281,7 @@ class PWHF(MapReplay):
     def _moved(self, place: _Place, eta: Tensor, h: float, t: float) -> tuple[Tensor, int]:
         """θ₁ with J₀ᵀ[x(θ₁) − x(θ₀) − hJ₀η − ½h²v₀] + damping·(θ₁ − θ₀ − hη) = 0, and the iterations."""
         wanted = h * place.tangent.jv(eta) + 0.5 * h**2 * place.v
-        way, last, mixing = h * eta, math.inf, _Mixing()
+        way, last, mixing = h * eta, math.inf, Mixing()
         scale = float(place.x.square().mean().sqrt() + wanted.square().mean().sqrt())
         accuracy = 500 * torch.finfo(self.dtype).eps * max(scale, 1e-300)
         for iteration in range(1, _MOST_ITERATIONS + 1):

@@ -170,8 +170,8 @@ def test_the_command_line_knows_it(name, tmp_path, capsys):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ConfigError, match="run needs a scheme out of pwgf, jko-icnn.*got 'pwfg'. Did you mean 'pwgf'"):
-        pwgf.schemes.find("pwfg", "run")
+    with pytest.raises(ConfigError, match="run needs a scheme out of pwgf, jko-icnn.*got 'pwgff'. Did you mean 'pwgf'"):
+        pwgf.schemes.find("pwgff", "run")
 
 
 class Alone:

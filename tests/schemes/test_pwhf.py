@@ -60,7 +60,7 @@ def test_the_harmonic_oscillator_passes_its_focus_to_second_order():
 
 @pytest.mark.slow
 def test_the_harmonic_oscillator_over_ten_periods():
-    """Within 1e-3 of the spread √E|x|²; the energy of the modified system is conserved, so that h² bounds its change."""
+    """Within 1e-3 of √E|x|²; the scheme conserves a modified energy, so that h² bounds the change of this one."""
     run, error = swing(10, 0.018, dim=1, rows=3)
     assert error < 1e-3 * math.sqrt(2)
     energy = run["total_energy"] / run["total_energy"][0] - 1
