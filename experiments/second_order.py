@@ -5,7 +5,7 @@ at nine times from the exact map (harmonic oscillator: cos t · z; gas and quant
 closed forms), or, for the wavy potential, from Newton's law for each sample by scipy. Redrawn: z is another one in
 every step.
 
-    python -m experiments.second_order         # about 3 minutes
+    python -m experiments.second_order         # about 2 minutes
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def main() -> None:
             words = [name + (", z redrawn" if redrawn else ""), type(map).__name__, f"{map.dim}", f"{dt:g}", f"{n}"]
             rows.append([*words, f"{end:.3g}", *measured(scheme, end, exact, redrawn)])
             print(" | ".join(rows[-1]), flush=True)
-    head = ["flow", "map", "d", "dt", "n", "to t =", "map", "energy", "reversal", "steps", "CPU s"]
+    head = ["flow", "map", "d", "dt", "n", "to t =", "error", "energy", "reversal", "steps", "CPU s"]
     table(head, rows)
 
 

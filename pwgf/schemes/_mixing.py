@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _SECANTS = 5  # remembered
+_RTOL = 1e-12  # of the Gram matrix of normalised secants, below which they count as dependent
 
 
 class Mixing:
@@ -27,7 +28,11 @@ class Mixing:
         taken = change
         if self._secants:
             columns = torch.stack([secant for _, secant in self._secants], 1)
-            weights = torch.linalg.lstsq(columns, moved.reshape(-1, 1), driver="gelsd").solution[:, 0]
-            taken = change - torch.stack([way for way, _ in self._secants], 1) @ weights
+            lengths = columns.norm(dim=0).clamp_min(torch.finfo(columns.dtype).tiny)
+            columns = columns / lengths
+            gram, seen = (columns.T @ columns).double().cpu(), (columns.T @ moved.reshape(-1)).double().cpu()
+            weights = (torch.linalg.pinv(gram, rtol=_RTOL, hermitian=True) @ seen).to(change)
+            ways = torch.stack([way for way, _ in self._secants], 1)
+            taken = change - ways @ (weights / lengths)
         self._last = change, moved, taken
         return taken

@@ -53,10 +53,11 @@ from .base import (
     tensor_config,
 )
 
-_STEPS = 500  # of a run at default settings
+_STEPS = 200  # of a run at default settings
 _TOGETHER = 16  # Verlet steps in one step of the scheme: the end of each is the start of the next, computed once
 _MOST_ITERATIONS = 50  # of the equations of a step, which contract by about |∂J·h·η|/|J| each
 _DRIFT = 0.01  # change of the total energy, relative to the kinetic one, that is named
+_NOISE = 3.0  # standard errors of the energy that it exceeds
 _BEND = 1e-5  # change of θ over which the slope of J along η is taken, relative to 1 + |θ|
 _BLOCK = 1000  # evaluation samples at once
 
@@ -91,8 +92,9 @@ class PWHFWatch(Watch):
         yield from super().of_row(row, t)
         total, self._kinetic = float(row["total_energy"]), max(self._kinetic, float(row["kinetic_energy"]))
         self._start = total if math.isnan(self._start) else self._start
-        change = total - self._start
-        if (change if self._friction > 0 else abs(change)) > _DRIFT * self._kinetic:
+        change, noise = total - self._start, float(np.nan_to_num(row["energy_stderr"]))
+        allowed = _DRIFT * self._kinetic + _NOISE * (noise + 1e-4 * abs(float(row["energy"])))
+        if (change if self._friction > 0 else abs(change)) > allowed:
             message = (
                 f"the total energy has changed by {change:.2g} up to t = {t:.4g}, which is "
                 f"{100 * abs(change) / self._kinetic:.2g} % of the largest kinetic energy; it should "
@@ -190,7 +192,7 @@ class PWHF(MapReplay):
     def suited(
         cls, energy: Energy, reference: Reference, times: np.ndarray, *, dt: float | None = None, **settings: Any
     ) -> PWHF:
-        """One with `maps.ResidualMLP(dim)` and 500 steps over the span of `times`, unless settings say otherwise."""
+        """One with `maps.ResidualMLP(dim)` and 200 steps over the span of `times`, unless settings say otherwise."""
         step = float(times[-1] - times[0]) / _STEPS if dt is None else dt
         return cls(energy, reference=reference, dt=step, **{"map": ResidualMLP(reference.dim), **settings})
 
