@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from .run.loop import evolve
     from .run.solve import solve
     from .run.trajectory import Trajectory, load
-    from .schemes import JKOICNN, PWGF, SWJKO, EulerMaruyama
+    from .schemes import JKOICNN, PWGF, PWHF, SWJKO, EulerMaruyama
 
 __all__ = [
     "JKOICNN",
     "PWGF",
+    "PWHF",
     "SWJKO",
     "Barenblatt",
     "ConfigError",
@@ -79,7 +80,7 @@ _HOMES = {
     "run.loop": ("evolve",),
     "run.solve": ("solve",),
     "run.trajectory": ("Trajectory", "load"),
-    "schemes": ("EulerMaruyama", "JKOICNN", "PWGF", "SWJKO"),
+    "schemes": ("EulerMaruyama", "JKOICNN", "PWGF", "PWHF", "SWJKO"),
 }
 """Where the names above are defined that are neither errors nor parts of the package."""
 

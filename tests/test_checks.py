@@ -78,6 +78,11 @@ MEMBERS = {
     "SWJKO": lambda i, r: pwgf.SWJKO(
         energies.Entropy(), maps.Affine(2), pwgf.Gaussian(2), tau=r(0.5), num_samples=i(100), learning_rate=r(0.5)
     ),
+    "PWHF": lambda i, r: pwgf.PWHF(
+        energies.FisherInformation(r(0.5)), maps.Affine(2), pwgf.Gaussian(2), num_samples=i(100), num_eval=i(50),
+        dt=r(0.5), friction=r(0.25), damping=r(0.25),
+    ),
+    "HarmonicHamiltonian": lambda i, r: pwgf.problems.HarmonicHamiltonian(i(2), omega=r(2.0)),
     "JKOICNN": lambda i, r: pwgf.JKOICNN(energies.Entropy(), pwgf.Gaussian(2), h=r(0.5), width=i(8), num_samples=i(64)),
 }  # fmt: skip
 
@@ -188,10 +193,11 @@ def schemes():
     yield pwgf.PWGF(energy, maps.Affine(2), reference, integrator=pwgf.Euler(1e-17), **few)
     yield pwgf.EulerMaruyama(energy, reference, num_samples=50, dt=1e-17)
     yield pwgf.SWJKO(energy, maps.Affine(2), reference, tau=1e-17, max_iterations=2, **few)
+    yield pwgf.PWHF(energy, maps.Affine(2), reference, dt=1e-17, **few)
 
 
 @pytest.mark.parametrize("start", [0.0, 1.0])
-@pytest.mark.parametrize("k", range(3))
+@pytest.mark.parametrize("k", range(4))
 def test_fixed_steps_that_rounding_swallows_are_refused(k, start):
     """From t = 0 the first of them would count, and 1e17 of them be needed."""
     with pytest.raises(ConfigError, match=r"steps of 1e-17 are lost in rounding .* would never end. .*times\[0\]"):

@@ -126,6 +126,9 @@ SCHEMES = {
     "sw-jko-particles": lambda where: pwgf.SWJKO(
         PROBLEM.energy, None, PROBLEM.reference, tau=0.01, device=where, **SHORT
     ),
+    "pwhf": lambda where: pwgf.PWHF(
+        double_well(), maps.ResidualMLP(2, width=4, axis_units=1), pwgf.Gaussian(2), dt=0.005, device=where, **FEW
+    ),
     "particles": lambda where: pwgf.EulerMaruyama(
         double_well(), pwgf.Gaussian(2), num_samples=30, dt=0.005, device=where
     ),

@@ -18,6 +18,7 @@ NAMES = [
     "NonFiniteError",
     "PWGF",
     "PWGFError",
+    "PWHF",
     "ParallelError",
     "ResumeMismatchError",
     "SWJKO",

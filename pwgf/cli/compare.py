@@ -8,15 +8,20 @@ from .. import problems
 from ..errors import ConfigError
 from ..parallel import world
 from ..plots import compare as compare_plots
+from ..schemes import names_for
 from ..study.compare import compare, named
 from ._terminal import say as to_terminal
 from .settings import Compare
 
+_USUAL = ("pwgf", "sw-jko", "particles")
+
 
 def perform(settings: Compare) -> int:
     """Compares, prints the table and draws the figure; exit status 0 also where members failed."""
-    methods = named(part.strip() for part in settings.methods.split(","))
     members = [problems.find(settings.problem, "pwgf compare", dim=dim) for dim in integers(settings.dims, "--dims")]
+    usual = _USUAL if members[0].flow == "gradient" else names_for(members[0].flow)
+    given = usual if settings.methods is None else settings.methods.split(",")
+    methods = named(part.strip() for part in given)
     out = settings.out or f"results/compare-{settings.problem.lower()}.h5"
     times = None if settings.times is None else numbers(settings.times, "--times")
     table = compare(

@@ -60,18 +60,25 @@ def about(run: Trajectory) -> list[str]:
 
 
 def energy_lines(run: Trajectory) -> list[str]:
-    """Whether the energy falls."""
-    energy = run["energy"] if "energy" in run.names else np.array([np.nan])
+    """Whether the energy falls, or the total energy does what it should."""
+    name = next((name for name in ("total_energy", "energy") if name in run.names), None)
+    energy = run[name] if name else np.array([np.nan])
     if not np.isfinite(energy).all():
         return [f"Energy: not known{'' if run.description.has_density else ' (particles have no density)'}"]
+    if run.description.balance == "stays":
+        change = float(np.abs(energy - energy[0]).max())
+        return [
+            f"Total energy: {energy[0]:.5g} -> {energy[-1]:.5g}; it should not change, and did by at most {change:.2g}"
+        ]
     noise = np.nan_to_num(run["energy_stderr"]) if "energy_stderr" in run.names else np.zeros_like(energy)
     rises = np.diff(energy) > 3 * np.hypot(noise[1:], noise[:-1]) + 1e-9 * (1 + np.abs(energy[1:]))
     fall = "falls in every row, as it should" if not rises.any() else f"RISES at {rises.sum()} of {len(rises)} rows"
-    return [f"Energy: {energy[0]:.5g} -> {energy[-1]:.5g}; it {fall} (up to its sampling error)"]
+    label = "Total energy" if name == "total_energy" else "Energy"
+    return [f"{label}: {energy[0]:.5g} -> {energy[-1]:.5g}; it {fall} (up to its sampling error)"]
 
 
 def _quality_lines(run: Trajectory) -> list[str]:
-    if not {"projection_residual", "velocity_rms"} <= set(run.names):
+    if "projection_residual" not in run.names:
         return []
     residual, (error, t) = run["projection_residual"], accuracy.estimated_error(run)
     lines = [f"Projection residual: at most {residual.max():.2g}, last {residual[-1]:.2g}"]

@@ -75,7 +75,8 @@ _OF_SCHEMES = ("num_samples", "num_eval", "integrator", "tolerance", "damping", 
 
 def _scheme(settings: Run, problem: Problem, times: np.ndarray) -> Scheme:
     """The scheme of that name in the registry, with the options that were given and are arguments of it."""
-    kind = schemes.find(settings.scheme, "pwgf run --scheme")
+    name_of_scheme = settings.scheme or schemes.names_for(problem.flow)[0]
+    kind = schemes.find(name_of_scheme, "pwgf run --scheme")
     defaults = {field.name: field.default for field in dataclasses.fields(Run)}
     given = {name: value for name, value in vars(settings).items() if value != defaults[name]}
     for name in (*_MAP, *_OF_SCHEMES):
@@ -83,7 +84,7 @@ def _scheme(settings: Run, problem: Problem, times: np.ndarray) -> Scheme:
             having = [other for other, cls in SCHEMES.items() if _takes(cls, "map" if name in _MAP else name)]
             raise ConfigError(
                 f"pwgf run --{name.replace('_', '-')} belongs to --scheme {' or '.join(having)}; got --scheme "
-                f"{settings.scheme}, which has no use for it. Leave it out."
+                f"{name_of_scheme}, which has no use for it. Leave it out."
             )
     arguments = {name: given[name] for name in _OF_SCHEMES if name in given}
     if any(name in given for name in _MAP):

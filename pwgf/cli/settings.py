@@ -13,8 +13,9 @@ class Run:
     """Solve a problem with a known answer, write the run to a file, and say how good it is."""
 
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
-    """ornstein-uhlenbeck, styblinski-tang, barenblatt, aggregation; gaussian-mixture, rosenbrock, funnel or
-    double-banana; moving-trap, linear-drift or kinetic-trap, which are driven"""
+    """ornstein-uhlenbeck, styblinski-tang, barenblatt, aggregation; gaussian-mixture, rosenbrock, funnel,
+    double-banana; moving-trap, linear-drift, kinetic-trap, which are driven; harmonic-hamiltonian or isothermal-gas, which follow
+    Newton's law"""
     dim: int = 2
     """dimension of the space"""
     c: float | None = None
@@ -25,9 +26,9 @@ class Run:
     """last time stored, in units of t (None: the problem's own)"""
     num_rows: int | None = None
     """number of stored times, evenly spaced, both ends included (None: the problem's own)"""
-    scheme: str = "pwgf"
+    scheme: str | None = None
     """pwgf moves the parameters of a map, jko-icnn and sw-jko minimise step by step, particles are Euler-Maruyama
-    steps"""
+    steps, pwhf follows Newton's law (None: pwgf, or pwhf for a problem of that kind)"""
     map: Literal["residual", "affine"] = "residual"
     """residual is affine plus a small network; affine is exact for ornstein-uhlenbeck and barenblatt"""
     width: int | None = None
@@ -99,8 +100,9 @@ class Compare:
 
     problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
     """ornstein-uhlenbeck, styblinski-tang, barenblatt or aggregation; moving-trap, linear-drift or kinetic-trap"""
-    methods: str = "pwgf,sw-jko,particles"
-    """names with commas between them; an unknown one lists them all"""
+    methods: str | None = None
+    """names with commas between them; an unknown one lists them all (None: pwgf,sw-jko,particles, or pwhf for a problem
+    of Newton's law)"""
     dims: str = "2"
     """dimensions with commas between them"""
     times: str | None = None

@@ -4,6 +4,7 @@ from ._posed import refuse_ill_posed
 from .base import Combination, Energy, Term
 from .diffusion import Diffusion
 from .drift import Drift
+from .fisher import FisherInformation
 from .functional import Functional
 from .hessian import Hessian
 from .interaction import Interaction, RadialPolynomial
@@ -17,6 +18,7 @@ __all__ = [
     "Drift",
     "Energy",
     "Entropy",
+    "FisherInformation",
     "Functional",
     "Hessian",
     "Interaction",

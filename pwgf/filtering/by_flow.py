@@ -21,7 +21,7 @@ from ..oracles._observations import check_observation, schedule
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
 from ..schemes import PWGF
-from ..schemes.pwgf.settings import in_standard_coordinates
+from ..schemes._arguments import in_standard_coordinates
 from .model import StateSpace, weighted_moments
 
 _PILOT_SAMPLES = 4000  # whose weighted moments give the start of an update

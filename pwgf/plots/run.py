@@ -24,6 +24,7 @@ _TITLES = {
     "BarenblattFlow": "Porous-medium (Barenblatt) flow", "Aggregation": "Aggregation",
     "NewtonianAggregation": "Newtonian aggregation", "ConfinedPorousMedium": "Confined porous-medium flow",
     "HeatInBox": "Heat in a box", "Kuramoto": "Noisy Kuramoto oscillators",
+    "HarmonicHamiltonian": "Harmonic oscillator", "IsothermalGas": "Isothermal gas",
     "GaussianMixture": "Flow to a Gaussian mixture", "Rosenbrock": "Flow to the Rosenbrock law",
     "Funnel": "Flow to Neal's funnel", "DoubleBanana": "Flow to the double banana",
 }  # fmt: skip
@@ -143,11 +144,18 @@ def _energy(panel: Any, run: Trajectory, problem: Problem | None) -> None:
 
 
 def _residual(panel: Any, run: Trajectory) -> None:
-    panel.set_title("Projection residual: velocity missed")
+    of_second_order = "acceleration_rms" in run.names
+    panel.set_title(f"Projection residual: {'acceleration' if of_second_order else 'velocity'} missed")
     residual, folds = _column(run, "projection_residual"), _column(run, "fold_fraction")
     if residual is None:
         return _say(panel, f"{run.description.no_projection}:\nthere is no projection")
-    panel.plot(run.t, _positive(residual), "-o", color=RUN, label="E|Jθ̇ − v|² / E|v|²")
+    panel.plot(
+        run.t,
+        _positive(residual),
+        "-o",
+        color=RUN,
+        label="E|Jη̇ − a|² / E|a|²" if of_second_order else "E|Jθ̇ − v|² / E|v|²",
+    )
     if folds is not None and folds.max() > 0:
         panel.plot(run.t, np.where(folds > 0, folds, np.nan), "-s", color=EXACT, label="folded samples (share)")
     panel.axhline(1, color=QUIET, lw=0.9, ls=(0, (4, 3)), label="1: nothing followed")

@@ -17,7 +17,9 @@ from .base import Problem
 from .double_banana import DoubleBanana
 from .funnel import Funnel
 from .gaussian_mixture import GaussianMixture
+from .harmonic import HarmonicHamiltonian
 from .heat_in_box import HeatInBox
+from .isothermal_gas import IsothermalGas
 from .kuramoto import Kuramoto
 from .langevin import LangevinProblem, SampleLaw
 from .linear_drift import KineticTrap, LinearDrift
@@ -34,7 +36,9 @@ __all__ = [
     "DoubleBanana",
     "Funnel",
     "GaussianMixture",
+    "HarmonicHamiltonian",
     "HeatInBox",
+    "IsothermalGas",
     "KineticTrap",
     "Kuramoto",
     "LangevinProblem",
@@ -64,6 +68,8 @@ _EXACT = (
     ConfinedPorousMedium,
     HeatInBox,
     Kuramoto,
+    HarmonicHamiltonian,
+    IsothermalGas,
 )
 _BY_PARTICLES = (GaussianMixture, Rosenbrock, Funnel, DoubleBanana)
 _TABLE: dict[str, type[Problem]] = {cls.__name__: cls for cls in (*_EXACT, *_BY_PARTICLES, *_DRIVEN)}

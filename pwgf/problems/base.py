@@ -6,7 +6,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,12 +17,14 @@ from ..measures import Law, Reference
 
 
 class Problem(ABC):
-    """A flow whose law is known at every time: ρ = `reference` at times[0], moved down `energy`.
+    """A flow whose law is known at every time: ρ = `reference` at times[0], moved by `energy`.
 
     A subclass names the arguments of its constructor in `_arguments`; everything else is computed on demand.
     """
 
     dim: int
+    flow: ClassVar[str] = "gradient"
+    """Which flow of the energy the exact law is of, and hence which schemes solve it: "gradient", or "Hamiltonian"."""
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from ..checks import is_integer, is_real, plain
 from ..errors import ConfigError
-from ..schemes import Scheme, ask
+from ..schemes import Scheme, ask, names_for
 from ..schemes.base import stored_config
 from ..state import State
 
@@ -51,7 +51,7 @@ class RunSpec:
         Raises:
             ConfigError: an argument that cannot work.
         """
-        _check_problem(problem)
+        _check_problem(problem, scheme)
         return cls(
             scheme=stored_config(scheme),
             description=ask(scheme, "describe")().to_config(),
@@ -132,12 +132,19 @@ def _checked_seed(seed: object) -> int:
     return seed
 
 
-def _check_problem(problem: object) -> None:
+def _check_problem(problem: object, scheme: Scheme) -> None:
     known = not isinstance(problem, type) and callable(getattr(problem, "to_config", None))
     if problem is not None and not known:
         raise ConfigError(
             f"solve(problem=…) needs a problem with to_config(), from pwgf.problems; got {problem!r:.60}. "
             "Make one, e.g. pwgf.problems.OrnsteinUhlenbeck(2), or leave it out."
+        )
+    ours, theirs = getattr(scheme, "flow", "gradient"), getattr(problem, "flow", "gradient")
+    if problem is not None and ours != theirs:
+        raise ConfigError(
+            f"solve(scheme, problem=…): {type(scheme).__name__} follows the {ours} flow of an energy, and the exact "
+            f"law of {type(problem).__name__} is that of the {theirs} flow. Use scheme "
+            f"{' or '.join(names_for(theirs))}, or leave the problem out."
         )
 
 

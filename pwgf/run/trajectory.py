@@ -182,10 +182,10 @@ class Trajectory:
 
     def error_bound(self, convexity: float) -> np.ndarray:
         """A bound of W₂ to the exact law at every row, (T,), for a K-convex energy; see `pwgf.run.bound`."""
-        if "projection_residual" not in self.names:
+        if not {"projection_residual", "velocity_rms"} <= set(self.names):
             raise ConfigError(
                 "run.error_bound(convexity) needs the velocity that a map has missed; this run has none "
-                f"({self.description.no_projection}). Solve by scheme PWGF."
+                f"({self.description.no_projection or 'it follows an acceleration'}). Solve by scheme PWGF."
             )
         return error_bound(self.t, self["velocity_rms"] * self["projection_residual"] ** 0.5, convexity)
 

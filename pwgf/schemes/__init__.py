@@ -19,11 +19,13 @@ from .jko import JKOICNN, JKOReplay
 from .jko.replay import stored_map
 from .particles import EulerMaruyama, ParticleReplay
 from .pwgf import PWGF
+from .pwhf import PWHF
 from .swjko import SWJKO
 
 __all__ = [
     "JKOICNN",
     "PWGF",
+    "PWHF",
     "SCHEMES",
     "SWJKO",
     "Answers",
@@ -39,16 +41,27 @@ __all__ = [
     "ask",
     "description",
     "find",
+    "names_for",
     "replay",
     "suited",
 ]
 
-SCHEMES: dict[str, Any] = {"pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama}
+SCHEMES: dict[str, Any] = {"pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama, "pwhf": PWHF}
 """Classes by the names that the command line and comparisons give them.
 
 Each has a class method `suited(energy, reference, times, **settings)`: one that is ready for rows at these times, at
 default settings but for those given; `dt`, where it is none of the constructor's, is the length of a step.
 """
+
+
+def names_for(flow: str) -> list[str]:
+    """Names of the classes that follow this flow of an energy, "gradient" or "Hamiltonian".
+
+    Example:
+        >>> names_for("Hamiltonian")
+        ['pwhf']
+    """
+    return [name for name, kind in SCHEMES.items() if kind.flow == flow]
 
 
 def find(name: str, call: str) -> Any:
@@ -76,8 +89,8 @@ def suited(kind: Any, problem: Any, times: np.ndarray, call: str, **settings: An
         if "map" in settings or "map" not in inspect.signature(kind).parameters:
             raise ConfigError(
                 f"{call}: {problem.name} takes place in a box or on a circle, which only its own map, "
-                f"{type(needed).__name__}, knows: other maps and particles would carry mass through the walls. Solve it "
-                "by a scheme of maps, such as pwgf, and give no map."
+                f"{type(needed).__name__}, knows: other maps and particles would carry mass through the walls. Solve "
+                "it by a scheme of maps, such as pwgf, and give no map."
             )
         settings["map"] = needed
     scheme: Scheme = kind.suited(problem.energy, problem.reference, times, **settings)

@@ -8,9 +8,11 @@ from torch import Tensor
 from ..checks import check_each_sample, private
 from ..energies import Energy
 from ..errors import ConfigError
+from ..maps import Standardised
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference, Sampled
 
+_FOR_COORDINATES = 1000  # samples behind the coordinates that the map sees
 _FEW = 16  # samples at which a map's second derivative is looked at
 
 
@@ -35,6 +37,13 @@ def refuse_driven(energy: Energy, call: str) -> None:
                 f"{call}(energy=…) minimises F step by step, and its term '{name}' {why}: the flow is driven, and "
                 "such steps would not follow it. Use PWGF, or EulerMaruyama."
             )
+
+
+def in_standard_coordinates(map: PushForward, reference: Reference) -> PushForward:
+    """The map, which sees standard coordinates where those of λ are far from them; see `Standardised.about`."""
+    z = reference.matched_sample(_FOR_COORDINATES, torch.Generator().manual_seed(0))
+    told = isinstance(z, Tensor) and z.shape == (_FOR_COORDINATES, map.dim)  # else `start` reports it
+    return Standardised.about(map, z) if told else map
 
 
 def refuse_jump(reference: Reference, call: str, map: PushForward | None = None) -> None:

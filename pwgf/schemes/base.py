@@ -93,6 +93,8 @@ class Description:
         map: name of the map; None without one.
         settings: such as "tolerance 0.001"; "{num_steps}" stands for the last value of that column.
         work_unit: what the column `num_stages` counts.
+        balance: what a sound run does to the column `total_energy`, or `energy` where that is not there: it "falls" or
+            "stays".
         no_projection: why there is no column `projection_residual`.
         advice: what helps where many steps are rejected.
         cures: columns with the error estimate that a cure gave where it was tried, and what it is.
@@ -103,6 +105,7 @@ class Description:
     map: str | None = None
     settings: tuple[str, ...] = ()
     work_unit: str = "right sides"
+    balance: str = "falls"
     no_projection: str = ""
     advice: str = "another step length, or more samples"
     cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -169,6 +172,8 @@ class Answers:
     """
 
     ROWS: ClassVar[str] = "own"
+    flow: ClassVar[str] = "gradient"
+    """Which flow of the energy it follows: "gradient", down the energy, or "Hamiltonian", Newton's law."""
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError where the scheme cannot store rows at these times, or begin at this state."""

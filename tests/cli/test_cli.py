@@ -12,6 +12,7 @@ import pwgf
 from pwgf import cli, maps, problems, schemes
 from pwgf.cli import report, settings
 from pwgf.cli import run as command_run
+from pwgf.study.compare import METHODS
 
 TINY = ["--num-samples", "100", "--num-eval", "200", "--num-rows", "3", "--end-time", "0.2", "--threads", "1"]
 
@@ -164,6 +165,32 @@ def test_particles(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "EulerMaruyama with 100 particles" in said and "particles have no density" in said
     assert "symmetric KL not defined" in said and "Projection residual" not in said
+
+
+def test_a_problem_of_newtons_law_takes_its_own_scheme(tmp_path, capsys, monkeypatch):
+    out, tiny = str(tmp_path / "a.h5"), ["--map", "affine", "--dim", "1", "--num-samples", "40", "--num-eval", "50"]
+    assert cli.main(["run", "harmonic-hamiltonian", *tiny, "--dt", "0.2", "--num-rows", "3", "--out", out]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Harmonic oscillator, d = 1 · PWHF with Affine (2 parameters)")
+    assert re.search(r"Total energy: 1 -> .*; it should not change, and did by at most 0\.0\d", said)
+    assert pwgf.load(out).config["scheme"]["name"] == "PWHF"
+    assert "PWGF follows the gradient flow" in refused(
+        capsys, "run", "isothermal-gas", "--scheme", "pwgf", "--out", out
+    )
+    table, few = str(tmp_path / "c.h5"), {"dt": 0.01, "num_samples": 40, "num_eval": 50}
+    monkeypatch.setitem(
+        METHODS, "pwhf", lambda problem, times: pwgf.PWHF(problem.energy, maps.Affine(1), problem.reference, **few)
+    )
+    assert cli.main(["compare", "isothermal-gas", "--dims", "1", "--times", "0,0.02", "--out", table]) == 0
+    assert "| pwhf | 1 | 0.02 |" in capsys.readouterr().out
+
+
+def test_the_total_energy_falls_under_friction(tmp_path, capsys):
+    spring = pwgf.energies.Potential(lambda x: x.square().sum(-1) / 2)
+    scheme = pwgf.PWHF(spring, maps.Affine(1), pwgf.Gaussian(1), dt=0.1, friction=1.0, num_samples=40, num_eval=50)
+    pwgf.solve(scheme, [0, 0.5, 1], out=tmp_path / "a.h5", progress=False)
+    assert cli.main(["info", str(tmp_path / "a.h5")]) == 0
+    assert re.search(r"Total energy: 0\.5\d* -> 0\.\d+; it falls in every row", capsys.readouterr().out)
 
 
 def test_plot_draws_beside_the_file_or_where_told(ou, tmp_path, capsys):

@@ -76,6 +76,13 @@ def test_porous_medium_from_a_gaussian(family):
     assert trapezoid(np.abs(ours - exact), grid) < 2e-3
 
 
+def test_the_gradient_flow_of_the_fisher_information_spreads_a_gaussian():
+    """F = E|∇ log ρ|² (8·FisherInformation()) has v = 2C⁻²x on N(0, C): the fourth power of the spread is 1 + 8t."""
+    moving = pwgf.PWGF(8 * energies.FisherInformation(), maps.Affine(1), pwgf.Gaussian(1), num_samples=50, num_eval=50)
+    run = pwgf.solve(moving, [0.0, 0.2, 1.0], progress=False)
+    assert np.allclose([float(run.at(t).cov()) ** 2 for t in run.t], 1 + 8 * run.t, rtol=1e-3)
+
+
 def aggregation_error(t, **settings):
     problem = problems.Aggregation(2)
     run = solved(problem, maps.ResidualMLP(2, width=settings.pop("width")), [0.0, t], **settings)

@@ -44,6 +44,8 @@ MEMBERS = {
     "porous-2": lambda: energies.PorousMedium(2),
     "porous-3.5": lambda: energies.PorousMedium(3.5),
     "fast-diffusion": lambda: energies.PorousMedium(0.8),
+    "fisher": lambda: energies.FisherInformation(1.2),
+    "fisher-in-a-sum": lambda: energies.Potential(square) + energies.FisherInformation(),
     "local-mixed": lambda: energies.Local(mixed),
     "local-of-x": lambda: energies.Local(lambda x, log_rho: square(x)),
     "local-of-density": lambda: energies.Local(lambda x, log_rho: log_rho.square()),

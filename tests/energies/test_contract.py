@@ -132,7 +132,7 @@ def test_the_particle_form_follows_the_same_velocity(name):
         drifts, temperature = energy.particle_form()
     except ValueError as error:
         assert "particles have no density" in str(error)
-        assert name.split("-")[0] in ("internal", "porous", "fast", "local", "functional")
+        assert name.split("-")[0] in ("internal", "porous", "fast", "local", "functional", "fisher")
         return
     total = -temperature * rho.score
     for coefficient, term in drifts:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pwgf import energies
+import pwgf
+from pwgf import energies, maps
 from pwgf.errors import ConfigError, PWGFError, ShapeError
+from pwgf.measures import Cloud, PushedMeasure
 from tests.energies.members import small, square
 
 # Each energy of a user's function of samples, made from one function of a tensor with the sample axis (or pairs) first;
@@ -200,3 +202,15 @@ def test_a_users_mistake_keeps_its_cause():
     with pytest.raises(PWGFError) as caught:
         energies.Potential(lambda x: SimpleNamespace().gone)(small())
     assert isinstance(caught.value.__cause__, AttributeError)
+
+
+def test_what_a_fisher_information_cannot_do():
+    with pytest.raises(ConfigError, match=r"FisherInformation\(sigma=…\) must be a number in \(0, inf\); got 0"):
+        energies.FisherInformation(0)
+    with pytest.raises(ConfigError, match="particles have no score"):
+        energies.FisherInformation()(Cloud(torch.zeros(3, 2)))
+    with pytest.raises(ConfigError, match="the velocity needs third derivatives of log ρ, which Cloud does not have"):
+        energies.FisherInformation().velocity(Cloud(torch.zeros(3, 2)))
+    edged = PushedMeasure(maps.Affine(1), pwgf.UniformBall(1), maps.Affine(1).initial(), torch.zeros(2, 1).double())
+    with pytest.raises(ConfigError, match=r"FisherInformation\(\) of a law pushed from UniformBall, which has an edge"):
+        energies.FisherInformation().try_functions(edged)

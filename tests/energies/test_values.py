@@ -11,6 +11,7 @@ import torch
 from pwgf import energies, maps
 from pwgf.energies import interaction
 from pwgf.measures import Barenblatt, Gaussian, PushedMeasure
+from pwgf.measures.pushed import PushedLaw
 from tests.energies.members import measure, mixed, quantiles, small, square
 
 LOG_2PI_E = math.log(2 * math.pi * math.e)
@@ -49,6 +50,38 @@ def test_velocities_on_a_gaussian():
     torch.testing.assert_close(energies.KL(lambda x: -0.5 * square(x)).velocity(rho), -x - score)
     density = torch.exp(-0.5 * ((x - 0.3) / 0.7) ** 2) / (0.7 * math.sqrt(2 * math.pi))
     torch.testing.assert_close(energies.PorousMedium(3).velocity(rho), -3 * density**2 * score)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.8])
+def test_the_fisher_information_of_a_gaussian(sigma):
+    """F = (σ⁴/8) tr C⁻¹ and v = (σ⁴/4) C⁻²(x − m)."""
+    factor = torch.tensor([[1.5, 0.0], [-0.4, 0.6]], dtype=torch.float64)
+    theta = torch.cat([factor, torch.tensor([[0.3], [-2.0]], dtype=torch.float64)], 1).reshape(-1)
+    rho = PushedMeasure(maps.Affine(2), Gaussian(2), theta, Gaussian(2).matched_sample(100, 0))
+    precision = torch.linalg.inv(factor @ factor.T)
+    energy = energies.FisherInformation(sigma)
+    assert float(energy(rho)) == pytest.approx(sigma**4 / 8 * float(precision.trace()))
+    expected = sigma**4 / 4 * (rho.x - theta.view(2, 3)[:, 2]) @ precision @ precision
+    torch.testing.assert_close(energy.velocity(rho), expected)
+
+
+@pytest.mark.parametrize(
+    "map",
+    [maps.ResidualMLP(2, width=5), maps.ConvexRidge(2, width=4), maps.NeuralODE(2, width=4)],
+    ids=lambda map: type(map).__name__,
+)
+def test_derivatives_of_the_score_are_those_of_the_score_of_the_law(map):
+    """By central differences of the score at points x, which takes the map's inverse."""
+    theta = map.initial(0)
+    theta = theta + 0.15 * torch.randn(len(theta), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rho = PushedMeasure(map, Gaussian(2), theta, small(6).z)
+    law, h = PushedLaw(map, Gaussian(2), theta), 1e-3
+    steps = h * torch.eye(2, dtype=torch.float64)
+    slope = torch.stack([(law.score(rho.x + s) - law.score(rho.x - s)) / (2 * h) for s in steps], 2)
+    second = [law.score(rho.x + s) - 2 * rho.score + law.score(rho.x - s) for s in steps]  # ∇(∇·s) = Δs
+    found, bend = rho.score_derivatives()
+    torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bend, torch.stack(second).sum(0) / h**2, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("dim", "m", "t"), [(1, 2.0, 0.5), (3, 2.0, 1.0), (2, 3.0, 2.0)])

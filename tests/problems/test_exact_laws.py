@@ -213,3 +213,24 @@ def test_confined_porous_medium_keeps_its_shape(dim, m, ratio):
     assert slope == pytest.approx(-law.radius + law.radius * law.b / law.t, rel=1e-6)
     assert problem.reference.radius / problem.exact(50.0).radius == pytest.approx(ratio)
     assert problems.ConfinedPorousMedium(1).exact(50.0).radius ** 3 == pytest.approx(3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_the_spread_of_the_isothermal_gas_solves_its_equation(temperature):
+    """σ̈ = τ/σ from rest."""
+    times = np.array([0.0, 0.01, 0.5, 3.0, 20.0])
+    accurate = {"method": "DOP853", "rtol": 1e-11, "atol": 1e-12}
+    found = solve_ivp(lambda t, y: [y[1], temperature / y[0]], (0, 20), [1.0, 0.0], t_eval=times, **accurate).y[0]
+    problem = problems.IsothermalGas(2, temperature)
+    assert np.allclose([problem.spread(float(t)) for t in times], found, rtol=1e-7)
+
+
+def test_the_harmonic_law_is_that_of_samples_that_swing():
+    """x(t) = cos(ωt)·x₀ for ẍ = −ω²x from rest."""
+    problem = problems.HarmonicHamiltonian(2, omega=2.0)
+    z = problem.reference.sample(100, 0)
+    law, scale = problem.exact(0.3), math.cos(0.6)
+    change_of_volume = 2 * math.log(abs(scale))
+    assert torch.allclose(law.log_density(scale * z), problem.reference.log_density(z) - change_of_volume)
+    assert all(abs(math.cos(2.0 * t)) > 0.1 for t in problem.times)
+    assert all(abs(math.cos(2.0 * t)) > 0.1 for t in np.linspace(problem.times[0], problem.times[-1], 5))

@@ -20,6 +20,7 @@ from pwgf.state import Info, State
 from tests.run.deaths import end_of, forked, kill_at_random
 
 PROBLEM = problems.Aggregation(2)
+SWING = problems.HarmonicHamiltonian(2)
 TIMES = np.array([0.0, 0.1, 0.2])
 ENDS = {int(signal.SIGKILL): -9, int(signal.SIGTERM): 143}  # exit status by signal
 DIES_AFTER = 0.12  # between two rows, but for a scheme whose steps are its rows
@@ -84,6 +85,10 @@ def jko_icnn(problem, times):
     return pwgf.JKOICNN(problem.energy, problem.reference, h=0.05, **settings)
 
 
+def pwhf(problem, times):
+    return pwgf.PWHF(problem.energy, maps.Affine(2), problem.reference, dt=0.005, num_samples=60, num_eval=120)
+
+
 def of_a_user(problem, times):
     return MeanFlow(problem.energy, problem.reference, dt=0.03)
 
@@ -94,18 +99,23 @@ MEMBERS = {  # the name in the registry, and what is made
     "sw-jko": ("sw-jko", sw_jko),
     "sw-jko-particles": ("sw-jko", sw_jko_particles),
     "jko-icnn": ("jko-icnn", jko_icnn),
+    "pwhf": ("pwhf", pwhf),
     "of a user": (None, of_a_user),
 }
 
 
+def problem_of(name):
+    return SWING if MEMBERS[name][0] == "pwhf" else PROBLEM
+
+
 def scheme_of(name):
-    return MEMBERS[name][1](PROBLEM, TIMES)
+    return MEMBERS[name][1](problem_of(name), TIMES)
 
 
 def solve(name, scheme=None, **arguments):
     scheme = scheme or scheme_of(name)
     times = pwgf.schemes.ask(scheme, "rows_for")(TIMES)
-    return pwgf.solve(scheme, times, seed=3, problem=PROBLEM, progress=False, **arguments)
+    return pwgf.solve(scheme, times, seed=3, problem=problem_of(name), progress=False, **arguments)
 
 
 def stopped(name, number, path):

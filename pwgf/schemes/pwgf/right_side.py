@@ -15,7 +15,7 @@ from ...linalg.choice import MAX_PRIMAL, MIN_OUTPUT_SHARE
 from ...measures import FlooredMeasure
 from ...parallel import Group
 from ...tangent import Curvature, ImplicitTangent, Tangent
-from .guards import finite_velocity, first_point
+from .._guards import finite_velocity, first_point
 from .setup import Setup
 
 EXACT_SLOPES = 2

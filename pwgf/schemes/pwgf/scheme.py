@@ -24,13 +24,14 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
-from .._arguments import refuse_jump, refuse_kinks, try_functions
+from .._arguments import in_standard_coordinates, refuse_jump, refuse_kinks, try_functions
+from .._guards import finite_velocity, refuse_folded
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .cures import NOT_TRIED, errors_with_cures
 from .description import described
 from .estimate import error_estimate, samples_for
 from .evaluation import evaluate_row
-from .guards import check_shared, finite_velocity, gave_up, refuse_folded, stalled
+from .guards import check_shared, gave_up, stalled
 from .right_side import EXACT_SLOPES, RightSide
 from .settings import (
     auto_solver,
@@ -40,7 +41,6 @@ from .settings import (
     check_numbers,
     choose_chunk_size,
     default_tolerance,
-    in_standard_coordinates,
     solve_settings,
 )
 from .setup import Setup
@@ -196,7 +196,7 @@ class PWGF(MapReplay):
             refuse_jump(self.reference, "PWGF", self.map)
             refuse_kinks(self.map, theta, z, "PWGF")
         if self.theta0 is None:  # the θ of a run that goes on may have folded a little
-            refuse_folded(rho)
+            refuse_folded(rho, "PWGF")
         if not bool(torch.isfinite(value)):
             bad = [name for name, _, part in self.energy.terms() if not bool(torch.isfinite(part(rho)))]
             raise NonFiniteError(

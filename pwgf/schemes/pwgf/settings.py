@@ -14,7 +14,6 @@ from ...errors import ConfigError, nearest
 from ...integrate import Integrator
 from ...linalg import Auto
 from ...linalg.choice import MAX_PRIMAL
-from ...maps import Standardised
 from ...maps.base import PushForward
 from ...measures import Reference
 from .._arguments import check_law, check_map
@@ -31,7 +30,6 @@ FINEST = {torch.float64: 1e-5, torch.float32: 1e-3}
 LINE_TOLERANCE = 1e-4
 """rms displacement error of a sample per step for d = 1."""
 
-_FOR_COORDINATES = 1000  # samples behind the coordinates that the map sees
 _MARGIN = 100  # by how much what coordinates tell apart has to exceed the damping
 _RESOLUTION = 1e-3  # of a spread, by which numbers may lie apart
 _ROWS_PER_PARAMETER = 4  # numbers of a velocity for each parameter that make noise harmless
@@ -94,13 +92,6 @@ def check_accuracy(accuracy: float | None, on_miss: str, dtype: torch.dtype) -> 
             f"and the damping of the solves leave about {least:g} of the spread. Give accuracy={least:g} or more."
         )
     return accuracy
-
-
-def in_standard_coordinates(map: PushForward, reference: Reference) -> PushForward:
-    """The map, which sees standard coordinates where those of λ are far from them; see `Standardised.about`."""
-    z = reference.matched_sample(_FOR_COORDINATES, torch.Generator().manual_seed(0))
-    told = isinstance(z, Tensor) and z.shape == (_FOR_COORDINATES, map.dim)  # else `start` reports it
-    return Standardised.about(map, z) if told else map
 
 
 def check_coordinates(z: Tensor, map: PushForward, damping: float) -> None:

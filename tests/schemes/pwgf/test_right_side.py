@@ -7,7 +7,7 @@ from torch.func import jacfwd, jacrev, vmap
 import pwgf
 from pwgf import energies, linalg, maps
 from pwgf.errors import ConfigError, NonFiniteError
-from pwgf.schemes.pwgf.guards import finite_velocity
+from pwgf.schemes._guards import finite_velocity
 from pwgf.schemes.pwgf.right_side import RightSide
 
 N, DAMPING = 40, 1e-3
