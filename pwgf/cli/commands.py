@@ -1,10 +1,11 @@
 """The command line: reads the arguments, and has the module of that command perform it.
 
-Those modules are imported once the arguments are read, so that help, the version and a misspelt option need no torch.
+Those modules are imported once the arguments are read, so that help and the version need no torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +14,11 @@ import tyro
 
 from .._version import __version__
 from ..errors import PWGFError
+from . import _options
 from ._terminal import say
-from .settings import Command, Compare, Doctor, Info, Pack, Plot, Run
+from .settings import Command, Compare, Doctor, Info, Options, Pack, Plot, Run
+
+_OPEN: dict[str, type] = {"run": Run, "compare": Compare}  # take options of what is chosen by name as well
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,11 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     about = "Wasserstein gradient flows in any dimension, without a grid. `pwgf --version` prints the version."
     config = (tyro.conf.FlagCreatePairsOff,)
-    command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
+    kind = _OPEN.get(arguments[0]) if arguments else None
+    own = [field.name for field in dataclasses.fields(kind) if field.name != "given"] if kind else []
     try:
-        return _perform(command)
+        given: _options.Given = {}
+        if kind is not None:
+            arguments[1:], given = _options.split(arguments[1:], own)
+        command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
+        return _perform(dataclasses.replace(command, given=given) if given else command)
     except PWGFError as error:
-        say(f"pwgf: error: {error}", error=True)
+        say(f"pwgf: error: {_options.as_options(str(error), dict(zip(own, own, strict=True)))}", error=True)
         return 2
     except KeyboardInterrupt:
         say("pwgf: interrupted; a run goes on with the same command and --resume", error=True)
@@ -48,6 +57,7 @@ def _perform(command: Any) -> int:
     """The exit status of a command, given its settings."""
     from .compare import perform as compare  # not above: these import torch
     from .files import doctor, pack
+    from .members import options
     from .report import info, plot
     from .run import perform as run
 
@@ -58,5 +68,6 @@ def _perform(command: Any) -> int:
         Compare: compare,
         Pack: pack,
         Doctor: doctor,
+        Options: options,
     }
     return performers[type(command)](command)

@@ -168,15 +168,15 @@ def test_plot_without_matplotlib_names_the_extra(ou, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["ornstein-ulenbeck"], "got 'ornstein-ulenbeck'. Did you mean 'ornstein-uhlenbeck'?"),
-        (["aggregation", "--c", "2"], "aggregation has no parameter --c; got 2. Leave it out."),
-        (["barenblatt", "--c", "2"], "barenblatt has no parameter --c; got 2"),
+        (["aggregation", "--c", "2"], "aggregation has no option --c. The problem has none."),
+        (["barenblatt", "--c", "2"], "barenblatt has no option --c. The problem has --m (number, default 2), --t0"),
         (["barenblatt", "--m", "0.5"], "needs m > 1; got 0.5"),
         (["aggregation", "--end-time", "0"], "--end-time must lie after the start, t = 0; got 0"),
         (["aggregation", "--num-rows", "1"], "--num-rows needs at least 2, the start and the end; got 1"),
         (["aggregation", "--threads", "0"], "--threads needs an integer ≥ 1; got 0"),
         (["aggregation", "--dim", "0"], "got 0"),
-        (["aggregation", "--num-samples", "0"], "num_samples=…) must be an integer ≥ 1; got 0"),
-        (["aggregation", "--map", "affine", "--width", "8"], "--width and --depth belong to --map residual"),
+        (["aggregation", "--num-samples", "0"], "error: --num-samples must be an integer ≥ 1; got 0"),
+        (["aggregation", "--map", "affine", "--width", "8"], "--map affine has no option --map.width. It has none."),
         (["aggregation", "--scheme", "particles", "--num-eval", "5"], "--num-eval belongs to --scheme pwgf"),
         (["aggregation", "--scheme", "particles", "--num-samples", "0"], "must be an integer ≥ 1; got 0"),
         (["aggregation", "--scheme", "particles", "--dt", "0"], "got 0"),
@@ -260,7 +260,7 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
         cli.main(["run", "--help"])
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     for field in settings.Run.__dataclass_fields__:
-        assert field == "problem" or f"--{field.replace('_', '-')} " in said
+        assert (f"--{field.replace('_', '-')} " in said) != (field in ("problem", "given"))
     for text in (
         "(None: 1e-6; 1e-7 in implicit steps of small maps, on a line 1e-9)",
         "(default: auto)",
@@ -276,9 +276,11 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
 
 
 def test_misspelt_option_exits_2(capsys):
+    said = refused(capsys, "run", "aggregation", "--tolerence", "1e-3")
+    assert "has no option --tolerence. The problem has none. Did you mean --tolerance?" in said
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["run", "aggregation", "--tolerence", "1e-3"])
-    assert "--tolerance" in capsys.readouterr().err
+        cli.main(["plot", "a.h5", "--outt", "a.png"])
+    assert "--out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
