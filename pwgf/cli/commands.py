@@ -16,7 +16,7 @@ from .._version import __version__
 from ..errors import PWGFError
 from . import _options
 from ._terminal import say
-from .settings import Command, Compare, Doctor, Info, Options, Pack, Plot, Run
+from .settings import Command, Compare, Doctor, Info, Options, Pack, Plot, Run, Table
 
 _OPEN: dict[str, type] = {"run": Run, "compare": Compare}  # take options of what is chosen by name as well
 
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None means those of the process.
 
     Returns:
-        The exit status: 0; 1 for damage found by `pwgf doctor`; 2 for an error that the user can cure, told on
-        stderr; 130 after an interrupt.
+        The exit status: 0; 1 for damage found by `pwgf doctor` or `pwgf table`; 2 for an error that the user can cure,
+        told on stderr; 130 after an interrupt.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -60,12 +60,14 @@ def _perform(command: Any) -> int:
     from .members import options
     from .report import info, plot
     from .run import perform as run
+    from .table import table
 
     performers: dict[type, Callable[[Any], int]] = {
         Run: run,
         Info: info,
         Plot: plot,
         Compare: compare,
+        Table: table,
         Pack: pack,
         Doctor: doctor,
         Options: options,

@@ -18,7 +18,7 @@ from ..parallel import world
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
 from ..schemes import SCHEMES, Scheme
-from . import _options, members
+from . import _options, facts, members
 from ._own import Posed, is_own, posed
 from ._terminal import say
 from .report import about, energy_lines, error_lines
@@ -37,7 +37,8 @@ def perform(settings: Run) -> int:
     run = solved(settings, what, out)
     if world().rank > 0:  # one process of several speaks
         return 0
-    for line in (*about(run), *energy_lines(run), *error_lines(run, what.exact)):
+    found = facts.facts(run) | facts.error_facts(run, what.exact)
+    for line in (*about(found), *energy_lines(found), *error_lines(found)):
         say(line)
     say(f"Written to {out}; see also: pwgf info {out}, pwgf plot {out}")
     return 0

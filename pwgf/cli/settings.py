@@ -88,10 +88,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Info:
-    """Say in words what is in a run's file and how good it is."""
+    """Say in words what is in a run's file and how good it is, or in a comparison's."""
 
     file: File
-    """written by pwgf run or pwgf.solve"""
+    """written by pwgf run, pwgf.solve or pwgf compare"""
+    json: bool = False
+    """say all of it as JSON instead"""
+    problem: str | None = None
+    """FILE.py:NAME or MODULE:NAME of a problem of your own, by whose exact law the error is measured (None: the one
+    that the file names, if it is built in)"""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,21 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Put several runs side by side, a row each: settings that differ, errors, energy, CPU seconds, verdict.
+
+    Exit status 1 where a file is damaged; its row says so.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
+    """runs, or folders of them"""
+    csv: bool = False
+    """with commas between the columns, and all digits"""
+    problem: str | None = None
+    """as for pwgf info"""
+
+
+@dataclass(frozen=True)
 class Pack:
     """Make one file of a run that was killed, failed or interrupted; it can still be resumed."""
 
@@ -161,6 +181,7 @@ Command = (
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Plot, tyro.conf.subcommand("plot")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Table, tyro.conf.subcommand("table")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Options, tyro.conf.subcommand("options")]
