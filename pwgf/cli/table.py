@@ -90,13 +90,26 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing(found: Sequence[Line]) -> dict[str, str]:
-    """Names of the settings that are not the same in all runs, by their full names."""
+    """Names of the settings in which runs differ, as the options have them, by their full names.
+
+    A setting that some runs lack makes a difference between members of one name, as between two runs of PWGF; between
+    members of other names the names tell enough.
+    """
     read = [line.settings for line in found if line.settings]
-    full = list(dict.fromkeys(key for settings in read for key in settings))
-    kept = [key for key in full if len({repr(settings.get(key)) for settings in read}) > 1]
-    short = {key: key.removeprefix("scheme.").removeprefix("problem.") for key in kept}
+    full = dict.fromkeys(key for settings in read for key in settings)
+    kept = [key for key in full if _differs(key, read)]
+    short = {key: key.removesuffix(".name").removeprefix("scheme.").removeprefix("problem.") for key in kept}
     names = list(short.values())
     return {key: name if names.count(name) == 1 else key for key, name in short.items()}
+
+
+def _differs(key: str, read: Sequence[Mapping[str, Any]]) -> bool:
+    having = [settings for settings in read if key in settings]
+    named = f"{key.rpartition('.')[0]}.name"
+    like_these = [settings for settings in read if settings.get(named) in [one.get(named) for one in having]]
+    return len({repr(settings[key]) for settings in having}) > 1 or (
+        len(like_these) > len(having) and any(settings[key] is not None for settings in having)
+    )
 
 
 def markdown(found: Sequence[Line]) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 
 import pwgf
 from pwgf import cli, maps, problems
+from pwgf.cli import table
 from pwgf.study import accuracy
 from pwgf.study.compare import compare
 from tests.cli.test_cli import refused, stopped_run
@@ -59,11 +60,11 @@ def test_info_of_a_comparison_shows_it(tmp_path, capsys):
     def few(problem, times):
         return pwgf.EulerMaruyama(problem.energy, problem.reference, num_samples=50, dt=0.01)
 
-    table = compare(
+    compared = compare(
         [problems.OrnsteinUhlenbeck(1)], {"few": few}, times=[0, 0.01], num_samples=100, out=tmp_path / "c.h5"
     )
     said = told(capsys, "info", tmp_path / "c.h5")
-    assert said == f"{tmp_path / 'c.h5'}: a comparison of few\n\n" + "\n".join(table.lines()) + "\n"
+    assert said == f"{tmp_path / 'c.h5'}: a comparison of few\n\n" + "\n".join(compared.lines()) + "\n"
     found = json.loads(told(capsys, "info", tmp_path / "c.h5", "--json"))
     assert found["kind"] == "comparison" and [entry["t"] for entry in found["entries"]] == [0, 0.01]
 
@@ -93,8 +94,8 @@ def test_table_has_a_row_a_run_with_the_settings_that_differ(runs, capsys):
     rows = list(csv.DictReader(said.splitlines()))
     assert [row["run"] for row in rows] == [str(runs / name) for name in names]
     assert [row["seed"] for row in rows] == ["0", "1"]
-    assert [row["solver.name"] for row in rows] == ["auto", "primal"]
-    assert "num_samples" not in rows[0] and "map.name" not in rows[0]
+    assert [row["solver"] for row in rows] == ["auto", "primal"]
+    assert list(rows[0])[:4] == ["run", "solver", "seed", "bures_w2"]
     for row, name in zip(rows, names, strict=True):
         run = pwgf.load(runs / name)
         assert float(row["energy"]) == run["energy"][-1] and float(row["cpu_seconds"]) == run["cpu_time"][-1]
@@ -108,8 +109,16 @@ def test_table_in_words_and_of_a_folder(runs, capsys):
     assert [line.split(" | ")[0] for line in lines] == [
         "| run", "|" + "---|" * lines[0].count(" | ") + "---|", "| ou-0.h5", "| ou-1.h5", "| particles.h5",
     ]  # fmt: skip
-    assert "symmetric KL | energy | estimated error | verdict | CPU s | status |" in lines[0]
-    assert "| PWGF | " in lines[2] and "| EulerMaruyama | " in lines[4] and "| – | " in lines[4]
+    assert lines[0].startswith("| run | scheme | solver | seed | Bures–W₂ | floor | symmetric KL | energy |")
+    assert lines[2].startswith("| ou-0.h5 | PWGF | auto | 0 | ")
+    assert lines[4].startswith("| particles.h5 | EulerMaruyama | – | 0 | – | – | – | – | – | – | ")
+
+
+def test_a_setting_that_one_of_two_like_members_lacks_is_a_difference():
+    one, two = {"map.name": "A", "map.width": 3, "seed": 0}, {"map.name": "A", "seed": 0}
+    other = {"map.name": "B", "map.units": 3, "seed": 0}
+    assert table.differing([table.Line("", "", one), table.Line("", "", two)]) == {"map.width": "map.width"}
+    assert table.differing([table.Line("", "", two), table.Line("", "", other)]) == {"map.name": "map"}
 
 
 def test_a_damaged_run_and_a_missing_one_have_a_row(runs, tmp_path, capsys):
