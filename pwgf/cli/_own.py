@@ -120,17 +120,23 @@ def _from_file(path: str, call: str) -> ModuleType:
         raise ConfigError(f"{call} found no file {whole}.{nearest(file, beside)}")
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    name = file.removesuffix(".py")
+    return _executed(whole, os.stat(whole).st_mtime_ns, f"{call}: running {path}")
+
+
+@functools.cache
+def _executed(whole: str, changed: int, what: str) -> ModuleType:
+    """The module of a file as it is since `changed`, run once."""
+    name = os.path.basename(whole).removesuffix(".py")
     known = sys.modules.get(name)
     if known is not None and getattr(known, "__file__", None) != whole:  # such as a script called torch.py
         name = f"script_{name}"
     spec = importlib.util.spec_from_file_location(name, whole)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"{call}: {whole} is no Python file. Give path/script.py:NAME.")
+        raise ConfigError(f"{what} failed: {whole} is no Python file. Give path/script.py:NAME.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look it up
     try:
-        with passing_on(f"{call}: running {path}"):
+        with passing_on(what):
             spec.loader.exec_module(module)
     except ConfigError:
         del sys.modules[name]
@@ -143,10 +149,11 @@ class passing_on:
 
     Args:
         what: was done, for the message.
+        kinds: of errors that are passed on so; others, and those of pwgf, stay as they are.
     """
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, kinds: tuple[type[BaseException], ...] = (Exception, SystemExit)) -> None:
+        self._what, self._kinds = what, kinds
 
     def __enter__(self) -> None:
         """Nothing."""
@@ -154,7 +161,7 @@ class passing_on:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, (Exception, SystemExit)) and not isinstance(error, PWGFError):
+        if isinstance(error, self._kinds) and not isinstance(error, PWGFError):
             told = "".join(traceback.format_exception(type(error), error, _of_user(trace)))
             raise ConfigError(f"{self._what} failed.\n{told.rstrip()}") from error
 
@@ -193,16 +200,16 @@ def posed(spec: str, given: _options.Given, dim: int | None, call: str, beside: 
             f"{label} has no option {_options.option(name)}: {spec} is no class, and takes no arguments. Leave it out."
         )
     if isinstance(made, Energy):
-        return _bare(_file_name(spec), made, given, dim, label)
+        return _bare(file_name(spec), made, given, dim, label)
     for name in _options.part(given, "reference"):
         raise ConfigError(f"{label} has no option --reference.{name}: the problem has its own reference. Leave it out.")
-    return _checked(_file_name(spec), made, dim, label)
+    return _checked(file_name(spec), made, dim, label)
 
 
-def _file_name(spec: str) -> str:
+def file_name(spec: str) -> str:
     """A name for files: "double-well" of "my/script.py:DoubleWell"."""
     if not is_own(spec):
-        return next(short for short, full in problems.short_names().items() if spec.lower() in (short, full.lower()))
+        return {full.lower(): short for short, full in problems.short_names().items()}.get(spec.lower(), spec.lower())
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", "-", spec.rpartition(":")[2]).lower()
 
 

@@ -16,9 +16,13 @@ from .._version import __version__
 from ..errors import PWGFError
 from . import _options
 from ._terminal import say
-from .settings import Command, Compare, Doctor, Info, Options, Pack, Plot, Run, Table
+from .settings import Command, Compare, Doctor, Info, Options, Pack, Plot, Run, Sweep, Table
 
-_OPEN: dict[str, type] = {"run": Run, "compare": Compare}  # take options of what is chosen by name as well
+_OPEN: dict[str, type] = {
+    "run": Run,
+    "compare": Compare,
+    "sweep": Sweep,
+}  # take options of what is chosen by name as well
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None means those of the process.
 
     Returns:
-        The exit status: 0; 1 for damage found by `pwgf doctor` or `pwgf table`; 2 for an error that the user can cure,
-        told on stderr; 130 after an interrupt.
+        The exit status: 0; 1 for damage found by `pwgf doctor` or `pwgf table`, and for a sweep whose runs are not
+        all complete; 2 for an error that the user can cure, told on stderr; 130 after an interrupt.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -42,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         given: _options.Given = {}
         if kind is not None:
-            arguments[1:], given = _options.split(arguments[1:], own)
+            arguments[1:], given = _options.split(arguments[1:], own, several=kind is Sweep)
         command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
         return _perform(dataclasses.replace(command, given=given) if given else command)
     except PWGFError as error:
         say(f"pwgf: error: {_options.as_options(str(error), dict(zip(own, own, strict=True)))}", error=True)
         return 2
     except KeyboardInterrupt:
-        say("pwgf: interrupted; a run goes on with the same command and --resume", error=True)
+        say("pwgf: interrupted; pwgf run goes on with --resume, pwgf sweep with the same command", error=True)
         return 130
 
 
@@ -60,6 +64,7 @@ def _perform(command: Any) -> int:
     from .members import options
     from .report import info, plot
     from .run import perform as run
+    from .sweep import perform as sweep
     from .table import table
 
     performers: dict[type, Callable[[Any], int]] = {
@@ -68,6 +73,7 @@ def _perform(command: Any) -> int:
         Plot: plot,
         Compare: compare,
         Table: table,
+        Sweep: sweep,
         Pack: pack,
         Doctor: doctor,
         Options: options,

@@ -44,6 +44,11 @@ def perform(settings: Run) -> int:
     return 0
 
 
+def in_options(error: Exception) -> str:
+    """What an error says, with options in place of Python arguments."""
+    return _options.as_options(str(error), dict(zip(OWN, OWN, strict=True)))
+
+
 def problem_of(settings: Run) -> Posed:
     """What there is to solve; ConfigError where an option belongs to nothing."""
     _options.check_prefixes(settings.given, members.PREFIXES, CALL)

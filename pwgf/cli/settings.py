@@ -151,6 +151,25 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Solve a problem for every combination of settings, in a file each, and put the runs side by side.
+
+    Any option of `pwgf run` may have several values, with blanks between them: --temperature 0.1 0.2 --seed 0 1 2. The
+    same command again keeps what is finished and continues the rest. Exit status 1 where a run is not complete.
+    """
+
+    problem: Problem
+    """as for pwgf run"""
+    out_dir: str = "runs"
+    """folder for the runs"""
+    jobs: int = 1
+    """runs at a time, each in a process of its own, with one thread unless --threads says otherwise"""
+    csv: bool = False
+    """print the table with commas between the columns, and all digits"""
+    given: Given = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Pack:
     """Make one file of a run that was killed, failed or interrupted; it can still be resumed."""
 
@@ -182,6 +201,7 @@ Command = (
     | Annotated[Plot, tyro.conf.subcommand("plot")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[Options, tyro.conf.subcommand("options")]
