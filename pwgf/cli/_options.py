@@ -158,7 +158,7 @@ def arguments(
 
 def listed(known: Mapping[str, inspect.Parameter], prefix: str) -> str:
     """The options of a member in words."""
-    who = "It" if prefix else "The problem"
+    who = "The problem" if prefix in ("", "problem.") else "It"
     names = [f"{option(prefix + name)} ({told(p)})" for name, p in known.items() if not nested(p)]
     names += [option(prefix + name) + ".…" for name, p in known.items() if nested(p)]
     return f"{who} has {', '.join(names) or 'none'}."
@@ -289,9 +289,10 @@ def as_options(message: str, names: Mapping[str, str]) -> str:
         name, value = found["name"], found["value"]
         if name not in names:
             return found[0]
-        alone = value in ("…", "True")
+        alone = value in ("", "…", "True")
         return option(names[name]) if alone else f"{option(names[name])} {value.strip(chr(39))}"
 
     value = r"(?P<value>…|'[^']*'|[\w.+-]*\w)"
+    message = re.sub(r"\b\w+\((?P<name>[a-z]\w*)(?P<value>)\): (?P=name)\b", as_option, message)
     message = re.sub(rf"\b\w+\((?P<name>[a-z]\w*)={value}\)", as_option, message)
     return re.sub(rf"(?<![\w.(])(?P<name>[a-z]\w*)={value}", as_option, message)

@@ -190,12 +190,12 @@ def posed(spec: str, given: _options.Given, dim: int | None, call: str, beside: 
         ConfigError: no such problem, it takes no such argument, or it lacks a member.
     """
     maker, label = maker_of(spec, call), f"{call} {spec}"
-    texts = _options.bare(given) | _options.part(given, "problem")
+    texts = _texts(given, label)
     made = maker
     if inspect.isclass(maker) or inspect.isroutine(maker) or isinstance(maker, functools.partial):
         made = _made(maker, texts, dim, label, beside)
-    elif texts:
-        name = next(iter(texts))
+    elif any(texts.values()):
+        name = next(prefix + name for prefix, part in texts.items() for name in part)
         raise ConfigError(
             f"{label} has no option {_options.option(name)}: {spec} is no class, and takes no arguments. Leave it out."
         )
@@ -206,6 +206,14 @@ def posed(spec: str, given: _options.Given, dim: int | None, call: str, beside: 
     return _checked(file_name(spec), made, dim, label)
 
 
+def _texts(given: _options.Given, label: str) -> dict[str, dict[str, str]]:
+    """Arguments of the problem by the prefix of their options, "" and "problem."."""
+    bare, dotted = _options.bare(given), _options.part(given, "problem")
+    for name in bare.keys() & dotted:
+        raise ConfigError(f"{label} takes --{name} or --problem.{name}, which are one. Leave one out.")
+    return {"": bare, "problem.": dotted}
+
+
 def file_name(spec: str) -> str:
     """A name for files: "double-well" of "my/script.py:DoubleWell"."""
     if not is_own(spec):
@@ -213,12 +221,16 @@ def file_name(spec: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", "-", spec.rpartition(":")[2]).lower()
 
 
-def _made(maker: Any, texts: Mapping[str, str], dim: int | None, label: str, beside: Collection[str]) -> Any:
+def _made(
+    maker: Any, texts: Mapping[str, Mapping[str, str]], dim: int | None, label: str, beside: Collection[str]
+) -> Any:
     """What the class or function makes of these arguments."""
     if inspect.isabstract(maker):
         missing = sorted(maker.__abstractmethods__)
         raise ConfigError(f"{label}: the class lacks {', '.join(missing)}, which a problem has. Define them in it.")
-    found = _options.arguments(maker, texts, "", label, without=("dim",), beside=beside)
+    found: dict[str, Any] = {}
+    for prefix, part in texts.items():
+        found |= _options.arguments(maker, part, prefix, label, without=("dim",), beside=beside)
     parameters = inspect.signature(maker).parameters
     needed = [p for p in parameters.values() if p.default is p.empty and p.kind.name.startswith(("POS", "KEY"))]
     if "dim" in parameters and (dim is not None or parameters["dim"] in needed):

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
         return _perform(dataclasses.replace(command, given=given) if given else command)
     except PWGFError as error:
-        say(f"pwgf: error: {_options.as_options(str(error), dict(zip(own, own, strict=True)))}", error=True)
+        names = [*own, *(field.name for field in dataclasses.fields(Run))]
+        say(f"pwgf: error: {_options.as_options(str(error), dict(zip(names, names, strict=True)))}", error=True)
         return 2
     except KeyboardInterrupt:
         say("pwgf: interrupted; pwgf run goes on with --resume, pwgf sweep with the same command", error=True)

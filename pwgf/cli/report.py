@@ -103,13 +103,10 @@ def error_lines(found: Facts) -> list[str]:
     """Distance of the last row to the exact law."""
     error = found["error"]
     if error is None:
-        word = "not known" if found["error_unknown"].startswith("the ") else "not measured"
-        return [f"Error: {word} ({found['error_unknown']})"]
-    kl = (
-        f"{error['sym_kl']:.2g} nats"
-        if math.isfinite(error["sym_kl"])
-        else "not defined (no density, or other support)"
-    )
+        return [f"Error: {found['error_unknown']}"]
+    kl = "not defined (no density, or other support)"
+    if math.isfinite(error["sym_kl"]):
+        kl = f"{error['sym_kl']:.2g} nats"
     return [
         f"Error against the exact law at t = {found['t_last']:g}: Bures-W2 {error['bures_w2']:.2g} in units of x "
         f"(its sampling error {error['bures_w2_floor']:.1g}; the law's spread is {error['spread']:.3g})",

@@ -139,7 +139,7 @@ class Compare:
 class Table:
     """Put several runs side by side, a row each: settings that differ, errors, energy, CPU seconds, verdict.
 
-    Exit status 1 where a file is damaged; its row says so.
+    Exit status 1 where a file cannot be read; its row says so.
     """
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -10,10 +11,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import ConfigError, PWGFError
+from ..errors import ConfigError, PathError, PWGFError, SchemaError
 from ..problems import Problem
 from ..run.resume import flatten
 from ..run.trajectory import Trajectory
+from ..study.compare import Comparison
 from . import facts
 from ._terminal import say
 from .settings import Table
@@ -28,7 +30,7 @@ class Line:
 
     Args:
         name: of its file.
-        status: "complete", "killed", …; "failed" or "damaged" where `message` says why.
+        status: "complete", "killed", …; "failed", "damaged" and the like where `message` says why.
         settings: flat, by dotted name.
         values: what was measured; None where it is not known.
         message: what went wrong.
@@ -42,11 +44,13 @@ class Line:
 
 
 def table(settings: Table) -> int:
-    """Prints the table; exit status 1 where a file is damaged."""
+    """Prints the table; exit status 1 where a file cannot be read."""
+    if not settings.files:
+        raise ConfigError("pwgf table needs files, or a folder of them, such as runs/*.h5; got none.")
     problem = facts.problem_from(settings.problem, "pwgf table --problem")
     found = [line_of(path, problem) for path in runs_in(settings.files)]
     tell(found, as_csv=settings.csv)
-    return 1 if any(line.status == "damaged" for line in found) else 0
+    return 1 if any(line.message for line in found) else 0
 
 
 def tell(found: Sequence[Line], *, as_csv: bool = False) -> None:
@@ -74,11 +78,22 @@ def line_of(path: str, problem: Callable[[Trajectory], Problem | None]) -> Line:
     try:
         known = facts.read(path, problem)
     except PWGFError as error:
-        return Line(path, "damaged", message=str(error))
+        return _unread(path, error)
     off = known["error"] or {}
     values = {name: off.get(name) for name in _MEASURED[:3]} | {"energy": known["energy_last"]}
     values |= {name: known[name] for name in _MEASURED[4:]}
     return Line(path, known["status"], _settings(known["config"]), values)
+
+
+def _unread(path: str, error: PWGFError) -> Line:
+    """The line of a file that is no run with rows."""
+    if isinstance(error, SchemaError):
+        with contextlib.suppress(PWGFError):
+            Comparison.load(path)
+            return Line(path, "comparison")
+    kinds = {"damaged": SchemaError, "missing": PathError, "empty": ConfigError, "not read": PWGFError}
+    status = next(word for word, kind in kinds.items() if isinstance(error, kind))
+    return Line(path, status, message=str(error))
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

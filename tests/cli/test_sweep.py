@@ -180,3 +180,16 @@ def test_eighteen_runs_killed_in_the_middle_and_resumed_by_the_same_line(here):
     alone = ["run", "well.py:Well", "--temperature", words[2], "--seed", words[4], "--wait", "0.02", *PARTICLES]
     assert cli.main([*alone, "--threads", "1", "--out", "alone.h5"]) == 0
     assert (pwgf.load("alone.h5")["theta"] == pwgf.load(runs / path)["theta"]).all()
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_runs_in_order(here):
+    line = [sys.executable, "-m", "pwgf", "sweep", "well.py:Well", "--seed", "0", "1", "2", "--wait", "0.3", *PARTICLES]
+    runs = here / "runs"
+    with subprocess.Popen([*line, "--jobs", "2"], stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: runs.is_dir() and sum(rows > 0 for _, _, rows in statuses(runs).values()) == 2)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=100)[1]
+    assert process.returncode == 130
+    assert said == "pwgf: interrupted; pwgf run goes on with --resume, pwgf sweep with the same command\n"
+    assert [status for status, _, _ in statuses(runs).values()] == ["interrupted", "interrupted"]

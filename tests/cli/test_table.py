@@ -11,7 +11,7 @@ import pwgf
 from pwgf import cli, maps, problems
 from pwgf.cli import table
 from pwgf.study import accuracy
-from pwgf.study.compare import compare
+from pwgf.study.compare import Comparison, compare
 from tests.cli.test_cli import refused, stopped_run
 from tests.cli.test_own import CODE
 
@@ -127,10 +127,10 @@ def test_a_damaged_run_and_a_missing_one_have_a_row(runs, tmp_path, capsys):
     (tmp_path / "bad.h5").write_bytes(data[: len(data) // 2])
     files = [tmp_path / name for name in ("good.h5", "bad.h5", "gone.h5")]
     said = told(capsys, "table", *files, status=1)
-    assert said.count("damaged |\n") == 2 and f"Damaged: {tmp_path / 'bad.h5'}: opening " in said
-    assert f"Damaged: {tmp_path / 'gone.h5'}: " in said and "no such file" in said
+    assert "| damaged |\n" in said and f"Damaged: {tmp_path / 'bad.h5'}: opening " in said
+    assert f"Missing: {tmp_path / 'gone.h5'}: " in said and "no such file" in said
     rows = list(csv.DictReader(told(capsys, "table", *files, "--csv", status=1).splitlines()))
-    assert [row["status"] for row in rows] == ["complete", "damaged", "damaged"] and rows[1]["energy"] == ""
+    assert [row["status"] for row in rows] == ["complete", "damaged", "missing"] and rows[1]["energy"] == ""
 
 
 def test_a_run_in_parts_has_a_row(tmp_path, capsys):
@@ -141,3 +141,9 @@ def test_a_run_in_parts_has_a_row(tmp_path, capsys):
 
 def test_a_folder_without_runs_is_told(tmp_path, capsys):
     assert "found no run in the folder" in refused(capsys, "table", str(tmp_path))
+    assert "needs files, or a folder of them" in refused(capsys, "table")
+
+
+def test_a_comparison_among_the_runs_is_no_damage(tmp_path, capsys):
+    Comparison([], {"methods": []}).save(tmp_path / "c.h5")
+    assert "| c.h5 | comparison |" in told(capsys, "table", tmp_path)
