@@ -1,10 +1,11 @@
 """The command line: reads the arguments, and has the module of that command perform it.
 
-Those modules are imported once the arguments are read, so that help, the version and a misspelt option need no torch.
+Those modules are imported once the arguments are read, so that help and the version need no torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +14,15 @@ import tyro
 
 from .._version import __version__
 from ..errors import PWGFError
+from . import _options
 from ._terminal import say
-from .settings import Command, Compare, Doctor, Info, Pack, Plot, Run
+from .settings import Command, Compare, Doctor, Info, Options, Pack, Plot, Run, Sweep, Table
+
+_OPEN: dict[str, type] = {
+    "run": Run,
+    "compare": Compare,
+    "sweep": Sweep,
+}  # take options of what is chosen by name as well
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None means those of the process.
 
     Returns:
-        The exit status: 0; 1 for damage found by `pwgf doctor`; 2 for an error that the user can cure, told on
-        stderr; 130 after an interrupt.
+        The exit status: 0; 1 for damage found by `pwgf doctor` or `pwgf table`, and for a sweep whose runs are not
+        all complete; 2 for an error that the user can cure, told on stderr; 130 after an interrupt.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
@@ -33,14 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     about = "Wasserstein gradient flows in any dimension, without a grid. `pwgf --version` prints the version."
     config = (tyro.conf.FlagCreatePairsOff,)
-    command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
+    kind = _OPEN.get(arguments[0]) if arguments else None
+    own = [field.name for field in dataclasses.fields(kind) if field.name != "given"] if kind else []
     try:
-        return _perform(command)
+        given: _options.Given = {}
+        if kind is not None:
+            arguments[1:], given = _options.split(arguments[1:], own, several=kind is Sweep)
+        command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
+        return _perform(dataclasses.replace(command, given=given) if given else command)
     except PWGFError as error:
-        say(f"pwgf: error: {error}", error=True)
+        names = [*own, *(field.name for field in dataclasses.fields(Run))]
+        say(f"pwgf: error: {_options.as_options(str(error), dict(zip(names, names, strict=True)))}", error=True)
         return 2
     except KeyboardInterrupt:
-        say("pwgf: interrupted; a run goes on with the same command and --resume", error=True)
+        say("pwgf: interrupted; pwgf run goes on with --resume, pwgf sweep with the same command", error=True)
         return 130
 
 
@@ -48,15 +62,21 @@ def _perform(command: Any) -> int:
     """The exit status of a command, given its settings."""
     from .compare import perform as compare  # not above: these import torch
     from .files import doctor, pack
+    from .members import options
     from .report import info, plot
     from .run import perform as run
+    from .sweep import perform as sweep
+    from .table import table
 
     performers: dict[type, Callable[[Any], int]] = {
         Run: run,
         Info: info,
         Plot: plot,
         Compare: compare,
+        Table: table,
+        Sweep: sweep,
         Pack: pack,
         Doctor: doctor,
+        Options: options,
     }
     return performers[type(command)](command)

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
-from .. import problems
 from ..errors import ConfigError
 from ..parallel import world
 from ..plots import compare as compare_plots
+from ..problems import Problem
 from ..schemes import names_for
 from ..study.compare import compare, named
+from . import _options
+from ._own import posed
 from ._terminal import say as to_terminal
+from .run import numbers
 from .settings import Compare
 
+_CALL = "pwgf compare"
 _USUAL = ("pwgf", "sw-jko", "particles")
+_OWN = tuple(field.name for field in dataclasses.fields(Compare) if field.name != "given")
 
 
 def perform(settings: Compare) -> int:
     """Compares, prints the table and draws the figure; exit status 0 also where members failed."""
-    members = [problems.find(settings.problem, "pwgf compare", dim=dim) for dim in integers(settings.dims, "--dims")]
-    usual = _USUAL if members[0].flow == "gradient" else names_for(members[0].flow)
+    _options.check_prefixes(settings.given, ["problem"], _CALL)
+    dims = [None] if settings.dims is None else integers(settings.dims, "--dims")
+    found = [posed(settings.problem, settings.given, dim, _CALL, beside=_OWN) for dim in dims]
+    if not isinstance(found[0].problem, Problem):
+        raise ConfigError(
+            f"{_CALL} {settings.problem} needs a problem whose exact law is known, to which methods can be compared: a "
+            "class that derives from pwgf.problems.Problem. Without one, use pwgf run --scheme."
+        )
+    usual = _USUAL if found[0].flow == "gradient" else names_for(found[0].flow)
     given = usual if settings.methods is None else settings.methods.split(",")
     methods = named(part.strip() for part in given)
-    out = settings.out or f"results/compare-{settings.problem.lower()}.h5"
-    times = None if settings.times is None else numbers(settings.times, "--times")
+    out = settings.out or f"results/compare-{found[0].name}.h5"
+    times = None if settings.times is None else numbers(settings.times, "pwgf compare --times")
     table = compare(
-        members, methods, times=times, seeds=integers(settings.seeds, "--seeds"), num_samples=settings.num_samples,
-        out=out, overwrite=settings.overwrite, runs=settings.runs, tell=say,
+        [one.problem for one in found], methods, times=times, seeds=integers(settings.seeds, "--seeds"),
+        num_samples=settings.num_samples, out=out, overwrite=settings.overwrite, runs=settings.runs, tell=say,
     )  # fmt: skip
     say("")
     for line in table.lines():
@@ -53,11 +66,3 @@ def integers(text: str, option: str) -> list[int]:
     if min(found) < 0:
         raise ConfigError(f"pwgf compare {option} needs integers ≥ 0; got {text!r}.")
     return found
-
-
-def numbers(text: str, option: str) -> list[float]:
-    """Numbers with commas between them."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"pwgf compare {option} needs numbers with commas between them; got {text!r}.") from error

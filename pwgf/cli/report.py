@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import re
+from typing import Any
 
-import numpy as np
-
-from .. import plots, storage
-from ..errors import ConfigError
-from ..problems import Problem
-from ..run.trajectory import Trajectory, load
-from ..study import accuracy
+from .. import plots
+from ..errors import PathError
+from ..run.trajectory import load
+from ..study.compare import Comparison
+from . import facts
 from ._terminal import say
+from .facts import Facts
 from .settings import Info, Plot
 
 
 def info(settings: Info) -> int:
-    """Says in words what is in a file and how good it is; exit status 0."""
-    run, problem = load(settings.file), None
-    with storage.open_record(settings.file) as record:
-        status = record.status
-    say(f"{settings.file}: {status}")
-    try:
-        problem = accuracy.problem_of(run)
-        judged = error_lines(run, problem)
-    except ConfigError as error:  # a user's own map, or a problem of a later version: the columns can still be told
-        judged = [f"Error: not measured ({error})"]
-    for line in (*about(run), *energy_lines(run), *_quality_lines(run), *judged, *_warnings(run, status)):
+    """Says what is in a file and how good it is, in words or as JSON; exit status 0."""
+    path, is_part = facts.run_of(settings.file)
+    if is_part:
+        return _tell(settings, {"file": settings.file, "kind": "part", "run": path}, [_part(settings.file, path)])
+    with contextlib.suppress(PathError):  # no comparison: `load` says what else it may be
+        table = Comparison.load(path)
+        found = {"file": path, "kind": "comparison", "config": table.config, "entries": table.entries}
+        methods = ", ".join(table.config.get("methods", []))
+        return _tell(settings, found, [f"{path}: a comparison of {methods}", "", *table.lines()])
+    found = facts.read(path, facts.problem_from(settings.problem, "pwgf info --problem"))
+    return _tell(settings, found, lines(found))
+
+
+def _tell(settings: Info, found: dict[str, Any], words: list[str]) -> int:
+    if settings.json:
+        words = [json.dumps(facts.plain(found), indent=2, ensure_ascii=False)]
+    for line in words:
         say(line)
     return 0
+
+
+def _part(file: str, path: str) -> str:
+    return f"{file}: a part of the run {path}, which is written, or was killed or stopped: pwgf info {path}"
 
 
 def plot(settings: Plot) -> int:
@@ -38,92 +51,70 @@ def plot(settings: Plot) -> int:
     return 0
 
 
-def _last(run: Trajectory, name: str) -> float:
-    return float(run[name][-1]) if name in run.names else float("nan")
+def lines(found: Facts) -> list[str]:
+    """All that `pwgf info` says of a run."""
+    warnings = [f"Warning: {line}" for line in found["warnings"]] or ["Warnings: none"]
+    head = [f"{found['file']}: {found['status']}", *about(found), *energy_lines(found), *quality_lines(found)]
+    return [*head, *error_lines(found), *warnings]
 
 
-def about(run: Trajectory) -> list[str]:
+def about(found: Facts) -> list[str]:
     """Problem, scheme, rows, work and energy of a run."""
-    energy = run.config["scheme"].get("energy", {"name": "not named by the scheme"})
-    kinds = " + ".join(str(term["name"]) for term in energy.get("terms", [energy]))
-    rejected = _last(run, "num_rejected")
-    counted = "num_stages" in run.names
-    work = f"{_last(run, 'num_stages'):.0f} {run.description.work_unit}" if counted else "work not counted"
-    if "num_implicit" in run.names:
-        work += f" in {_last(run, 'num_steps'):.0f} steps ({_last(run, 'num_implicit'):.0f} implicit)"
-    work += f", {rejected:.0f} steps rejected" if rejected > 0 else ""
+    work = "work not counted" if found["work"] is None else f"{found['work']:.0f} {found['work_unit']}"
+    if found["num_implicit"] is not None:
+        work += f" in {found['num_steps']:.0f} steps ({found['num_implicit']:.0f} implicit)"
+    if found["num_rejected"]:
+        work += f", {found['num_rejected']:.0f} steps rejected"
+    seconds = math.nan if found["seconds"] is None else found["seconds"]
     return [
-        plots.title(run),
-        f"Rows: {len(run)}, from t = {run.t[0]:g} to {run.t[-1]:g}; {work}, {_last(run, 'wall_time'):.3g} s",
-        f"Energy terms: {kinds}",
+        found["title"],
+        f"Rows: {found['rows']}, from t = {found['t_first']:g} to {found['t_last']:g}; {work}, {seconds:.3g} s",
+        f"Energy terms: {' + '.join(found['energy_terms'])}",
     ]
 
 
-def energy_lines(run: Trajectory) -> list[str]:
+def energy_lines(found: Facts) -> list[str]:
     """Whether the energy falls, or the total energy does what it should."""
-    name = next((name for name in ("total_energy", "energy") if name in run.names), None)
-    energy = run[name] if name else np.array([np.nan])
-    if not np.isfinite(energy).all():
-        return [f"Energy: not known{'' if run.description.has_density else ' (particles have no density)'}"]
-    if run.description.balance == "stays":
-        change = float(np.abs(energy - energy[0]).max())
-        return [
-            f"Total energy: {energy[0]:.5g} -> {energy[-1]:.5g}; it should not change, and did by at most {change:.2g}"
-        ]
-    noise = np.nan_to_num(run["energy_stderr"]) if "energy_stderr" in run.names else np.zeros_like(energy)
-    rises = np.diff(energy) > 3 * np.hypot(noise[1:], noise[:-1]) + 1e-9 * (1 + np.abs(energy[1:]))
-    fall = "falls in every row, as it should" if not rises.any() else f"RISES at {rises.sum()} of {len(rises)} rows"
-    label = "Total energy" if name == "total_energy" else "Energy"
-    return [f"{label}: {energy[0]:.5g} -> {energy[-1]:.5g}; it {fall} (up to its sampling error)"]
+    if found["energy_last"] is None:
+        return [f"Energy: not known{'' if found['has_density'] else ' (particles have no density)'}"]
+    label = "Total energy" if found["energy_name"] == "total_energy" else "Energy"
+    ends = f"{label}: {found['energy_first']:.5g} -> {found['energy_last']:.5g}"
+    if found["energy_balance"] == "stays":
+        return [f"{ends}; it should not change, and did by at most {found['energy_change']:.2g}"]
+    rises = found["energy_rises"]
+    fall = f"RISES at {rises} of {found['rows'] - 1} rows" if rises else "falls in every row, as it should"
+    return [f"{ends}; it {fall} (up to its sampling error)"]
 
 
-def _quality_lines(run: Trajectory) -> list[str]:
-    if "projection_residual" not in run.names:
+def quality_lines(found: Facts) -> list[str]:
+    """The velocity that the map missed, what that makes of the law, and folds."""
+    if found["residual_max"] is None:
         return []
-    residual, (error, t) = run["projection_residual"], accuracy.estimated_error(run)
-    lines = [f"Projection residual: at most {residual.max():.2g}, last {residual[-1]:.2g}"]
-    if np.isfinite(error):
-        words = (
-            ("excellent", 5e-4),
-            ("good", 4e-3),
-            ("fair, compare with a wider map", 2e-2),
-            ("poor", np.inf),
-        )
-        verdict = next(word for word, limit in words if error < limit)
-        lines += [
-            f"Verdict: {verdict}; the law is off by some {100 * error:.2g} % of its spread at most, at t = {t:g} (W2, "
-            "estimated from the velocity that the map missed; errors may be a few times as large)"
+    said = [f"Projection residual: at most {found['residual_max']:.2g}, last {found['residual_last']:.2g}"]
+    if found["verdict"] is not None:
+        advice = next(advice for word, advice, _ in facts.VERDICTS if word == found["verdict"])
+        off = f"{100 * found['estimated_error']:.2g} % of its spread at most, at t = {found['estimated_error_t']:g}"
+        said += [
+            f"Verdict: {found['verdict']}{advice}; the law is off by some {off} (W2, estimated from the velocity that "
+            "the map missed; errors may be a few times as large)"
         ]
-        tried = [f"{100 * value:.2g} % with {words}" for words, value in accuracy.tried_cures(run).items()]
-        lines += [f"  Tried there: {' and '.join(tried)}"] if tried else []
-    if "fold_fraction" in run.names:
-        lines.append(f"Folded samples: at most {100 * float(run['fold_fraction'].max()):.2g} %")
-    return lines
+        tried = [f"{100 * value:.2g} % with {words}" for words, value in found["tried"].items()]
+        said += [f"  Tried there: {' and '.join(tried)}"] if tried else []
+    if found["fold_fraction"] is not None:
+        said.append(f"Folded samples: at most {100 * found['fold_fraction']:.2g} %")
+    return said
 
 
-def error_lines(run: Trajectory, problem: Problem | None) -> list[str]:
+def error_lines(found: Facts) -> list[str]:
     """Distance of the last row to the exact law."""
-    if problem is None:
-        return ["Error: not known (the file names no problem with a known answer)"]
-    found = {name: float(values[0]) for name, values in accuracy.errors(run, problem, rows=[-1]).items()}
-    kl = f"{found['sym_kl']:.2g} nats" if np.isfinite(found["sym_kl"]) else "not defined (no density, or other support)"
-    spread = float(problem.exact(float(run.t[-1])).cov().trace().sqrt())
+    error = found["error"]
+    if error is None:
+        return [f"Error: {found['error_unknown']}"]
+    kl = "not defined (no density, or other support)"
+    if math.isfinite(error["sym_kl"]):
+        kl = f"{error['sym_kl']:.2g} nats"
     return [
-        f"Error against the exact law at t = {run.t[-1]:g}: Bures-W2 {found['bures_w2']:.2g} in units of x "
-        f"(its sampling error {found['bures_w2_floor']:.1g}; the law's spread is {spread:.3g})",
-        f"  mean off by {found['mean']:.2g}, covariance by {100 * found['cov']:.2g} %, symmetric KL {kl}",
+        f"Error against the exact law at t = {found['t_last']:g}: Bures-W2 {error['bures_w2']:.2g} in units of x "
+        f"(its sampling error {error['bures_w2_floor']:.1g}; the law's spread is {error['spread']:.3g})",
+        f"  mean off by {error['mean']:.2g}, covariance by {100 * error['cov']:.2g} %, symmetric KL {kl}",
     ]
-
-
-def _warnings(run: Trajectory, status: str) -> list[str]:
-    found = []
-    if status != "complete":
-        found.append(f"the run is {status}: it ends at t = {run.t[-1]:g} of {run.config['times'][-1]:g}")
-    folds = run["fold_fraction"] if "fold_fraction" in run.names else np.zeros(1)
-    if folds.max() > 0:
-        found.append(
-            "the map folds at some samples, where its density is wrong: more samples, or a map that cannot fold"
-        )
-    if _last(run, "num_rejected") > 0.5 * _last(run, "num_steps"):
-        found.append(f"many steps were rejected: {run.description.advice}")
-    return [f"Warning: {line}" for line in found] or ["Warnings: none"]

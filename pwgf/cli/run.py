@@ -1,121 +1,182 @@
-"""The command `pwgf run`: one of the problems, by one of the schemes, with the settings that were given."""
+"""The command `pwgf run`: a problem, by one of the schemes, with the settings that were given."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from .. import maps, problems, schemes
+from .. import schemes
 from ..checks import DTYPES
 from ..errors import ConfigError
-from ..integrate import FIXED, FixedStep, Implicit, Integrator
+from ..integrate import INTEGRATORS
 from ..parallel import world
-from ..problems import Problem
 from ..run.solve import solve
+from ..run.trajectory import Trajectory
 from ..schemes import SCHEMES, Scheme
+from . import _options, facts, members
+from ._own import Posed, is_own, posed
 from ._terminal import say
 from .report import about, energy_lines, error_lines
 from .settings import Run
 
+CALL = "pwgf run"
+_OF_SCHEMES = ("num_samples", "num_eval", "tolerance", "damping", "momentum", "form")
+_BY_NAME = ("map", "integrator", "solver")
+OWN = tuple(field.name for field in dataclasses.fields(Run) if field.name != "given")
+
 
 def perform(settings: Run) -> int:
     """Solves, and says how good the run is; exit status 0."""
-    if settings.threads is not None:
-        if settings.threads < 1:
-            raise ConfigError(f"pwgf run --threads needs an integer ≥ 1; got {settings.threads}.")
-        torch.set_num_threads(settings.threads)
-    problem = _problem(settings)
-    times = _times(settings, problem)
-    scheme = _scheme(settings, problem, times)
-    name = next(short for short, full in problems.short_names().items() if full == problem.name)
-    out = settings.out or f"results/{name}-d{problem.dim}.h5"
-    resume, overwrite = settings.resume, settings.overwrite
-    rows = schemes.ask(scheme, "rows_for")(times)
-    limits = {"max_seconds": settings.max_seconds, "max_steps": settings.max_steps}
-    to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite, **limits}
-    run = solve(scheme, rows, seed=settings.seed, problem=problem, **to)
+    what = problem_of(settings)
+    out = settings.out or f"results/{what.name}-d{what.reference.dim}.h5"
+    run = solved(settings, what, out)
     if world().rank > 0:  # one process of several speaks
         return 0
-    for line in (*about(run), *energy_lines(run), *error_lines(run, problem)):
+    found = facts.facts(run) | facts.error_facts(run, what.exact)
+    for line in (*about(found), *energy_lines(found), *error_lines(found)):
         say(line)
     say(f"Written to {out}; see also: pwgf info {out}, pwgf plot {out}")
     return 0
 
 
-def _problem(settings: Run) -> Problem:
-    given = {name: getattr(settings, name) for name in ("c", "m") if getattr(settings, name) is not None}
-    kind = type(problems.find(settings.problem, "pwgf run", dim=settings.dim)).__name__
-    wanted = {"StyblinskiTang": "c", "BarenblattFlow": "m", "ConfinedPorousMedium": "m"}.get(kind)
-    for name in given:
-        if name != wanted:
-            raise ConfigError(
-                f"pwgf run {settings.problem} has no parameter --{name}; got {given[name]:g}. Leave it out."
-            )
-    return problems.find(settings.problem, "pwgf run", dim=settings.dim, **given)
+def in_options(error: Exception) -> str:
+    """What an error says, with options in place of Python arguments."""
+    return _options.as_options(str(error), dict(zip(OWN, OWN, strict=True)))
 
 
-def _times(settings: Run, problem: Problem) -> np.ndarray:
-    own = problem.times
+def problem_of(settings: Run) -> Posed:
+    """What there is to solve; ConfigError where an option belongs to nothing."""
+    _options.check_prefixes(settings.given, members.PREFIXES, CALL)
+    return posed(settings.problem, settings.given, settings.dim, CALL, beside=OWN)
+
+
+def solved(settings: Run, what: Posed, out: str) -> Trajectory:
+    """The run, in a file."""
+    if settings.threads is not None:
+        if settings.threads < 1:
+            raise ConfigError(f"pwgf run --threads needs an integer ≥ 1; got {settings.threads}.")
+        torch.set_num_threads(settings.threads)
+    scheme, times = planned(settings, what)
+    same = ("seed", "resume", "overwrite", "max_seconds", "max_steps")
+    to: dict[str, Any] = {name: getattr(settings, name) for name in same}
+    source = {"problem": settings.problem} if is_own(settings.problem) else None
+    return solve(scheme, times, out=out, problem=what.recorded, metadata=source, **to)
+
+
+def planned(settings: Run, what: Posed) -> tuple[Scheme, np.ndarray]:
+    """The scheme, and the times of its rows."""
+    times = _times(settings, what)
+    scheme = _scheme(settings, what, times)
+    return scheme, schemes.ask(scheme, "rows_for")(times)
+
+
+def _times(settings: Run, what: Posed) -> np.ndarray:
+    if settings.times is not None:
+        for name in ("end_time", "num_rows"):
+            if getattr(settings, name) is not None:
+                raise ConfigError(f"pwgf run takes --times or {_options.option(name)}, not both. Leave one out.")
+        return np.array(numbers(settings.times, "pwgf run --times"))
+    if what.times is None:
+        raise ConfigError(f"pwgf run {settings.problem} is an energy, which has no times. Give e.g. --times 0,0.5,1.")
+    own = what.times
     end = float(own[-1]) if settings.end_time is None else settings.end_time
     count = len(own) if settings.num_rows is None else settings.num_rows
     if not np.isfinite(end) or end <= own[0]:
         raise ConfigError(f"pwgf run --end-time must lie after the start, t = {own[0]:g}; got {end:g}.")
     if count < 2:
         raise ConfigError(f"pwgf run --num-rows needs at least 2, the start and the end; got {count}.")
+    if settings.end_time is None and settings.num_rows is None:
+        return own
     return np.linspace(own[0], end, count)
 
 
-_MAP = ("map", "width", "depth")
-_OF_SCHEMES = ("num_samples", "num_eval", "integrator", "tolerance", "damping", "momentum", "form", "solver")
+def numbers(text: str, option: str) -> list[float]:
+    """Numbers with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} needs numbers with commas between them; got {text!r}.") from error
 
 
-def _scheme(settings: Run, problem: Problem, times: np.ndarray) -> Scheme:
+def _scheme(settings: Run, what: Posed, times: np.ndarray) -> Scheme:
     """The scheme of that name in the registry, with the options that were given and are arguments of it."""
-    name_of_scheme = settings.scheme or schemes.names_for(problem.flow)[0]
-    kind = schemes.find(name_of_scheme, "pwgf run --scheme")
-    defaults = {field.name: field.default for field in dataclasses.fields(Run)}
-    given = {name: value for name, value in vars(settings).items() if value != defaults[name]}
-    for name in (*_MAP, *_OF_SCHEMES):
-        if name in given and not _takes(kind, "map" if name in _MAP else name):
-            having = [other for other, cls in SCHEMES.items() if _takes(cls, "map" if name in _MAP else name)]
+    name_of_scheme = settings.scheme or schemes.names_for(what.flow)[0]
+    kind = schemes.find(name_of_scheme, f"{CALL} --scheme")
+    given = _given(settings)
+    for name, option in _belongings(settings, given):
+        if not _takes(kind, name):
+            having = [other for other, cls in SCHEMES.items() if _takes(cls, name)]
             raise ConfigError(
-                f"pwgf run --{name.replace('_', '-')} belongs to --scheme {' or '.join(having)}; got --scheme "
-                f"{name_of_scheme}, which has no use for it. Leave it out."
+                f"pwgf run {option} belongs to --scheme {' or '.join(having)}; got --scheme {name_of_scheme}, which "
+                "has no use for it. Leave it out."
             )
     arguments = {name: given[name] for name in _OF_SCHEMES if name in given}
-    if any(name in given for name in _MAP):
-        arguments["map"] = _map(settings, problem.dim)
-    if "dt" in given and _takes(kind, "integrator"):
-        arguments["integrator"] = _fixed(settings.integrator, given["dt"])
-    elif "dt" in given:
-        arguments["dt"] = given["dt"]
+    own = members.scheme_arguments(name_of_scheme, _options.part(settings.given, "scheme"), CALL)
+    for name in own.keys() & arguments:
+        both = f"{_options.option(name)} or {_options.option(f'scheme.{name}')}"
+        raise ConfigError(f"pwgf run takes {both}, which are one. Leave one out.")
+    arguments |= own | _by_name(settings, given, what, kind)
     arguments |= {"dtype": DTYPES[settings.dtype], "device": settings.device}
-    return schemes.suited(kind, problem, times, "pwgf run", **arguments)
+    return schemes.suited(kind, what, times, CALL, **arguments)
 
 
-def _takes(kind: type, name: str) -> bool:
-    return name in inspect.signature(kind).parameters
+def _given(settings: Run) -> dict[str, Any]:
+    """The options of the command's own that differ from their defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(Run)}
+    return {name: value for name, value in vars(settings).items() if name != "given" and value != defaults[name]}
 
 
-def _map(settings: Run, dim: int) -> maps.base.PushForward:
-    if settings.map == "residual":
-        return maps.ResidualMLP(dim, settings.width, settings.depth)
-    if settings.width is not None or settings.depth != 1:
-        raise ConfigError("pwgf run --width and --depth belong to --map residual; an affine map has no layers.")
-    return maps.Affine(dim)
+def _belongings(settings: Run, given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Arguments of schemes that options stand for, each with its option."""
+    found = [(name, _options.option(name)) for name in (*_BY_NAME, *_OF_SCHEMES) if name in given]
+    found += [("map", _options.option(name)) for name in ("width", "depth") if name in given]
+    prefixed = {name.partition(".")[0]: name for name in settings.given if "." in name}
+    return found + [(name, _options.option(prefixed[name])) for name in _BY_NAME if name in prefixed]
 
 
-def _fixed(name: str, dt: float) -> Integrator:
-    """The integrator of this name with steps of length dt."""
-    if name == "implicit":
-        return Implicit(dt=dt)
-    if name not in FIXED:
+def _by_name(settings: Run, given: Mapping[str, Any], what: Posed, kind: Any) -> dict[str, Any]:
+    """Map, integrator and solver where an option asks for one, and the length of a step."""
+    texts = {name: _options.part(settings.given, name) for name in _BY_NAME}
+    for name in ("width", "depth"):
+        _short(given, name, texts["map"], "map")
+    takes_integrator = _takes(kind, "integrator")
+    if takes_integrator:
+        _check_fixed(settings, given)
+        _short(given, "dt", texts["integrator"], "integrator")
+    found: dict[str, Any] = {}
+    if "map" in given or texts["map"]:
+        found["map"] = members.map_of(settings.map, what.reference.dim, texts["map"], CALL)
+    if "integrator" in given or texts["integrator"]:
+        found["integrator"] = members.integrator_of(settings.integrator, texts["integrator"], CALL)
+    if texts["solver"]:
+        found["solver"] = members.solver_of(settings.solver, texts["solver"], CALL)
+    elif "solver" in given:
+        found["solver"] = settings.solver
+    return found | ({"dt": given["dt"]} if "dt" in given and not takes_integrator else {})
+
+
+def _short(given: Mapping[str, Any], name: str, texts: dict[str, str], prefix: str) -> None:
+    """Puts an option that is short for a setting of a member beside the others."""
+    if name not in given:
+        return
+    if name in texts:
+        raise ConfigError(f"pwgf run takes --{name} or --{prefix}.{name}, which are one. Leave one out.")
+    texts[name] = str(given[name])
+
+
+def _check_fixed(settings: Run, given: Mapping[str, Any]) -> None:
+    having = [name for name, maker in INTEGRATORS.items() if _takes(maker, "dt")]
+    if "dt" in given and settings.integrator in INTEGRATORS and settings.integrator not in having:
         raise ConfigError(
-            f"pwgf run --dt needs an integrator of fixed steps, --integrator {', '.join(('implicit', *FIXED))}; got "
-            f"{name}, which chooses its own. Leave --dt out, or name one of them."
+            f"pwgf run --dt needs an integrator of fixed steps, --integrator {', '.join(having)}; got "
+            f"{settings.integrator}, which chooses its own. Leave --dt out, or name one of them."
         )
-    return FixedStep(name, dt)
+
+
+def _takes(kind: Any, name: str) -> bool:
+    return name in inspect.signature(kind).parameters

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
 
+Given = Annotated[Mapping[str, Sequence[str]], tyro.conf.Suppress]
+"""Options that are set aside for what is chosen by name, see `_options.split`; no option itself."""
+
+Problem = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
+File = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+
 
 @dataclass(frozen=True)
 class Run:
-    """Solve a problem with a known answer, write the run to a file, and say how good it is."""
+    """Solve a problem, write the run to a file, and say how good it is.
 
-    problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
+    Further options: the problem's own arguments, such as --c of styblinski-tang or --m of barenblatt, and settings of
+    what is chosen by name, --map.NAME, --integrator.NAME, --scheme.NAME, --solver.NAME. `pwgf options` lists them.
+    """
+
+    problem: Problem
     """ornstein-uhlenbeck, styblinski-tang, barenblatt, aggregation; gaussian-mixture, rosenbrock, funnel,
-    double-banana; moving-trap, linear-drift, kinetic-trap, which are driven; harmonic-hamiltonian or isothermal-gas, which follow
-    Newton's law"""
-    dim: int = 2
-    """dimension of the space"""
-    c: float | None = None
-    """styblinski-tang: steepness of the double wells (None: 0.06)"""
-    m: float | None = None
-    """barenblatt: exponent of the porous medium, above 1 (None: 2)"""
+    double-banana; moving-trap, linear-drift, kinetic-trap, which are driven; heat-in-box, kuramoto,
+    newtonian-aggregation, confined-porous-medium; harmonic-hamiltonian or isothermal-gas, which follow Newton's law;
+    your own as FILE.py:NAME or MODULE:NAME, a class, function, problem or energy"""
+    dim: int | None = None
+    """dimension of the space (None: the problem's own, else 2)"""
+    times: str | None = None
+    """times to store, with commas between them (None: the problem's own)"""
     end_time: float | None = None
     """last time stored, in units of t (None: the problem's own)"""
     num_rows: int | None = None
@@ -29,12 +39,13 @@ class Run:
     scheme: str | None = None
     """pwgf moves the parameters of a map, jko-icnn and sw-jko minimise step by step, particles are Euler-Maruyama
     steps, pwhf follows Newton's law (None: pwgf, or pwhf for a problem of that kind)"""
-    map: Literal["residual", "affine"] = "residual"
-    """residual is affine plus a small network; affine is exact for ornstein-uhlenbeck and barenblatt"""
+    map: str = "residual"
+    """residual is affine plus a small network; affine is exact for ornstein-uhlenbeck and barenblatt; convex-ridge and
+    convex-max cannot fold"""
     width: int | None = None
-    """residual map: units of a hidden layer (None: about 16 dim, at least 32)"""
-    depth: int = 1
-    """residual map: hidden layers"""
+    """the same as --map.width: units of a hidden layer (None: residual takes about 16 dim, at least 32)"""
+    depth: int | None = None
+    """the same as --map.depth: hidden layers of residual (None: 1)"""
     num_samples: int | None = None
     """samples of a right side or inner iteration, or number of particles (None: the scheme's default)"""
     num_eval: int | None = None
@@ -45,8 +56,8 @@ class Run:
     tolerance: float | None = None
     """rms displacement error of a sample per step, in units of x (None: 1e-4 explicit or on a line, 3e-4 implicit)"""
     dt: float | None = None
-    """fixed step of --integrator implicit, euler, rk4, …, or of the other schemes, in units of t (None: steps by error
-    control; particles: a thousandth of the time range, jko-icnn and sw-jko: at most a twentieth)"""
+    """--integrator.dt, fixed step of implicit, euler, rk4, …, or of the other schemes, in units of t (None: steps by
+    error control; particles: a thousandth of the time range, jko-icnn and sw-jko: at most a twentieth)"""
     damping: float | None = None
     """of the linear solve, relative to the trace of the metric (None: 1e-6; 1e-7 in implicit steps of small maps, on a
     line 1e-9)"""
@@ -74,21 +85,27 @@ class Run:
     """stop after so many seconds of wall time; --resume continues (None: no limit)"""
     max_steps: int | None = None
     """stop after so many steps; --resume continues (None: no limit)"""
+    given: Given = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Info:
-    """Say in words what is in a run's file and how good it is."""
+    """Say in words what is in a run's file and how good it is, or in a comparison's."""
 
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-    """written by pwgf run or pwgf.solve"""
+    file: File
+    """written by pwgf run, pwgf.solve or pwgf compare"""
+    json: bool = False
+    """say all of it as JSON instead"""
+    problem: str | None = None
+    """FILE.py:NAME or MODULE:NAME of a problem of your own, by whose exact law the error is measured (None: the one
+    that the file names, if it is built in)"""
 
 
 @dataclass(frozen=True)
 class Plot:
     """Draw energy, projection residual, error and law of a run, from its file alone."""
 
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    file: File
     """written by pwgf run or pwgf.solve"""
     out: str | None = None
     """picture to write, .png, .pdf or .svg (None: FILE with the ending .png)"""
@@ -98,13 +115,14 @@ class Plot:
 class Compare:
     """Solve one problem by several methods and print their errors, CPU seconds and failures side by side."""
 
-    problem: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROBLEM")]
-    """ornstein-uhlenbeck, styblinski-tang, barenblatt or aggregation; moving-trap, linear-drift or kinetic-trap"""
+    problem: Problem
+    """ornstein-uhlenbeck, styblinski-tang, barenblatt or aggregation; your own as FILE.py:NAME or MODULE:NAME, with
+    its arguments as further options"""
     methods: str | None = None
     """names with commas between them; an unknown one lists them all (None: pwgf,sw-jko,particles, or pwhf for a problem
     of Newton's law)"""
-    dims: str = "2"
-    """dimensions with commas between them"""
+    dims: str | None = None
+    """dimensions with commas between them (None: the problem's own, else 2)"""
     times: str | None = None
     """times to store and score, from the start on, with commas (None: five over the problem's own range)"""
     seeds: str = "0"
@@ -117,13 +135,48 @@ class Compare:
     """folder for the runs themselves; those that are there already are not repeated"""
     overwrite: bool = False
     """replace the table at --out"""
+    given: Given = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Put several runs side by side, a row each: settings that differ, errors, energy, CPU seconds, verdict.
+
+    Exit status 1 where a file cannot be read; its row says so.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILES")]
+    """runs, or folders of them"""
+    csv: bool = False
+    """with commas between the columns, and all digits"""
+    problem: str | None = None
+    """as for pwgf info"""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Solve a problem for every combination of settings, in a file each, and put the runs side by side.
+
+    Any option of `pwgf run` may have several values, with blanks between them: --temperature 0.1 0.2 --seed 0 1 2. The
+    same command again keeps what is finished and continues the rest. Exit status 1 where a run is not complete.
+    """
+
+    problem: Problem
+    """as for pwgf run"""
+    out_dir: str = "runs"
+    """folder for the runs"""
+    jobs: int = 1
+    """runs at a time, each in a process of its own, with one thread unless --threads says otherwise"""
+    csv: bool = False
+    """print the table with commas between the columns, and all digits"""
+    given: Given = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Pack:
     """Make one file of a run that was killed, failed or interrupted; it can still be resumed."""
 
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    file: File
     """what was given as out; its parts go once the file is written and checked"""
 
 
@@ -131,10 +184,18 @@ class Pack:
 class Doctor:
     """Read and hash all of a run, say what is damaged and how many rows are good; exit status 1 for damage."""
 
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    file: File
     """what was given as out; nothing in it is changed"""
     salvage: str | None = None
     """copy the good rows, up to the first damaged one, to this new file"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """List what can be chosen by name, and the options that each of them has."""
+
+    kind: Annotated[Literal["all", "problem", "map", "integrator", "scheme", "solver"], tyro.conf.Positional] = "all"
+    """which of them"""
 
 
 Command = (
@@ -142,6 +203,9 @@ Command = (
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Plot, tyro.conf.subcommand("plot")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Table, tyro.conf.subcommand("table")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[Options, tyro.conf.subcommand("options")]
 )

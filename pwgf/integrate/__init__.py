@@ -1,7 +1,8 @@
-"""Integrators: the only place where θ moves in time. A new one is a file here, and a name in `get_integrator`."""
+"""Integrators: the only place where θ moves in time. A new one is a file here, and a name in `INTEGRATORS`."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from .implicit import Implicit
 
 __all__ = [
     "FIXED",
+    "INTEGRATORS",
     "Advance",
     "Auto",
     "Euler",
@@ -53,6 +55,16 @@ class Integrator(Protocol):
         ...
 
 
+INTEGRATORS: dict[str, Any] = {
+    "auto": Auto,
+    "implicit": Implicit,
+    "explicit": Explicit,
+    **{method: functools.partial(Explicit, method) for method in ADAPTIVE},
+    **{method: functools.partial(FixedStep, method) for method in FIXED},
+}
+"""What makes an integrator of its settings, by the names that the command line and `PWGF` know."""
+
+
 def get_integrator(integrator: str | Integrator) -> Integrator:
     """An integrator by name ("auto", "implicit", "explicit", or an adaptive method such as "bosh3"); itself otherwise.
 
@@ -74,13 +86,10 @@ def get_integrator(integrator: str | Integrator) -> Integrator:
             f"PWGF(integrator={integrator!r}) takes fixed steps and needs their length: "
             f"integrator=integrate.FixedStep({integrator!r}, dt), dt in units of t."
         )
-    if integrator in ADAPTIVE:
-        return Explicit(integrator)
-    named: dict[str, type] = {"auto": Auto, "implicit": Implicit, "explicit": Explicit}
-    if integrator not in named:
-        known = [*named, *ADAPTIVE]
+    if integrator not in INTEGRATORS:
+        known = [name for name in INTEGRATORS if name not in FIXED]
         raise ConfigError(
             f"PWGF(integrator={integrator!r}) is unknown; there are {', '.join(known)}.{nearest(integrator, known)}"
         )
-    made: Integrator = named[integrator]()
+    made: Integrator = INTEGRATORS[integrator]()
     return made

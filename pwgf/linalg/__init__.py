@@ -7,7 +7,7 @@ True
 
 from pwgf.linalg.base import EquationSolver, LinearSolver, Prepared, Solution, TangentLike
 from pwgf.linalg.blocks import BlockPCG
-from pwgf.linalg.choice import Auto, choose, get_solver
+from pwgf.linalg.choice import SOLVERS, Auto, choose, get_solver
 from pwgf.linalg.dual import Dual
 from pwgf.linalg.krylov import CG, LSMR
 from pwgf.linalg.primal import Primal
@@ -16,6 +16,7 @@ from pwgf.linalg.subsample import SubsamplePCG
 __all__ = [
     "CG",
     "LSMR",
+    "SOLVERS",
     "Auto",
     "BlockPCG",
     "Dual",

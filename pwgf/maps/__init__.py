@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ..errors import ConfigError, nearest
@@ -34,7 +35,9 @@ __all__ = [
     "PushForward",
     "ResidualMLP",
     "Standardised",
+    "find",
     "from_config",
+    "short_names",
 ]
 
 _SHELF: dict[str, type[PushForward]] = {
@@ -51,6 +54,29 @@ _SHELF: dict[str, type[PushForward]] = {
         Standardised,
     )
 }
+
+
+def short_names() -> dict[str, str]:
+    """What the command line calls each map that can be rebuilt from a file.
+
+    Example:
+        >>> short_names()["convex-ridge"], short_names()["residual"]
+        ('ConvexRidge', 'ResidualMLP')
+    """
+    return {re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name.removesuffix("MLP")).lower(): name for name in _SHELF}
+
+
+def find(name: str, call: str) -> type[PushForward]:
+    """The class of the map of that short or full name; `call` is for the message.
+
+    Raises:
+        ConfigError: no such map.
+    """
+    short = short_names()
+    full = short.get(name, name)
+    if full not in _SHELF:
+        raise ConfigError(f"{call} needs a map out of {', '.join(short)}; got {name!r}.{nearest(name, short)}")
+    return _SHELF[full]
 
 
 _OF_0_1 = ("CouplingFlow", "GradientICNN")

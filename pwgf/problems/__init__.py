@@ -54,6 +54,7 @@ __all__ = [
     "StyblinskiTang",
     "find",
     "from_config",
+    "kind",
     "names",
     "short_names",
 ]
@@ -106,13 +107,22 @@ def find(name: str, call: str, **arguments: Any) -> Problem:
     Raises:
         ConfigError: no such problem, or arguments out of range.
     """
+    return from_config({"name": kind(name, call).__name__, **arguments})
+
+
+def kind(name: str, call: str) -> type[Problem]:
+    """The class of the problem of that short or full name; `call` is for the message.
+
+    Raises:
+        ConfigError: no such problem.
+    """
     short = short_names()
     known = {**short, **{full.lower(): full for full in names()}}
     if name.lower() not in known:
         raise ConfigError(
             f"{call} needs one of the problems {', '.join(short)}; got {name!r}.{nearest(name.lower(), short)}"
         )
-    return from_config({"name": known[name.lower()], **arguments})
+    return _TABLE[known[name.lower()]]
 
 
 def from_config(config: Mapping[str, Any]) -> Problem:

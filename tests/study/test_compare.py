@@ -333,7 +333,7 @@ def test_the_command_prints_stores_and_draws(tmp_path, capsys):
     assert "| particles | 1 | 0.02 |" in said
     assert "sw-jko-particles, d = 2, problem 0, seed 0: failed: ConfigError: SWJKO(map=None) moves particles" in said
     assert cli.main(command) == 2
-    assert "overwrite=True" in capsys.readouterr().err
+    assert f"--out {out}: a file is there already. Replace it with --overwrite" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
