@@ -64,6 +64,8 @@ def energy_lines(run: Trajectory) -> list[str]:
     energy = run["energy"] if "energy" in run.names else np.array([np.nan])
     if not np.isfinite(energy).all():
         return [f"Energy: not known{'' if run.description.has_density else ' (particles have no density)'}"]
+    if not run.description.energy_falls:
+        return [f"Energy: {energy[0]:.5g} -> {energy[-1]:.5g}; it need not fall, since the flow is driven"]
     noise = np.nan_to_num(run["energy_stderr"]) if "energy_stderr" in run.names else np.zeros_like(energy)
     rises = np.diff(energy) > 3 * np.hypot(noise[1:], noise[:-1]) + 1e-9 * (1 + np.abs(energy[1:]))
     fall = "falls in every row, as it should" if not rises.any() else f"RISES at {rises.sum()} of {len(rises)} rows"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_points, is_real
+from ..energies import Energy
 from ..errors import ConfigError
 from ..maps.base import Block, PushForward
 from ..measures import PushedMeasure, Reference
@@ -95,6 +96,7 @@ class Description:
         work_unit: what the column `num_stages` counts.
         no_projection: why there is no column `projection_residual`.
         advice: what helps where many steps are rejected.
+        energy_falls: whether F has to fall along the flow: not where it depends on time, or a term is a drift.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Description:
     work_unit: str = "right sides"
     no_projection: str = ""
     advice: str = "another step length, or more samples"
+    energy_falls: bool = True
 
     @property
     def has_density(self) -> bool:
@@ -196,6 +199,9 @@ class Answers:
         """What figures, summaries and comparisons say of it."""
         kind = type(self) if isinstance(self, Answers) else Answers
         found = kind.described(stored_config(self))
+        energy = getattr(self, "energy", None)
+        if isinstance(energy, Energy):
+            found = dataclasses.replace(found, energy_falls=energy.has_value and not energy.time)
         return found if _inherits_reading(kind) else dataclasses.replace(found, rows="own")
 
 
