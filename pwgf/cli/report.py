@@ -81,6 +81,8 @@ def energy_lines(found: Facts) -> list[str]:
     ends = f"{label}: {found['energy_first']:.5g} -> {found['energy_last']:.5g}"
     if found["energy_balance"] == "stays":
         return [f"{ends}; it should not change, and did by at most {found['energy_change']:.2g}"]
+    if found["energy_balance"] == "varies":
+        return [f"{ends}; it need not fall, since the flow is driven"]
     rises = found["energy_rises"]
     fall = f"RISES at {rises} of {found['rows'] - 1} rows" if rises else "falls in every row, as it should"
     return [f"{ends}; it {fall} (up to its sampling error)"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_points, is_real
+from ..energies import Energy
 from ..errors import ConfigError
 from ..maps.base import Block, PushForward
 from ..measures import PushedMeasure, Reference
@@ -93,8 +94,8 @@ class Description:
         map: name of the map; None without one.
         settings: such as "tolerance 0.001"; "{num_steps}" stands for the last value of that column.
         work_unit: what the column `num_stages` counts.
-        balance: what a sound run does to the column `total_energy`, or `energy` where that is not there: it "falls" or
-            "stays".
+        balance: what a sound run does to the column `total_energy`, or `energy` where that is not there: it "falls",
+            "stays", or "varies", where the energy depends on time or has no value.
         no_projection: why there is no column `projection_residual`.
         advice: what helps where many steps are rejected.
         cures: columns with the error estimate that a cure gave where it was tried, and what it is.
@@ -203,6 +204,9 @@ class Answers:
         """What figures, summaries and comparisons say of it."""
         kind = type(self) if isinstance(self, Answers) else Answers
         found = kind.described(stored_config(self))
+        energy = getattr(self, "energy", None)
+        if isinstance(energy, Energy) and (energy.time or not energy.has_value):
+            found = dataclasses.replace(found, balance="varies")
         return found if _inherits_reading(kind) else dataclasses.replace(found, rows="own")
 
 

@@ -123,6 +123,16 @@ def test_info_says_what_is_there_and_how_good(ou, capsys):
         assert text in said
 
 
+def test_a_driven_flow_is_not_said_to_fall(tmp_path, capsys):
+    out = str(tmp_path / "trap.h5")
+    assert cli.main(["run", "moving-trap", "--dim", "1", "--map", "affine", *TINY, "--out", out]) == 0
+    assert cli.main(["info", out]) == 0
+    said = capsys.readouterr().out
+    assert said.count("it need not fall, since the flow is driven") == 2
+    assert "RISES" not in said
+    assert pwgf.load(out).description.balance == "varies"
+
+
 def test_info_of_a_stopped_run_warns(tmp_path, capsys):
     problem, out = problems.OrnsteinUhlenbeck(1), tmp_path / "a.h5"
     scheme = pwgf.PWGF(problem.energy, maps.Affine(1), problem.reference, num_samples=100, num_eval=200)
