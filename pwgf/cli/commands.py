@@ -14,7 +14,7 @@ import tyro
 from .._version import __version__
 from ..errors import PWGFError
 from ._terminal import say
-from .settings import Command, Compare, Doctor, Info, Pack, Plot, Run
+from .settings import Animate, Command, Compare, Doctor, Info, Pack, Plot, Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,13 +48,15 @@ def _perform(command: Any) -> int:
     """The exit status of a command, given its settings."""
     from .compare import perform as compare  # not above: these import torch
     from .files import doctor, pack
-    from .report import info, plot
+    from .pictures import animate, plot
+    from .report import info
     from .run import perform as run
 
     performers: dict[type, Callable[[Any], int]] = {
         Run: run,
         Info: info,
         Plot: plot,
+        Animate: animate,
         Compare: compare,
         Pack: pack,
         Doctor: doctor,

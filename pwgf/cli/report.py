@@ -1,8 +1,6 @@
-"""The commands `pwgf info` and `pwgf plot`, and what `pwgf run` says at its end: a run in words and as a figure."""
+"""The command `pwgf info`, and what `pwgf run` says at its end: a run in words."""
 
 from __future__ import annotations
-
-import re
 
 import numpy as np
 
@@ -12,7 +10,7 @@ from ..problems import Problem
 from ..run.trajectory import Trajectory, load
 from ..study import accuracy
 from ._terminal import say
-from .settings import Info, Plot
+from .settings import Info
 
 
 def info(settings: Info) -> int:
@@ -28,13 +26,6 @@ def info(settings: Info) -> int:
         judged = [f"Error: not measured ({error})"]
     for line in (*about(run), *energy_lines(run), *_quality_lines(run), *judged, *_warnings(run, status)):
         say(line)
-    return 0
-
-
-def plot(settings: Plot) -> int:
-    """Draws the figure; exit status 0."""
-    out = settings.out or re.sub(r"\.(h5|hdf5)$", "", settings.file) + ".png"
-    say(f"Drawn: {plots.save(load(settings.file), out)}")
     return 0
 
 

@@ -28,11 +28,12 @@ from ._stored import as_solved, check_config, reader_of
 from .bound import error_bound
 from .identity import differing, values_of
 from .memory import Source
+from .pictures import Pictures
 
 _log = logging.getLogger("pwgf")
 
 
-class Trajectory:
+class Trajectory(Pictures):
     """The rows of a run, and the measure ρ_t at any t between the first and the last.
 
     `run["energy"]` is a float64 array with a value per row (`run.names` lists the columns); `run.sample(t, n)`,

@@ -7,6 +7,7 @@ any moment.
 
 from pwgf.storage.doctor import Health, examine, salvage
 from pwgf.storage.guard import checked_path
+from pwgf.storage.meanings import meaning
 from pwgf.storage.packing import pack
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import Header, load_json
@@ -21,6 +22,7 @@ __all__ = [
     "checked_path",
     "examine",
     "load_json",
+    "meaning",
     "open_record",
     "pack",
     "read_table",
