@@ -14,7 +14,7 @@ import tyro
 from .._version import __version__
 from ..errors import PWGFError
 from ._terminal import say
-from .settings import Animate, Command, Compare, Doctor, Info, Pack, Plot, Run
+from .settings import Animate, Command, Compare, Doctor, Export, Info, Pack, Plot, Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +48,7 @@ def _perform(command: Any) -> int:
     """The exit status of a command, given its settings."""
     from .compare import perform as compare  # not above: these import torch
     from .files import doctor, pack
-    from .pictures import animate, plot
+    from .pictures import animate, export, plot
     from .report import info
     from .run import perform as run
 
@@ -57,6 +57,7 @@ def _perform(command: Any) -> int:
         Info: info,
         Plot: plot,
         Animate: animate,
+        Export: export,
         Compare: compare,
         Pack: pack,
         Doctor: doctor,

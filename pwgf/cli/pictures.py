@@ -1,4 +1,4 @@
-"""The commands `pwgf plot` and `pwgf animate`: a run as a figure, and in motion."""
+"""The commands `pwgf plot`, `pwgf animate` and `pwgf export`: a run as a figure, in motion, and as samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .. import plots
 from ..errors import ConfigError
 from ..run.trajectory import load
 from ._terminal import say
-from .settings import Animate, Plot
+from .settings import Animate, Export, Plot
 
 
 def plot(settings: Plot) -> int:
@@ -38,6 +38,16 @@ def animate(settings: Animate) -> int:
     dims = values(settings.dims, int, "pwgf animate --dims")
     load(settings.file).animate(out, dims, num_frames=settings.frames, fps=settings.fps)
     say(f"Drawn: {out}")
+    return 0
+
+
+def export(settings: Export) -> int:
+    """Writes samples; exit status 0."""
+    out = settings.out or beside(settings.file, ".nc")
+    dims = values(settings.dims, int, "pwgf export --dims")
+    times = values(settings.times, float, "pwgf export --times")
+    written = load(settings.file).export(out, settings.samples, times=times, dims=dims, seed=settings.seed)
+    say(f"Written to {written}")
     return 0
 
 

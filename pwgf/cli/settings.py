@@ -117,6 +117,24 @@ class Animate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write samples of a run's law to a file that needs no pwgf: netCDF, CSV, Parquet or Zarr."""
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """written by pwgf run or pwgf.solve"""
+    out: str | None = None
+    """file to write, .nc, .csv, .parquet or .zarr (None: FILE with the ending .nc); what is there is replaced"""
+    samples: int = 1000
+    """samples of each law; sample k has the same z at all times"""
+    dims: str | None = None
+    """coordinates, counted from 0, with commas between them (None: all)"""
+    times: str | None = None
+    """times with commas between them (None: all rows)"""
+    seed: int = 0
+    """of the samples"""
+
+
+@dataclass(frozen=True)
 class Compare:
     """Solve one problem by several methods and print their errors, CPU seconds and failures side by side."""
 
@@ -163,6 +181,7 @@ Command = (
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Plot, tyro.conf.subcommand("plot")]
     | Annotated[Animate, tyro.conf.subcommand("animate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Pack, tyro.conf.subcommand("pack")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_repeats, plain, private
+from ..checks import as_call, check_repeats, plain, private
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import Sampled
 from ..parallel import Shared
@@ -82,6 +82,9 @@ class Energy(ABC):
             f"particles have no density, which {type(self).__name__} needs; particles follow sums of Potential, "
             "Interaction, KL and Entropy. Use scheme PWGF for this energy."
         )
+
+    def __repr__(self) -> str:
+        return as_call(self.to_config())
 
     def to_config(self) -> dict[str, Any]:
         """JSON that names the energy; callables by qualified name only."""

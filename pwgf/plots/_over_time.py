@@ -11,9 +11,10 @@ import numpy as np
 from .. import storage
 from ..errors import ConfigError
 from ..problems import Problem
+from ..run.asked import some
 from ..run.trajectory import Trajectory
 from ..study import accuracy
-from ._asked import checked_axes, framed, known_problem, some
+from ._asked import checked_axes, framed, known_problem
 from ._style import EXACT, QUIET, RUN, SECOND, style
 
 _ROWS = 7  # most rows with exact values; the four of the law are among them, so that each is computed once

@@ -13,8 +13,9 @@ import torch
 from ..errors import ConfigError
 from ..measures import Law
 from ..problems import Problem
+from ..run.asked import Dims, Times, checked_dims, checked_times
 from ..run.trajectory import Trajectory
-from ._asked import Dims, Times, checked_axes, checked_dims, checked_times, framed, known_problem
+from ._asked import checked_axes, framed, known_problem
 from ._density import Grid, drawn, joint, levels, marginal, smoothed_2d
 from ._style import EXACT, QUIET, RUN, style
 

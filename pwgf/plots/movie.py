@@ -11,8 +11,9 @@ from ..checks import check_integer, check_positive
 from ..errors import ConfigError, PathError
 from ..measures import Law
 from ..problems import Problem
+from ..run.asked import Dims, checked_dims
 from ..run.trajectory import Trajectory
-from ._asked import Dims, checked_dims, known_problem
+from ._asked import known_problem
 from ._density import drawn, joint, marginal
 from ._style import EXACT, RUN, style
 from .laws import NUM_SAMPLES, label, outer, regions

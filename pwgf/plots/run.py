@@ -13,8 +13,9 @@ import torch
 from ..errors import ConfigError, PathError
 from ..measures import Law
 from ..problems import Problem
+from ..run.asked import Dims, Times, checked_dims, checked_times
 from ..run.trajectory import Trajectory
-from ._asked import Dims, Times, checked_dims, checked_times, known_problem
+from ._asked import known_problem
 from ._density import drawn, joint, marginal
 from ._over_time import panels as panels_over_time
 from ._over_time import time_axis

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import as_call
 from ..energies.base import Energy
 from ..errors import ConfigError, PWGFError, nearest
 from ..measures import Law, Reference
@@ -22,6 +23,9 @@ class Problem(ABC):
     """
 
     dim: int
+
+    def __repr__(self) -> str:
+        return as_call(self.to_config())
 
     @property
     def name(self) -> str:

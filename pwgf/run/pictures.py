@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
-Dims = int | Sequence[int] | None
-Times = float | Sequence[float] | np.ndarray | None
+from .asked import Dims, Times
 
 
 def _plots() -> Any:
@@ -140,7 +136,7 @@ class Pictures:
 
     def _figures(self) -> dict[str, str]:
         """What a notebook shows of the run, by name."""
-        return {}
+        return {}  # a Trajectory's own
 
     def _repr_html_(self) -> str:
         """A small table."""

@@ -53,6 +53,8 @@ _MEANINGS = {
     "num_rejected": Meaning("rejected substeps", "1", "total since the start"),
     "num_redraws": Meaning("steps with new samples", "1", "steps tried again with new samples, total since the start"),
     "num_implicit": Meaning("implicit steps", "1", "steps taken implicitly, total since the start"),
+    "inner_iterations": Meaning("inner iterations", "1", "of the optimisation in the last step"),
+    "learning_rate": Meaning("learning rate", "1", "of the inner optimisation in the last step"),
     "num_unsettled": Meaning("unsettled steps", "1", "steps whose inner optimisation was cut short, total so far"),
     "wall_time": Meaning("wall time", "s", "since the start, added over resumed runs"),
     "cpu_time": Meaning("CPU time", "s", "of all processes since the start, added over resumed runs"),
@@ -85,8 +87,12 @@ def meaning(name: str) -> Meaning:
     return Meaning(name.replace("_", " "), "", "a column of the scheme's own")
 
 
+def attributes(name: str) -> dict[str, str]:
+    """The meaning of a dataset as the attributes it has in the file; what is not known is left out."""
+    return {key: text for key, text in meaning(name)._asdict().items() if text}
+
+
 def explain(name: str, dataset: h5py.Dataset) -> None:
-    """Writes the meaning of a dataset into its attributes; what is not known is left out."""
-    for key, text in meaning(name)._asdict().items():
-        if text:
-            put_attr(dataset, key, text)
+    """Writes the meaning of a dataset into its attributes."""
+    for key, text in attributes(name).items():
+        put_attr(dataset, key, text)

@@ -182,6 +182,17 @@ def test_animate_writes_a_film_beside_the_file(ou, capsys):
     assert "must end in .gif or .mp4" in refused(capsys, "animate", str(ou), "--out", "a.avi")
 
 
+def test_export_writes_samples_beside_the_file(ou, tmp_path, capsys):
+    assert cli.main(["export", str(ou), "--samples", "5", "--times", "0,0.2"]) == 0
+    assert f"Written to {ou.with_suffix('.nc')}" in capsys.readouterr().out
+    out = tmp_path / "x.csv"
+    assert cli.main(["export", str(ou), "--samples", "5", "--dims", "0", "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 1 + 3 * 5
+    capsys.readouterr()
+    assert "must end in .nc, .csv, .parquet, .zarr" in refused(capsys, "export", str(ou), "--out", str(ou))
+    assert "--times needs numbers with commas" in refused(capsys, "export", str(ou), "--times", "a")
+
+
 def test_plot_without_matplotlib_names_the_extra(ou, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert "pip install 'pwgf[plot]'" in refused(capsys, "plot", str(ou))
