@@ -221,6 +221,20 @@ def test_no_print_outside_the_command_line():
     assert [where for where in calls("print") if not where.startswith("cli/")] == []
 
 
+# Modules that import a part of the package by its name, which the layers do not see, each with its reason.
+IMPORTS_BY_NAME = {
+    "__init__.py": "a name of the package is imported when it is first used",
+    "run/pictures.py": "run.plot() and the like are drawn by plots/, above; nothing of it is known before the call",
+}
+
+
+def test_imports_by_name_are_few():
+    """The names of other libraries, which are extras, are another matter."""
+    calls = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = [(name, ast.unparse(node.args[0])) for name, node in calls if "import_module" in ast.unparse(node.func)]
+    assert {name for name, what in named if "pwgf" in what or "__name__" in what} == set(IMPORTS_BY_NAME)
+
+
 @pytest.mark.parametrize("function", ["eval", "exec", "compile", "__import__"])
 def test_no_code_is_made_from_text(function):
     assert calls(function) == []

@@ -16,7 +16,7 @@ from .._version import __version__
 from ..errors import PWGFError
 from . import _options
 from ._terminal import say
-from .settings import Command, Compare, Doctor, Info, Options, Pack, Plot, Run, Sweep, Table
+from .settings import Animate, Command, Compare, Doctor, Export, Info, Options, Pack, Plot, Run, Sweep, Table
 
 _OPEN: dict[str, type] = {
     "run": Run,
@@ -63,7 +63,8 @@ def _perform(command: Any) -> int:
     from .compare import perform as compare  # not above: these import torch
     from .files import doctor, pack
     from .members import options
-    from .report import info, plot
+    from .pictures import animate, export, plot
+    from .report import info
     from .run import perform as run
     from .sweep import perform as sweep
     from .table import table
@@ -72,6 +73,8 @@ def _perform(command: Any) -> int:
         Run: run,
         Info: info,
         Plot: plot,
+        Animate: animate,
+        Export: export,
         Compare: compare,
         Table: table,
         Sweep: sweep,

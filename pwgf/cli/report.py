@@ -1,21 +1,18 @@
-"""The commands `pwgf info` and `pwgf plot`, and what `pwgf run` says at its end: a run in words and as a figure."""
+"""The command `pwgf info`, and what `pwgf run` says at its end: a run in words."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-import re
 from typing import Any
 
-from .. import plots
 from ..errors import PathError
-from ..run.trajectory import load
 from ..study.compare import Comparison
 from . import facts
 from ._terminal import say
 from .facts import Facts
-from .settings import Info, Plot
+from .settings import Info
 
 
 def info(settings: Info) -> int:
@@ -42,13 +39,6 @@ def _tell(settings: Info, found: dict[str, Any], words: list[str]) -> int:
 
 def _part(file: str, path: str) -> str:
     return f"{file}: a part of the run {path}, which is written, or was killed or stopped: pwgf info {path}"
-
-
-def plot(settings: Plot) -> int:
-    """Draws the figure; exit status 0."""
-    out = settings.out or re.sub(r"\.(h5|hdf5)$", "", settings.file) + ".png"
-    say(f"Drawn: {plots.save(load(settings.file), out)}")
-    return 0
 
 
 def lines(found: Facts) -> list[str]:

@@ -107,8 +107,49 @@ class Plot:
 
     file: File
     """written by pwgf run or pwgf.solve"""
+    kind: Literal["overview", "energy", "marginals", "density"] = "overview"
+    """overview of one run; energy over time; marginals: densities of coordinates and of their pairs at several times;
+    density of two coordinates at one time"""
+    dims: str | None = None
+    """coordinates, counted from 0, with commas between them (None: the first ones)"""
+    times: str | None = None
+    """times at which the law is shown, with commas between them (None: four rows; density: the last)"""
     out: str | None = None
     """picture to write, .png, .pdf or .svg (None: FILE with the ending .png)"""
+
+
+@dataclass(frozen=True)
+class Animate:
+    """Write the law of a run in motion, from its file alone: samples of two coordinates, or the density of one."""
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """written by pwgf run or pwgf.solve"""
+    dims: str | None = None
+    """one or two coordinates, counted from 0, with a comma between them (None: the first two, or the only one)"""
+    frames: int | None = None
+    """number of frames, evenly spaced in time (None: one a row where there are 24 to 96 rows, else 48)"""
+    fps: float = 12
+    """frames per second"""
+    out: str | None = None
+    """film to write, .gif, or .mp4 where ffmpeg is installed (None: FILE with the ending .gif)"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write samples of a run's law to a file that needs no pwgf: netCDF, CSV, Parquet or Zarr."""
+
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    """written by pwgf run or pwgf.solve"""
+    out: str | None = None
+    """file to write, .nc, .csv, .parquet or .zarr (None: FILE with the ending .nc); what is there is replaced"""
+    samples: int = 1000
+    """samples of each law; sample k has the same z at all times"""
+    dims: str | None = None
+    """coordinates, counted from 0, with commas between them (None: all)"""
+    times: str | None = None
+    """times with commas between them (None: all rows)"""
+    seed: int = 0
+    """of the samples"""
 
 
 @dataclass(frozen=True)
@@ -202,6 +243,8 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Plot, tyro.conf.subcommand("plot")]
+    | Annotated[Animate, tyro.conf.subcommand("animate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Table, tyro.conf.subcommand("table")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]

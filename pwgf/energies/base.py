@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_repeats, plain, private
+from ..checks import as_call, check_repeats, plain, private
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import Sampled
 from ..parallel import Shared
@@ -93,6 +93,9 @@ class Energy(ABC):
     def noises(self) -> list[tuple[float, Any]]:
         """Diffusions beside the temperature of `particle_form`, each with its factor; none here."""
         return []
+
+    def __repr__(self) -> str:
+        return as_call(self.to_config())
 
     def to_config(self) -> dict[str, Any]:
         """JSON that names the energy; callables by qualified name only."""

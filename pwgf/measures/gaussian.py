@@ -54,9 +54,6 @@ class Gaussian(Reference):
             raise ConfigError(f"Gaussian(dim={dim}): mean must be finite; got {mean!r}.")
         self._constants = Constants(self._mean, self._factor)
 
-    def __repr__(self) -> str:
-        return f"Gaussian(dim={self.dim}, mean={self._mean.tolist()}, cov={self._cov.tolist()})"
-
     def mean(self) -> Tensor:
         """(d,) float64."""
         return self._mean.clone()

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..checks import as_points, is_integer
+from ..checks import as_call, as_points, is_integer
 from ..errors import ConfigError, NonFiniteError
 
 NUM_FOR_MOMENTS = 100_000
@@ -26,6 +26,10 @@ class Law(Protocol):
     dim: int
     has_density: bool = True
     """Whether `log_density` and `score` exist; both raise ConfigError where it is False."""
+
+    def __repr__(self) -> str:
+        settings = getattr(self, "to_config", None)
+        return as_call({"name": type(self).__name__, "dim": self.dim} if settings is None else settings())
 
     @abstractmethod
     def sample(self, n: int, seed: int | torch.Generator = 0) -> Tensor:

@@ -1,7 +1,13 @@
-"""Figures: `draw` and `save` for a run, `compare.draw` and `compare.save` for a comparison (needs the extra `plot`)."""
+"""Figures: of a run, its energy, its law and that in motion; `compare` for a comparison (needs the extra `plot`).
+
+The methods `plot`, `plot_energy`, `plot_marginals`, `plot_density` and `animate` of a `Trajectory` call these.
+"""
 
 from . import compare
+from ._over_time import energy
 from ._style import style
-from .run import draw, save, title
+from .laws import density, marginals
+from .movie import animate
+from .run import draw, save, title, write
 
-__all__ = ["compare", "draw", "save", "style", "title"]
+__all__ = ["animate", "compare", "density", "draw", "energy", "marginals", "save", "style", "title", "write"]

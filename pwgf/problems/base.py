@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..checks import as_call
 from ..energies.base import Energy
 from ..errors import ConfigError, PWGFError, nearest
 from ..maps.base import PushForward
@@ -25,6 +26,9 @@ class Problem(ABC):
     dim: int
     flow: ClassVar[str] = "gradient"
     """Which flow of the energy the exact law is of, and hence which schemes solve it: "gradient", or "Hamiltonian"."""
+
+    def __repr__(self) -> str:
+        return as_call(self.to_config())
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Progress of a long run: a bar on a terminal, a plain line every 30 seconds elsewhere."""
+"""Progress of a long run: a bar on a terminal or in a notebook, a plain line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 _INTERVAL = 30.0  # seconds between plain lines
+
+
+def _in_notebook() -> bool:
+    """Whether `tqdm.auto` draws widgets."""
+    return any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)
 
 
 class Progress:
@@ -29,10 +34,13 @@ class Progress:
         self._plain = False
         self._bar = None
         with self._perhaps_unheard():
-            self._plain = wanted and not sys.stderr.isatty()
+            widget = _in_notebook()
+            self._plain = wanted and not widget and not sys.stderr.isatty()
             if wanted and not self._plain:
                 layout = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-                self._bar = tqdm(total=last - first, bar_format=layout, file=sys.stderr, leave=False)
+                self._bar = tqdm(
+                    total=last - first, bar_format=layout, file=None if widget else sys.stderr, leave=False
+                )
 
     @contextlib.contextmanager
     def _perhaps_unheard(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from .._version import __version__
 
 
 def provenance(device: str, processes: int = 1) -> dict[str, Any]:
-    """Versions, platform, threads, processes, device and its name, git commit of the working folder, command line.
+    """Versions, platform, host, threads, processes, device and its name, git commit of the folder, command line.
 
     JSON values.
     """
@@ -23,6 +23,7 @@ def provenance(device: str, processes: int = 1) -> dict[str, Any]:
         **{library: _version(library) for library in ("torch", "torchdiffeq", "numpy", "h5py")},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "host": platform.node(),
         "threads": torch.get_num_threads(),
         "processes": processes,
         "device": device,

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
 
+def _say(line: str) -> None:
+    """Answers at once, also amid a write to the same stream, which refuses another one then."""
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError, RuntimeError):
+        with contextlib.suppress(OSError):
+            os.write(2, line.encode())
+
+
 class Signals:
     """Turns SIGINT and SIGTERM into a flag for the duration of a `with` block; a second one takes effect at once.
+
+    The first is answered on stderr.
 
     `number` is the signal received, 0 before. Outside the main thread, where Python allows no handlers, it stays 0. A
     signal that has not been handled takes effect when the block ends. A handler that was not set from Python is left
@@ -31,6 +46,7 @@ class Signals:
         if self.number:
             self.act(number)
         self.number = number
+        _say("pwgf: stopping after this step; again stops now\n")
 
     @staticmethod
     def act(number: int) -> None:

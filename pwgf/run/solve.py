@@ -28,6 +28,7 @@ from .memory import Memory
 from .provenance import provenance
 from .resume import flatten, has_rows, pack_finished, same_device, stored_run
 from .signals import Signals
+from .sources import sources_of
 from .spec import RunSpec, Times, check_times
 from .trajectory import Trajectory
 
@@ -249,6 +250,6 @@ def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Sig
 
 def _header(scheme: Scheme, spec: RunSpec, state: State) -> storage.Header:
     layout = [{"name": b.name, "shape": list(b.shape), "offset": b.offset} for b in scheme.layout()]
-    made_with = provenance(spec.device, world().size)
+    made_with = provenance(spec.device, world().size) | {"sources": sources_of(scheme)}
     dim = scheme.reference.dim
     return storage.Header(spec.to_config(), layout, made_with, dim, state.theta.numel(), identity_of(scheme))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -26,13 +25,15 @@ from ._file import FileRows
 from ._restart import restart_to_state
 from ._stored import as_solved, check_config, reader_of
 from .bound import error_bound
+from .exports import Exports
 from .identity import differing, values_of
 from .memory import Source
+from .pictures import Pictures
 
 _log = logging.getLogger("pwgf")
 
 
-class Trajectory:
+class Trajectory(Pictures, Exports):
     """The rows of a run, and the measure ρ_t at any t between the first and the last.
 
     `run["energy"]` is a float64 array with a value per row (`run.names` lists the columns); `run.sample(t, n)`,
@@ -71,6 +72,18 @@ class Trajectory:
     def __repr__(self) -> str:
         where = f" from {self.path}" if self.path else ""
         return f"Trajectory({len(self)} rows, t = {self.t[0]:g} … {self.t[-1]:g}{where})"
+
+    def _figures(self) -> dict[str, str]:
+        told, problem = self.description, self.config.get("problem")
+        shown = {
+            "run": self.path or "in memory",
+            "rows": f"{len(self)}, t = {self.t[0]:g} … {self.t[-1]:g}",
+            "scheme": told.name + (f" with {told.map}" if told.map else ""),
+            "problem": problem["name"] if problem else "",
+            "energy": "{:.6g} → {:.6g}".format(*self["energy"][[0, -1]]) if "energy" in self.names else "",
+            "columns": ", ".join(self.names),
+        }
+        return {name: text for name, text in shown.items() if text}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -188,17 +201,6 @@ class Trajectory:
                 f"({self.description.no_projection or 'it follows an acceleration'}). Solve by scheme PWGF."
             )
         return error_bound(self.t, self["velocity_rms"] * self["projection_residual"] ** 0.5, convexity)
-
-    def to_xarray(self) -> Any:
-        """All columns as an `xarray.Dataset` over t (needs the extra `xarray`)."""
-        try:
-            import xarray  # noqa: PLC0415
-        except ImportError as error:
-            raise ConfigError("to_xarray() needs xarray: pip install 'pwgf[xarray]'.") from error
-        scalars = {name: ("t", self[name]) for name in self._source.names if name != "t"}
-        vectors = {name: (("t", "param"), self[name]) for name in ("theta", "theta_dot")}
-        attributes = {"config": json.dumps(self.config)}
-        return xarray.Dataset({**scalars, **vectors}, coords={"t": self.t}, attrs=attributes)
 
     def _read(self) -> Replay:
         if self._reader is None:

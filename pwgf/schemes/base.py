@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_points, is_real
+from ..checks import as_call, check_points, is_real
 from ..energies import Energy
 from ..errors import ConfigError
 from ..maps.base import Block, PushForward
@@ -175,6 +175,12 @@ class Answers:
     ROWS: ClassVar[str] = "own"
     flow: ClassVar[str] = "gradient"
     """Which flow of the energy it follows: "gradient", down the energy, or "Hamiltonian", Newton's law."""
+
+    def __repr__(self) -> str:
+        parts = {name: getattr(self, name, None) for name in ("energy", "map", "reference")}
+        known = {name: member_config(part) for name, part in parts.items() if part is not None}
+        settings = self.to_config() if hasattr(self, "to_config") else {}
+        return as_call({**known, **settings, "name": type(self).__name__})
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError where the scheme cannot store rows at these times, or begin at this state."""

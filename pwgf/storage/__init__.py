@@ -7,6 +7,7 @@ any moment.
 
 from pwgf.storage.doctor import Health, examine, salvage
 from pwgf.storage.guard import checked_path
+from pwgf.storage.meanings import attributes, meaning
 from pwgf.storage.packing import pack
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import Header, load_json
@@ -18,9 +19,11 @@ __all__ = [
     "Health",
     "Record",
     "Writer",
+    "attributes",
     "checked_path",
     "examine",
     "load_json",
+    "meaning",
     "open_record",
     "pack",
     "read_table",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 
 import numpy as np
@@ -13,6 +14,7 @@ from pwgf.storage.disk import TEMPORARY, Disk, Stream, in_memory
 from pwgf.storage.guard import DAMAGE, checked_path, walk
 from pwgf.storage.lock import lock_run
 from pwgf.storage.manifest import parts_of
+from pwgf.storage.meanings import explain
 from pwgf.storage.pieces import Piece
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import (
@@ -124,7 +126,8 @@ def _write(stream: Stream, record: Record, status: str) -> None:
         "dim": record.dim,
         "num_params": record.num_params,
     }
-    stamps |= {"serial": record.serial, "status": status, "complete": int(status == "complete")}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    stamps |= {"packed": now, "serial": record.serial, "status": status, "complete": int(status == "complete")}
     names = record.names
     record.column("t")  # refused here unless it increases, also from one part to the next
     try:
@@ -147,6 +150,7 @@ def _write(stream: Stream, record: Record, status: str) -> None:
             digests |= {name: dataset_digest(item) for name, item in others.items()}
             for name, digest in digests.items():
                 put_attr(file[name], "sha256", digest)
+                explain(name, file[name])
             put_attr(file, "content_sha256", content_digest(digests))
     except DAMAGE:
         stream.check()

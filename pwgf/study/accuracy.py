@@ -35,7 +35,12 @@ def num_particles(run: Trajectory) -> int | None:
 
 @plain_numbers
 def errors(
-    run: Trajectory, problem: Problem, n: int = 4000, seed: int = 0, rows: Sequence[int] | None = None
+    run: Trajectory,
+    problem: Problem,
+    n: int = 4000,
+    seed: int = 0,
+    rows: Sequence[int] | None = None,
+    num_kl: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Errors of the rows against the problem's exact law; NaN where a figure is not defined.
 
@@ -51,6 +56,7 @@ def errors(
         n: samples of each law, ≥ 2(d + 2); a particle run uses as many as it has, if fewer.
         seed: of these samples.
         rows: positions of the rows to judge, negative ones from the end; None: all.
+        num_kl: samples of each law behind `sym_kl`, which takes most of the time; None: n.
 
     Returns:
         Columns (T,) float64, with one entry per judged row:
@@ -80,7 +86,7 @@ def errors(
         t = float(run.t[k])
         law, exact_energy = problem.exact(t), problem.exact_energy(t)
         row = _moment_errors(z, run.push(t, z).double(), start, law)
-        row["sym_kl"] = _sym_kl(run, t, law, n, seed)
+        row["sym_kl"] = _sym_kl(run, t, law, min(n, num_kl or n), seed)
         row["energy"] = run["energy"][k] - exact_energy if has_energy and exact_energy is not None else math.nan
         found.append({"t": t, **row})
     return {name: np.array([row[name] for row in found], dtype=np.float64) for name in found[0]}

@@ -211,6 +211,40 @@ def test_plot_draws_beside_the_file_or_where_told(ou, tmp_path, capsys):
     assert capsys.readouterr().out == f"Drawn: {ou.with_suffix('.png')}\nDrawn: {tmp_path / 'b.svg'}\n"
 
 
+def test_plot_shows_what_is_asked_for(ou, tmp_path, capsys):
+    for kind in ("energy", "marginals"):
+        out = tmp_path / f"{kind}.png"
+        assert cli.main(["plot", str(ou), "--kind", kind, "--out", str(out)]) == 0
+        assert out.read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["plot", str(ou), "--dims", "0", "--times", "0,0.15", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert "--dims needs integers with commas between them; got 'x'" in refused(capsys, "plot", str(ou), "--dims", "x")
+    assert "coordinates 0, the only one of a law in d = 1; got 3" in refused(capsys, "plot", str(ou), "--dims", "0,3")
+    assert "times of the run, from 0 to 0.2; got 7.0" in refused(capsys, "plot", str(ou), "--times", "7")
+    assert "needs two coordinates; got [0]" in refused(capsys, "plot", str(ou), "--kind", "density")
+    two = ["--kind", "density", "--times", "0,0.1"]
+    assert "shows one time; got 2 in --times" in refused(capsys, "plot", str(ou), *two)
+    assert "--kind energy shows no law" in refused(capsys, "plot", str(ou), "--kind", "energy", "--dims", "0")
+
+
+def test_animate_writes_a_film_beside_the_file(ou, capsys):
+    assert cli.main(["animate", str(ou), "--frames", "2"]) == 0
+    assert f"Drawn: {ou.with_suffix('.gif')}" in capsys.readouterr().out
+    assert ou.with_suffix(".gif").read_bytes().startswith(b"GIF")
+    assert "must end in .gif or .mp4" in refused(capsys, "animate", str(ou), "--out", "a.avi")
+
+
+def test_export_writes_samples_beside_the_file(ou, tmp_path, capsys):
+    assert cli.main(["export", str(ou), "--samples", "5", "--times", "0,0.2"]) == 0
+    assert f"Written to {ou.with_suffix('.nc')}" in capsys.readouterr().out
+    out = tmp_path / "x.csv"
+    assert cli.main(["export", str(ou), "--samples", "5", "--dims", "0", "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 1 + 3 * 5
+    capsys.readouterr()
+    assert "must end in .nc, .csv, .parquet, .zarr" in refused(capsys, "export", str(ou), "--out", str(ou))
+    assert "--times needs numbers with commas" in refused(capsys, "export", str(ou), "--times", "a")
+
+
 def test_plot_without_matplotlib_names_the_extra(ou, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     assert "pip install 'pwgf[plot]'" in refused(capsys, "plot", str(ou))
@@ -332,7 +366,7 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     said = capsys.readouterr().out
-    assert all(word in said for word in ("run", "info", "plot", "pack", "doctor", "--version"))
+    assert all(word in said for word in ("run", "info", "plot", "animate", "pack", "doctor", "--version"))
 
 
 def test_misspelt_option_exits_2(capsys):

@@ -47,7 +47,7 @@ def test_a_file_is_summarised_drawn_and_read_without_the_class(done, capsys):
     assert cli.main(["info", str(path)]) == 0
     said = capsys.readouterr().out
     assert "MidpointParticles with 500 particles" in said and "Energy terms: " in said
-    assert len(plots.draw(run, n=100).axes) == 7
+    assert len(plots.draw(run, n=100).axes) == 4  # energy, and the law at three rows
 
 
 def test_own_maps_and_references_are_handed_over(done):

@@ -24,6 +24,11 @@ def panels(figure):
     return [panel for panel in figure.axes if panel.axison]
 
 
+def said(figure):
+    """The lines of text outside the panels."""
+    return " ".join(text.get_text() for text in figure.texts)
+
+
 def test_the_curves_are_the_stored_columns():
     run = solved(problems.OrnsteinUhlenbeck(1))
     energy, residual, error, *laws = panels(plots.draw(run, n=100))
@@ -62,14 +67,17 @@ def test_files_are_what_their_endings_say(tmp_path):
 def test_particles_are_drawn_without_energy_and_residual():
     problem = problems.OrnsteinUhlenbeck(1)
     scheme = pwgf.EulerMaruyama(problem.energy, problem.reference, num_samples=100, dt=0.05)
-    energy, residual, *_ = panels(plots.draw(pwgf.solve(scheme, [0.0, 0.1], problem=problem, progress=False), n=100))
-    assert "particles have no density" in energy.texts[0].get_text()
-    assert "there is no projection" in residual.texts[0].get_text()
+    figure = plots.draw(pwgf.solve(scheme, [0.0, 0.1], problem=problem, progress=False), n=100)
+    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    assert titles == ["Error against the exact law", "Rms velocity", "Second moment", "t = 0", "t = 0.1"]
+    assert "energy not known: particles have no density" in said(figure)
+    assert "no projection residual: particles follow the velocity itself" in said(figure)
 
 
 def test_without_a_problem_no_error_is_claimed():
-    _, _, error, *_ = panels(plots.draw(solved(problems.OrnsteinUhlenbeck(2), known=False), n=100))
-    assert "names no problem" in error.texts[0].get_text()
+    figure = plots.draw(solved(problems.OrnsteinUhlenbeck(2), known=False), n=100)
+    assert figure.axes[2].get_title(loc="left") == "Estimated error of the law"
+    assert "error not known: the file names no problem" in said(figure)
 
 
 def test_a_users_own_map_leaves_the_law_out(tmp_path):
@@ -80,8 +88,8 @@ def test_a_users_own_map_leaves_the_law_out(tmp_path):
     problem, path = problems.OrnsteinUhlenbeck(1), tmp_path / "a.h5"
     scheme = pwgf.PWGF(problem.energy, Mine(1), problem.reference, num_samples=60, num_eval=200)
     pwgf.solve(scheme, [0.0, 0.1], out=path, progress=False)
-    first = panels(plots.draw(pwgf.load(path), n=100))[3]
-    assert "pass it to pwgf.load" in first.texts[0].get_text()
+    figure = plots.draw(pwgf.load(path), n=100)
+    assert len(figure.axes) == 3 and "pass it to pwgf.load" in said(figure)
     assert panels(plots.draw(pwgf.load(path, map=Mine(1)), n=100))[3].lines
 
 

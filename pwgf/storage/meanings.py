@@ -1,0 +1,98 @@
+"""What every dataset of a run means: `long_name`, `units` and `description`, kept as attributes of the file."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import h5py
+
+from pwgf.storage.schema import put_attr
+
+
+class Meaning(NamedTuple):
+    """Of a dataset.
+
+    Args:
+        long_name: for an axis, e.g. "energy F".
+        units: "1" for a pure number or count, "s", or those of the user: "units of x", "units of t", "units of F".
+        description: a sentence.
+    """
+
+    long_name: str
+    units: str
+    description: str
+
+
+_SPEED = "units of x / units of t"
+_MEANINGS = {
+    "t": Meaning("time t", "units of t", "time of the row; rows increase in it"),
+    "param": Meaning("parameter", "1", "position in θ; layout names the blocks"),
+    "dim": Meaning("coordinate", "1", "coordinate of the space, counted from 0"),
+    "theta": Meaning("parameters θ", "1", "parameters of the map in this row; of particles their positions"),
+    "theta_dot": Meaning("rate of the parameters dθ/dt", "1 / units of t", "rate θ̇ solved for this row"),
+    "energy": Meaning("energy F", "units of F", "energy of the law, a mean over fresh samples"),
+    "energy_stderr": Meaning("standard error of the energy", "units of F", "sampling error of energy; NaN if unknown"),
+    "projection_residual": Meaning(
+        "projection residual", "1", "E|Jθ̇ − v|²/E|v|² on fresh samples: share of the velocity that the map misses"
+    ),
+    "velocity_rms": Meaning("rms velocity", _SPEED, "√E|v|²"),
+    "error_estimate": Meaning(
+        "estimated error of the law", "units of x", "W₂ to the exact law, about, from the velocity that the map misses"
+    ),
+    "spread": Meaning("spread of the law", "units of x", "√tr cov of ρ without the fastest .5 % of the samples"),
+    "dissipation": Meaning("dissipation", "units of F / units of t", "E[v·Jθ̇], about −dF/dt"),
+    "fold_fraction": Meaning("folded samples", "1", "share of samples where det ∂T/∂z ≤ 0, so that the map folds"),
+    "second_moment": Meaning("second moment", "units of x²", "E|x|²"),
+    "solver_residual": Meaning("residual of the linear solve", "1", "relative residual of the normal equations"),
+    "solver_iterations": Meaning("products of the linear solve", "1", "products Jη and Jᵀu in the row's own solve"),
+    "damping": Meaning("damping ε", "1", "of the row's own solve, relative to the trace of the metric"),
+    "dt": Meaning("next step", "units of t", "proposed length of the next step"),
+    "num_steps": Meaning("steps", "1", "total since the start"),
+    "num_stages": Meaning("right sides", "1", "total since the start, in the scheme's unit of work"),
+    "num_products": Meaning("products", "1", "products Jη and Jᵀu in successful steps, total since the start"),
+    "num_rejected": Meaning("rejected substeps", "1", "total since the start"),
+    "num_redraws": Meaning("steps with new samples", "1", "steps tried again with new samples, total since the start"),
+    "num_implicit": Meaning("implicit steps", "1", "steps taken implicitly, total since the start"),
+    "inner_iterations": Meaning("inner iterations", "1", "of the optimisation in the last step"),
+    "learning_rate": Meaning("learning rate", "1", "of the inner optimisation in the last step"),
+    "num_unsettled": Meaning("unsettled steps", "1", "steps whose inner optimisation was cut short, total so far"),
+    "wall_time": Meaning("wall time", "s", "since the start, added over resumed runs"),
+    "cpu_time": Meaning("CPU time", "s", "of all processes since the start, added over resumed runs"),
+    "config": Meaning("settings", "", "JSON: scheme, times, seed, problem, the scheme's own description, metadata"),
+    "layout": Meaning("blocks of θ", "", "JSON: name, shape and offset of every block of θ"),
+    "restart": Meaning("restart state", "", "the state from which solve(resume=True) continues"),
+    "provenance": Meaning("origin", "", "JSON: how the run was made"),
+    "arrays": Meaning("values of the settings", "", "values by which load and resume recognise map, reference, energy"),
+}
+
+
+def meaning(name: str) -> Meaning:
+    """Of a dataset by its name in the file; of a scheme's own column only its name is known.
+
+    Example:
+        >>> meaning("wall_time")
+        Meaning(long_name='wall time', units='s', description='since the start, added over resumed runs')
+        >>> meaning("energy_entropy").long_name
+        'energy, its term entropy'
+    """
+    group, _, inner = name.partition("/")
+    found = _MEANINGS.get(group)
+    if found is not None and inner:
+        return found._replace(long_name=f"{found.long_name}: {inner.replace('_', ' ')}")
+    if found is not None:
+        return found
+    term = name.removeprefix("energy_").replace("_", " ")
+    if name.startswith("energy_"):
+        return Meaning(f"energy, its term {term}", "units of F", "a term of the energy with its coefficient")
+    return Meaning(name.replace("_", " "), "", "a column of the scheme's own")
+
+
+def attributes(name: str) -> dict[str, str]:
+    """The meaning of a dataset as the attributes it has in the file; what is not known is left out."""
+    return {key: text for key, text in meaning(name)._asdict().items() if text}
+
+
+def explain(name: str, dataset: h5py.Dataset) -> None:
+    """Writes the meaning of a dataset into its attributes."""
+    for key, text in attributes(name).items():
+        put_attr(dataset, key, text)
