@@ -76,8 +76,8 @@ def suited(kind: Any, problem: Any, times: np.ndarray, call: str, **settings: An
         if "map" in settings or "map" not in inspect.signature(kind).parameters:
             raise ConfigError(
                 f"{call}: {problem.name} takes place in a box or on a circle, which only its own map, "
-                f"{type(needed).__name__}, knows: other maps and particles would carry mass through the walls. Solve it "
-                "by a scheme of maps, such as pwgf, and give no map."
+                f"{type(needed).__name__}, knows: other maps and particles would carry mass through the walls. Solve "
+                "it by a scheme of maps, such as pwgf, and give no map."
             )
         settings["map"] = needed
     scheme: Scheme = kind.suited(problem.energy, problem.reference, times, **settings)
