@@ -41,7 +41,7 @@ BASES = {
     "energies": {"hessian"},
     "integrate": set(),
     "linalg": set(),
-    "maps": {"convex", "from_module"},
+    "maps": {"convex", "from_module", "residual"},
     "measures": {"law", "pushed"},
     "problems": {"langevin"},
     "schemes": {"particles"},

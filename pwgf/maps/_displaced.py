@@ -165,3 +165,20 @@ def _single(weights: Weights, layer: Layer, k: int, offset: int) -> Layer:
     unit = torch.eye(d, dtype=layer.a.dtype, device=layer.a.device)[k % d]
     a = layer.a * weights[k // d][:, k % d, None]
     return Layer(offset, (1, layer.shape[1]), a, unit.view(1, d, 1).expand(n, d, 1), output=k % d)
+
+
+def refuse_beyond(
+    beyond: Tensor, z: Tensor, lower: Tensor, upper: Tensor, call: str, where: str, consequence: str
+) -> None:
+    """ConfigError that names a sample z (n,d) for which a coordinate is `beyond` (n,d)."""
+    rows = beyond.any(1)
+    if not bool(rows.any()):
+        return
+    row = int(rows.double().argmax())
+    k = int(beyond[row].double().argmax())
+    raise ConfigError(
+        f"{call} needs a reference whose samples lie in {where}; {int(rows.sum())} of {len(z)} do not, first z = "
+        f"{[round(v, 6) for v in z[row, :4].tolist()]}, whose coordinate {k} is outside [{float(lower[k]):g}, "
+        f"{float(upper[k]):g}]. Mass would {consequence}. Take a reference inside, such as pwgf.UniformBox(lower, "
+        "upper), or a larger one of these."
+    )

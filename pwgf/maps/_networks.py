@@ -1,9 +1,16 @@
-"""What several networks share: a column of ones for biases, the first layer at the start, the weight of a network."""
+"""What several networks share: blocks of samples, a column of ones for biases, the first layer, the weight beside T."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+_CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
+
+
+def samples_per_block(units: int, z: Tensor) -> int:
+    """Samples whose activations (units,) of one kind stay, with those of others, in a core's cache; elsewhere all n."""
+    return max(256, _CACHE // (units * z.element_size())) if z.device.type == "cpu" else max(len(z), 1)
 
 
 def with_ones(z: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ._axis import axis_features, axis_layers, axis_slope_features
-from ._networks import with_ones
-from .base import Layer, Linearisation, samples_per_block
+from ._networks import samples_per_block, with_ones
+from .base import Layer, Linearisation
 
 
 class Activations:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Layer, samples_per_block
+from ._networks import samples_per_block
+from .base import Layer
 from .convex import weight_slopes
 
 

@@ -15,8 +15,6 @@ from torch.func import jacrev, jvp, vmap
 from ..checks import check_points
 from ..errors import SolverError
 
-_CACHE = 2**20  # bytes of one activation array that share a core's cache with two others
-
 
 class Layer(NamedTuple):
     """One matrix W (out, in) in θ that acts on each sample separately: ∂T_k(z_i)/∂W[o, j] = g[i, k, o] · a[i, j].
@@ -296,11 +294,6 @@ def products(
         return torch.autograd.grad(x, sources, u, retain_graph=True, materialize_grads=True)
 
     return push, pull
-
-
-def samples_per_block(units: int, z: Tensor) -> int:
-    """Samples whose activations (units,) of one kind stay, with those of others, in a core's cache; elsewhere all n."""
-    return max(256, _CACHE // (units * z.element_size())) if z.device.type == "cpu" else max(len(z), 1)
 
 
 def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:

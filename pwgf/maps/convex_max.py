@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_dim, check_integer, plain_fields
-from ._networks import first_layer
-from .base import Block, Layer, Linearisation, Pushed, blocks, inverse_of_factor, samples_per_block
+from ._networks import first_layer, samples_per_block
+from .base import Block, Layer, Linearisation, Pushed, blocks, inverse_of_factor
 from .convex import (
     SHARE,
     ConvexGradient,

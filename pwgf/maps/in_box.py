@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Constants, check_box
-from ..errors import ConfigError
-from ._displaced import Displaced, Weights
+from ._displaced import Displaced, Weights, refuse_beyond
 from .base import PushForward
 
 
@@ -133,20 +132,3 @@ class InBox(Displaced):
         """The configuration of M and the corners."""
         config = {"lower": list(self.lower), "upper": list(self.upper)}
         return {"name": "InBox", "map": self.map.to_config(), **config}
-
-
-def refuse_beyond(
-    beyond: Tensor, z: Tensor, lower: Tensor, upper: Tensor, call: str, where: str, consequence: str
-) -> None:
-    """ConfigError that names a sample z (n,d) for which a coordinate is `beyond` (n,d)."""
-    rows = beyond.any(1)
-    if not bool(rows.any()):
-        return
-    row = int(rows.double().argmax())
-    k = int(beyond[row].double().argmax())
-    raise ConfigError(
-        f"{call} needs a reference whose samples lie in {where}; {int(rows.sum())} of {len(z)} do not, first z = "
-        f"{[round(v, 6) for v in z[row, :4].tolist()]}, whose coordinate {k} is outside [{float(lower[k]):g}, "
-        f"{float(upper[k]):g}]. Mass would {consequence}. Take a reference inside, such as pwgf.UniformBox(lower, "
-        "upper), or a larger one of these."
-    )

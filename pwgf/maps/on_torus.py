@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..checks import Constants, as_float64, check_box, check_dim
 from ..errors import ConfigError, ShapeError
-from ._displaced import Displaced, Weights
+from ._displaced import Displaced, Weights, refuse_beyond
 from .base import PushForward, newton_inverse
-from .in_box import refuse_beyond
 from .residual import ResidualMLP
 
 
