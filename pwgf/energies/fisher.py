@@ -20,8 +20,8 @@ class FisherInformation(Energy):
     E|s|² itself. For N(m, C): F = (σ⁴/8) tr C⁻¹ and v = (σ⁴/4) C⁻²(x − m).
 
     The velocity takes third derivatives of log ρ, which are four of the map in z: by automatic differentiation, at a
-    cost that grows with d (`PushedMeasure.score_derivatives`). Laws with an edge have no finite Fisher information
-    or none that samples could see.
+    cost that grows with d (`PushedMeasure.score_derivatives`). A law with an edge has an infinite Fisher information,
+    or one that samples do not see, and is refused.
 
     Args:
         sigma: σ > 0.
