@@ -16,12 +16,12 @@ class FisherInformation(Energy):
 
     Its first variation is the quantum (Bohm) potential δF/δρ = −(σ⁴/8)(2∇·s + |s|²) = −(σ⁴/2) Δ√ρ/√ρ. With σ² = ħ and
     unit mass, the Hamiltonian flow of `Potential(V) + FisherInformation(sigma)` (scheme `PWHF`) is Schrödinger's
-    equation iħψ̇ = −½ħ²Δψ + Vψ for ρ = |ψ|², ∇ arg ψ = velocity/ħ; the gradient flow (`PWGF`) of 8·F is that of the
-    Fisher information E|s|² itself. For N(m, C): F = (σ⁴/8) tr C⁻¹ and v = (σ⁴/4) C⁻²(x − m).
+    equation iħψ̇ = −½ħ²Δψ + Vψ for ρ = |ψ|², with ħ∇ arg ψ as the velocity of the samples. `8 * FisherInformation()` is
+    E|s|² itself. For N(m, C): F = (σ⁴/8) tr C⁻¹ and v = (σ⁴/4) C⁻²(x − m).
 
     The velocity takes third derivatives of log ρ, which are four of the map in z: by automatic differentiation, at a
-    cost that grows with d (`PushedMeasure.score_derivatives`). Laws with an edge have no finite Fisher information
-    or none that samples could see.
+    cost that grows with d (`PushedMeasure.score_derivatives`). A law with an edge has an infinite Fisher information,
+    or one that samples do not see, and is refused.
 
     Args:
         sigma: σ > 0.

@@ -31,7 +31,7 @@ class IsothermalGas(Problem):
 
     Example:
         >>> round(float(IsothermalGas(dim=1).exact(1.0).cov()), 4)
-        2.1333
+        2.1484
 
     References:
         Chow, Li, Zhou, Wasserstein Hamiltonian flows, 2019, arXiv 1903.01088.

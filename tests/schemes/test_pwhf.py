@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import pwgf
-from pwgf import energies, maps, problems
+from pwgf import energies, linalg, maps, problems
 from pwgf.errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from pwgf.schemes.pwhf import PWHFWatch
 
@@ -213,6 +213,13 @@ def test_laws_with_an_edge_are_refused_where_a_density_is_needed():
 def test_steps_that_rounding_swallows_are_refused():
     with pytest.raises(ConfigError, match=r"PWHF\(dt=…\): steps of 1e-17 are lost in rounding at times up to 1"):
         solve(scheme(dt=1e-17), [0.0, 1.0])
+
+
+def test_a_linear_solve_that_does_not_converge_is_named():
+    moving = scheme(map=maps.ResidualMLP(1, width=6), velocity0=torch.sin)
+    moving._solver = linalg.CG(rtol=1e-12, max_iterations=1)
+    with pytest.raises(SolverError, match=r"PWHF: the linear solve stopped at relative residual .* a larger damping"):
+        moving.start()
 
 
 def test_a_shock_of_a_gas_ends_the_run_with_causes():

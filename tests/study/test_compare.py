@@ -208,7 +208,7 @@ def test_every_method_makes_a_scheme_or_says_why_not():
     times = np.array([0.0, 0.5, 1.0])
     for name, make in METHODS.items():
         scheme = make(problems.Aggregation(2), times)
-        assert scheme.to_config()["name"] in ("PWGF", "JKOICNN", "SWJKO", "EulerMaruyama"), name
+        assert scheme.to_config()["name"] in ("PWGF", "JKOICNN", "SWJKO", "EulerMaruyama", "PWHF"), name
     with pytest.raises(ConfigError, match="Give a map"):
         METHODS["sw-jko-particles"](OU, times)
 
@@ -265,7 +265,7 @@ def test_figure_errors(stored, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"methods": ["pwfg"]}, r"needs names out of pwgf, jko-icnn, sw-jko.*got 'pwfg'\. Did you mean 'pwgf'\?"),
+        ({"methods": ["pwgff"]}, r"needs names out of pwgf, jko-icnn, sw-jko.*got 'pwgff'\. Did you mean 'pwgf'\?"),
         ({"methods": []}, "needs at least one name"),
         ({"members": []}, r"compare\(members=…\) needs a list of problems"),
         ({"members": ["ou"]}, r"compare\(members=…\) needs a list of problems"),
