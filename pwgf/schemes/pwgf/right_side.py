@@ -112,7 +112,7 @@ class RightSide:
         self.prepared = solver.prepare(system, damping, self.prepared, has_rhs=rhs is not None)
         return solver.solve(self.prepared, v, prior, rhs)
 
-    def _look(self, theta: Tensor, since: float) -> Tensor:
+    def _look(self, theta: Tensor, since: float = 0.0) -> Tensor:
         """v (n,d) at θ and the time `since` after the start; keeps ρ and J there."""
         self.num_stages += 1
         self.tangent = self.setup.tangent(theta, self.z)
