@@ -47,7 +47,9 @@ def _part(file: str, path: str) -> str:
 def plot(settings: Plot) -> int:
     """Draws the figure; exit status 0."""
     out = settings.out or re.sub(r"\.(h5|hdf5)$", "", settings.file) + ".png"
-    say(f"Drawn: {plots.save(load(settings.file), out)}")
+    run, spec = load(settings.file), settings.problem
+    problem = None if spec is None else facts.problem_from(spec, "pwgf plot --problem")(run)
+    say(f"Drawn: {plots.save(run, out, problem=problem)}")
     return 0
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import ConfigError, PathError, SolverError
 from ..measures import Law
-from ..problems import Problem
+from ..problems import Problem, names
 from ..run.trajectory import Trajectory
 from ..study import accuracy
 from ._style import EXACT, QUIET, RUN, SECOND, style
@@ -70,7 +70,7 @@ def draw(run: Trajectory, *, problem: Problem | None = None, n: int = 2000) -> A
     with style():
         from matplotlib.figure import Figure  # noqa: PLC0415
 
-        problem = accuracy.problem_of(run) if problem is None else problem
+        problem = _recorded(run) if problem is None else problem
         figure = Figure(figsize=(11, 6.8))
         above = figure.add_gridspec(1, 3, left=0.055, right=0.985, top=0.845, bottom=0.565, wspace=0.24)
         below = figure.add_gridspec(1, _PANELS, left=0.055, right=0.985, top=0.415, bottom=0.075, wspace=0.22)
@@ -87,6 +87,12 @@ def draw(run: Trajectory, *, problem: Problem | None = None, n: int = 2000) -> A
         figure.text(0.055, 0.945, title(run), fontsize=13, fontweight="bold")
         figure.text(0.055, 0.915, _settings(run), fontsize=8.5, color=QUIET)
     return figure
+
+
+def _recorded(run: Trajectory) -> Problem | None:
+    """The problem that the file records; None without one, and for one of the user's own, which no file rebuilds."""
+    config = run.config.get("problem") or {}
+    return accuracy.problem_of(run) if config.get("name") in names() else None
 
 
 def title(run: Trajectory) -> str:
