@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import plots, storage
 from ..errors import ConfigError
-from ..problems import Problem
+from ..problems import Problem, names
 from ..run.trajectory import Trajectory, load
 from ..study import accuracy
 from ._own import maker_of, passing_on, posed
@@ -62,6 +62,8 @@ def problem_from(spec: str | None, call: str) -> Callable[[Trajectory], Problem 
 
     def given(run: Trajectory) -> Problem | None:
         config = run.config.get("problem")
+        if config and config["name"] in names() and config["name"] != getattr(maker, "__name__", ""):
+            return accuracy.problem_of(run)
         if config and callable(getattr(maker, "from_config", None)):
             with passing_on(f"{call}: {spec} of the settings in the file"):
                 rebuilt: Problem = maker.from_config(config)

@@ -9,6 +9,7 @@ from typing import Any
 from .. import plots
 from ..errors import ConfigError
 from ..run.trajectory import load
+from . import facts
 from ._terminal import say
 from .settings import Animate, Export, Plot
 
@@ -21,12 +22,13 @@ def plot(settings: Plot) -> int:
         raise ConfigError(
             "pwgf plot --kind energy shows no law: leave --dims and --times out, or use --kind marginals."
         )
-    run = load(settings.file)
+    run, spec = load(settings.file), settings.problem
+    exact = None if spec is None else facts.problem_from(spec, "pwgf plot --problem")(run)
     makers: dict[str, Callable[[], Any]] = {
-        "overview": lambda: run.plot(dims=dims, times=times),
-        "energy": run.plot_energy,
-        "marginals": lambda: run.plot_marginals(times, dims),
-        "density": lambda: run.plot_density(one_time(times), dims),
+        "overview": lambda: run.plot(dims=dims, times=times, problem=exact),
+        "energy": lambda: run.plot_energy(problem=exact),
+        "marginals": lambda: run.plot_marginals(times, dims, problem=exact),
+        "density": lambda: run.plot_density(one_time(times), dims, problem=exact),
     }
     say(f"Drawn: {plots.write(makers[settings.kind], settings.out or beside(settings.file, '.png'))}")
     return 0

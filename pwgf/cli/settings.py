@@ -116,6 +116,9 @@ class Plot:
     """times at which the law is shown, with commas between them (None: four rows; density: the last)"""
     out: str | None = None
     """picture to write, .png, .pdf or .svg (None: FILE with the ending .png)"""
+    problem: str | None = None
+    """FILE.py:NAME or MODULE:NAME of a problem of your own, whose exact law is drawn beside the run's (None: that of
+    the problem that the file names, if it is built in)"""
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class Table:
     csv: bool = False
     """with commas between the columns, and all digits"""
     problem: str | None = None
-    """as for pwgf info"""
+    """as for pwgf info; runs of a built-in problem are measured by that"""
 
 
 @dataclass(frozen=True)

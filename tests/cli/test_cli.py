@@ -366,7 +366,8 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     said = capsys.readouterr().out
-    assert all(word in said for word in ("run", "info", "plot", "animate", "pack", "doctor", "--version"))
+    commands = ("run", "sweep", "table", "options", "info", "plot", "animate", "export", "pack", "doctor")
+    assert all(word in said for word in (*commands, "--version"))
 
 
 def test_misspelt_option_exits_2(capsys):

@@ -31,7 +31,7 @@ def test_the_whole_package_imports_no_heavy_library():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["run", "--help"], ["compare", "--help"], ["doctor", "--help"], ["run", "--dims", "2"]],
+    [["--help"], ["--version"], ["run", "--help"], ["compare", "--help"], ["sweep", "--help"], ["run", "--dims", "2"]],
     ids=" ".join,
 )
 def test_help_and_misspelt_options_need_no_torch(arguments):
