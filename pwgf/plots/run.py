@@ -172,6 +172,7 @@ def _laws(
     for panel in panels:
         panel.locator_params(nbins=5)
         if len(panels) < 3 and len(dims) == 2:
+            panel.set_autoscalex_on(True)
             panel.set_aspect("equal", adjustable="datalim")  # fills the row
         if alike and len(dims) == 1:
             panel.set_ylim(0, max(heights))
