@@ -74,12 +74,11 @@ def density(
         drawn = panel.pcolormesh(*grid, cmap="Blues", vmin=0, shading="gouraud", rasterized=True)
         panel.figure.colorbar(drawn, ax=panel, label="density" if dim == 2 else "marginal density")
         regions(panel, grid, RUN)
-        handles = [_line(RUN, "50 % and 95 % of the mass")]
+        handles = [_line(RUN, f"t = {times[0]:.4g}: 50 % and 95 % of the mass")]
         if series.exact:
             regions(panel, joint(series.exact[0], series.exact_samples[0], pair, limits), EXACT, dashed=True)
             handles.append(_line(EXACT, "of the exact law", ls="--"))
         panel.set(xlabel=label(pair[0], dim), ylabel=label(pair[1], dim), xlim=limits[0], ylim=limits[1])
-        panel.set_title(f"t = {times[0]:.4g}")
         panel.grid(False)
         panel.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.02, 1.0), ncols=2)
     return figure if ax is None else ax

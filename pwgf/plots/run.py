@@ -176,6 +176,9 @@ def _laws(
     alike = not zoomed and (len(dims) == 2 or max(heights) < 5 * min(heights))
     for panel in panels:
         panel.locator_params(nbins=5)
+        if len(panels) < 3 and len(dims) == 2:
+            panel.set_autoscalex_on(True)
+            panel.set_aspect("equal", adjustable="datalim")  # fills the row
         if alike and len(dims) == 1:
             panel.set_ylim(0, max(heights))
     for panel in panels[1:]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -120,7 +121,9 @@ def _zarr(
     found = _dataset(samples, times, dims, config, told).drop_vars(
         "config"
     )  # a text of a length that Zarr does not know
-    found.assign_attrs(config=config).to_zarr(path, mode="w", consolidated=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Consolidated metadata is")  # without it readers warn
+        found.assign_attrs(config=config).to_zarr(path, mode="w", consolidated=True)
 
 
 def _table(samples: np.ndarray, times: np.ndarray, dims: list[int]) -> dict[str, np.ndarray]:
