@@ -31,7 +31,7 @@ class HeatInBox(Problem):
 
     Example:
         >>> round(float(HeatInBox(dim=1).exact(0.1).mean()), 6)
-        0.46224
+        0.462237
     """
 
     @plain_numbers

@@ -42,7 +42,7 @@ class Kuramoto(Problem):
 
     Example:
         >>> round(Kuramoto(K=4.0, temperature=1.0).stationary_order, 6)
-        0.83137
+        0.831462
 
     References:
         H. Sakaguchi, Cooperative phenomena in coupled oscillator systems under external fields, 1988.

@@ -101,7 +101,7 @@ class NewtonianAggregation(Problem):
 
     Example:
         >>> round(NewtonianAggregation(sigma=1.0).exact(0.5).second_moment, 6)
-        1.05182
+        1.051819
 
     References:
         R. C. Fetecau, Y. Huang, T. Kolokolnikov, Swarm dynamics and equilibria for a nonlocal aggregation model, 2011,
