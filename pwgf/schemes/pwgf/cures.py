@@ -33,7 +33,7 @@ def errors_with_cures(
     """The error estimate with each of `CURES`, in units of x, by one solve each; NaN where that fails.
 
     The second map starts as the identity, so that ρ is the same and only the velocities that can be followed differ. It
-    would carry mass out of a box or a torus, and is not tried there.
+    would carry mass out of a box or a torus, and is not tried there; nor are more samples where all pairs of them count.
 
     Args:
         setup: of a single process.
@@ -44,7 +44,7 @@ def errors_with_cures(
         elapsed: T since the start of the flow.
         damping: of the solves.
     """
-    few, many = draw(num_samples), draw(MORE_SAMPLES * num_samples)
+    few = draw(num_samples)
     second = Standardised.about(ResidualMLP(setup.map.dim), setup.map(state.theta, few).detach())
     both = dataclasses.replace(setup, map=Composed([setup.map, second]))
     longer = torch.cat([state.theta, second.initial().to(state.theta)])
@@ -58,5 +58,9 @@ def errors_with_cures(
 
     box = setup.reference.box
     walled = box is not None and setup.map.closes(*box)
-    found = (error(setup, state.theta, many), math.nan if walled else error(both, longer, few))
+    pairwise = setup.energy.pairwise
+    found = (
+        math.nan if pairwise else error(setup, state.theta, draw(MORE_SAMPLES * num_samples)),
+        math.nan if walled else error(both, longer, few),
+    )
     return dict(zip(CURES, found, strict=True))

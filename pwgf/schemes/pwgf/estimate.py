@@ -30,9 +30,9 @@ class Estimate(NamedTuple):
     spread: float
 
 
-def samples_for(dim: int) -> int:
-    """How many samples suffice: at most 4000, fewer in high dimension, where each tells more."""
-    return min(4000, max(500, 40_000 // dim))
+def samples_for(dim: int, pairwise: bool) -> int:
+    """How many samples suffice: at most 4000, fewer in high dimension, where each tells more, and where pairs count."""
+    return min(2000 if pairwise else 4000, max(500, 40_000 // dim))
 
 
 def error_estimate(

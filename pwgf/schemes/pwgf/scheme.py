@@ -314,7 +314,7 @@ class PWGF(MapReplay):
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator), state.t))
         elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
-        z = self._draw(samples_for(self.map.dim), generator, even=True)
+        z = self._draw(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
         row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed, state.t)
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:
