@@ -33,7 +33,7 @@ def errors_with_cures(
     """The error estimate with each of `CURES`, in units of x, by one solve each; NaN where that fails.
 
     The second map starts as the identity, so that ρ is the same and only the velocities that can be followed differ. It
-    would carry mass out of a box or a torus, and is not tried there; nor are more samples where all pairs of them count.
+    would carry mass out of a box or a torus, and is not tried there; nor are more samples where pairs of them count.
 
     Args:
         setup: of a single process.
