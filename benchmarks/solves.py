@@ -23,7 +23,7 @@ from benchmarks.common import MidFlow, cpu_seconds, heading, in_turn, mid_flow, 
 from experiments.common import table
 from pwgf import linalg, maps
 from pwgf.linalg import LinearSolver, Solution
-from pwgf.schemes.pwgf.guards import finite_velocity
+from pwgf.schemes._guards import finite_velocity
 
 LEVEL = 5e-4  # displacement error at which solvers are compared: a few are what `auto` promises
 MAX_DIRECT = 5000  # unknowns up to which a direct solver is tried

@@ -108,7 +108,8 @@ def test_what_is_no_share_of_the_run_time(tmp_path, max_cost):
         (lambda x: torch.from_numpy(np.sin(x.numpy())).sum(-1), ConfigError, r"V\(x\) failed on .*no NumPy inside"),
         (lambda x: x.detach().square().sum(-1), ConfigError, "has no gradient: it is not differentiable.*no .detach"),
         (lambda x: x.round().sum(-1), ConfigError, "has no gradient: it is not differentiable"),
-        (lambda x, y: x.sum(-1), ConfigError, r"V\(x\) failed on .*TypeError.*missing 1 required positional argument"),
+        (lambda x, *, y: x.sum(-1), ConfigError, r"V\(x\) failed on .*TypeError.*missing 1 required keyword-only"),
+        (lambda x, y: x.sum(-1), ConfigError, r"V\(x\); got a function of 2 arguments.*Potential\(V, time=True\)"),
         (
             lambda x: x.float().sum(-1),
             ConfigError,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import Constants, check_box
+from ..checks import Constants
+from ._box import check_box
 from ._displaced import Displaced, Weights, refuse_beyond
 from .base import PushForward
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import Constants, as_float64, check_box, check_dim
+from ..checks import Constants, as_float64, check_dim
 from ..errors import ConfigError, ShapeError
+from ._box import check_box
 from ._displaced import Displaced, Weights, refuse_beyond
 from .base import PushForward, newton_inverse
 from .residual import ResidualMLP

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import Constants, as_points, check_box, density_at
+from ..checks import Constants, as_points, density_at
 from ..errors import ConfigError
+from ..maps._box import check_box
 from .base import Reference, even_uniforms
 from .law import as_generator
 

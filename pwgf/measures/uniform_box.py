@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import Constants, as_points, check_box
+from ..checks import Constants, as_points
+from ..maps._box import check_box
 from .base import Reference, even_uniforms
 from .law import as_generator
 

@@ -6,8 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import erfi
 
 from ..checks import check_dim, check_positive, plain_numbers
 from ..energies.base import Energy
@@ -66,6 +64,9 @@ class IsothermalGas(Problem):
 
     def spread(self, t: float) -> float:
         """σ(t)."""
+        from scipy.optimize import brentq  # noqa: PLC0415
+        from scipy.special import erfi  # noqa: PLC0415
+
         goal = self._check_time(t) * math.sqrt(2 * self.temperature / math.pi)
         most = 1.0
         while erfi(most) < goal:

@@ -56,7 +56,7 @@ class Kuramoto(Problem):
     ) -> None:
         if dim != 1:
             rule = "an integer ≥ 1, and here 1" if not isinstance(dim, int) or dim < 1 else "1, an angle"
-            raise ConfigError(f"Kuramoto(dim=…): dim must be {rule}; got {dim!r}. Leave it out; pwgf run: --dim 1.")
+            raise ConfigError(f"Kuramoto(dim=…): dim must be {rule}; got {dim!r}. Leave it out.")
         self.dim = 1
         self._temperature = check_positive(temperature, "temperature", "Kuramoto")
         if not (is_real(K) and 0 <= K <= _NARROWEST * self._temperature):

@@ -39,6 +39,18 @@ _MEANINGS = {
     "error_estimate": Meaning(
         "estimated error of the law", "units of x", "W₂ to the exact law, about, from the velocity that the map misses"
     ),
+    "error_more_samples": Meaning(
+        "estimated error with more samples", "units of x", "the estimate with 4 times the samples; NaN if not tried"
+    ),
+    "error_second_map": Meaning(
+        "estimated error with a second map", "units of x", "the estimate with a second map; NaN if not tried"
+    ),
+    "kinetic_energy": Meaning("kinetic energy", "units of F", "½E|Jη|² of a second-order flow"),
+    "total_energy": Meaning("total energy", "units of F", "F + ½E|Jη|², which friction alone changes"),
+    "acceleration_rms": Meaning("rms acceleration", "units of x / units of t²", "that the samples should have"),
+    "power": Meaning("power", "units of F / units of t", "E ∂ₜV, the rate of work on the samples"),
+    "entropy_production": Meaning("entropy production", "1 / units of t", "E|v|²/τ of a driven flow"),
+    "num_iterations": Meaning("iterations", "1", "for the equations of the steps, total since the start"),
     "spread": Meaning("spread of the law", "units of x", "√tr cov of ρ without the fastest .5 % of the samples"),
     "dissipation": Meaning("dissipation", "units of F / units of t", "E[v·Jθ̇], about −dF/dt"),
     "fold_fraction": Meaning("folded samples", "1", "share of samples where det ∂T/∂z ≤ 0, so that the map folds"),

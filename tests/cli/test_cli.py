@@ -263,7 +263,7 @@ def test_plot_without_matplotlib_names_the_extra(ou, monkeypatch, capsys):
         ),
         (["heat-in-box", "--scheme", "particles"], "would carry mass through the walls. Solve it by a scheme of maps"),
         (["kuramoto", "--scheme", "jko-icnn", "--dim", "1"], "must be the gradient of a convex function"),
-        (["kuramoto"], "dim must be 1, an angle; got 2. Leave it out; pwgf run: --dim 1"),
+        (["kuramoto", "--dim", "2"], "dim must be 1, an angle; got 2. Leave it out"),
         (["newtonian-aggregation", "--dim", "3"], "must be 2, where −log|x| is Newtonian; got 3"),
         (["aggregation", "--end-time", "0"], "--end-time must lie after the start, t = 0; got 0"),
         (["aggregation", "--num-rows", "1"], "--num-rows needs at least 2, the start and the end; got 1"),

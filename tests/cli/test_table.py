@@ -86,7 +86,9 @@ def test_info_table_and_plot_measure_by_a_problem_of_the_users_own(runs, tmp_pat
     words = "warm.py:Heat --temperature 0.5 --dim 1 --map affine --num-samples 50 --num-eval 100 --out a.h5"
     assert cli.main(["run", *words.split()]) == 0
     error = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Error"))
-    assert "got 'Heat'. It was solved as warm.py:Heat; give --problem warm.py:Heat." in told(capsys, "info", "a.h5")
+    assert "got 'Heat'. Did you mean 'HeatInBox'? It was solved as warm.py:Heat; give --problem warm.py:Heat." in told(
+        capsys, "info", "a.h5"
+    )
     assert error in told(capsys, "info", "a.h5", "--problem", "warm.py:Heat")
     shutil.copy(runs / "ou-0.h5", "ou.h5")
     rows = list(

@@ -96,8 +96,17 @@ def test_the_form_is_the_second_derivative_of_the_value(name, dim):
             assert -1e-6 < second_difference(energy, rho) <= 2 * value + 1e-6
     elif kind == "functional":
         assert (value, form.explicit) == (0.0, ("functional",))
+    elif kind == "fisher":
+        assert form.explicit == ("fisher",)
+    elif name == "drift":  # no value, but minus the change of the velocity along u
+        (u, _), h = waves(rho.x), 1e-5
+        change = (energy.b(rho.x + h * u) - energy.b(rho.x - h * u)) / (2 * h)
+        assert value == pytest.approx(-float((u * change).sum(1).mean()), rel=1e-6)
+    elif kind == "diffusion":  # E a|∇u|² with the largest eigenvalue a of D
+        largest = energy.D(rho.x).reshape(N, -1).amax(1)
+        assert value == pytest.approx(float((largest * waves(rho.x)[1].square().sum((1, 2))).mean()), rel=1e-9)
     else:
-        assert name == "sum"
+        assert name in ("sum", "driven-sum")
         parts = sum(float(t.coefficient * t.energy.hessian(rho)(*waves(rho.x))) for t in energy.terms())
         assert value == pytest.approx(parts, rel=1e-12)
 

@@ -219,7 +219,8 @@ def test_volume_is_the_sign_and_the_logarithm_of_the_determinant(name):
 def test_the_parameters_go_through_a_file(name, tmp_path):
     """A run is loaded with the same θ to the bit, and the map that is rebuilt from the file moves points alike."""
     map = MEMBERS[name]()
-    scheme = pwgf.PWGF(energies.Potential(square), map, reference_for(map), num_samples=8, num_eval=8, tolerance=0.1)
+    few = {"num_samples": 8, "num_eval": 8, "tolerance": 0.1, "accuracy": 1.0}
+    scheme = pwgf.PWGF(energies.Potential(square), map, reference_for(map), **few)
     run = pwgf.solve(scheme, [0.0, 0.1], out=tmp_path / "run.h5", progress=False)
     again = pwgf.load(tmp_path / "run.h5", **({"map": map} if isinstance(map, maps.FromModule) else {}))
     z = points(4, map.dim)

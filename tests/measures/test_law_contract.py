@@ -48,6 +48,11 @@ PROBLEMS = {  # the time at which the law is asked for
     "ConfinedPorousMedium": (lambda: problems.ConfinedPorousMedium(1), 0.2),
     "HeatInBox": (lambda: problems.HeatInBox(2), 0.05),
     "Kuramoto": (lambda: problems.Kuramoto(), 1.0),
+    "MovingTrap": (lambda: problems.MovingTrap(2), 0.7),
+    "LinearDrift": (lambda: problems.LinearDrift(dim=2), 0.7),
+    "KineticTrap": (lambda: problems.KineticTrap(2), 0.7),
+    "HarmonicHamiltonian": (lambda: problems.HarmonicHamiltonian(2), 0.4),
+    "IsothermalGas": (lambda: problems.IsothermalGas(2), 0.7),
     "GaussianMixture": (lambda: problems.GaussianMixture(2, num_particles=N, dt=0.1), 0.3),
     "Rosenbrock": (lambda: problems.Rosenbrock(2, num_particles=500), 0.02),
     "Funnel": (lambda: problems.Funnel(2, num_particles=500), 0.02),
@@ -106,7 +111,7 @@ LAWS = {
     **REFERENCES,
     **{f"exact {name}": lambda name=name: PROBLEMS[name][0]().exact(PROBLEMS[name][1]) for name in PROBLEMS},
     **{f"start of {name}": lambda name=name: at_start(name) for name in ("StyblinskiTang", "Funnel")},
-    **{f"limit of {name}": lambda name=name: equilibrium(name) for name in list(PROBLEMS)[8:]},
+    **{f"limit of {name}": lambda name=name: equilibrium(name) for name in list(PROBLEMS)[13:]},
     **{f"run by {name}": make for name, make in RUNS.items()},
 }
 
@@ -122,7 +127,7 @@ def built(name) -> Law:
 
 
 DENSE = [name for name in LAWS if name not in ("run by EulerMaruyama", "run by SWJKO by particles")]
-DENSE = [name for name in DENSE if not name.startswith("exact") or name in [f"exact {p}" for p in list(PROBLEMS)[:8]]]
+DENSE = [name for name in DENSE if not name.startswith("exact") or name in [f"exact {p}" for p in list(PROBLEMS)[:13]]]
 ON_A_LINE = {  # with ends of the support, or of what counts
     "Gaussian on a line": 12.0,
     "Barenblatt on a line": 4.0,

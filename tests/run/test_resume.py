@@ -31,7 +31,7 @@ def whole():
 def right_sides(monkeypatch):
     """Counts the right sides evaluated from here on."""
     calls, original = [], RightSide.__call__
-    monkeypatch.setattr(RightSide, "__call__", lambda self, theta: calls.append(1) or original(self, theta))
+    monkeypatch.setattr(RightSide, "__call__", lambda self, *at: calls.append(1) or original(self, *at))
     return calls
 
 

@@ -19,12 +19,17 @@ def described(config: Mapping[str, Any]) -> Description:
     return Description(
         name=config["name"],
         rows="map",
-        map=config["map"].get("map", config["map"]).get("name"),
+        map=_map_name(config["map"]),
         settings=(*steps, *shown_settings(config), config["dtype"], samples),
         work_unit="right sides",
         advice=_SMOOTHER if _implicit(integrator) else f"--integrator implicit where the flow is stiff; {_SMOOTHER}",
         cures=CURES,
     )
+
+
+def _map_name(map: Mapping[str, Any]) -> str | None:
+    """Of the map, not of the coordinates that it may have been given."""
+    return map["map"]["name"] if map.get("name") == "Standardised" else map.get("name")
 
 
 def _implicit(integrator: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from ...state import Info
 from ..base import Row, Watch
 from .cures import CURES
 
+_CURE = "a wider map, more samples (num_samples), or another family of maps"
 _FAR = 1e4  # spreads; at 1e4 the mean was measured to be off by 3e-3 of them, at 1e6 all was lost (ResidualMLP, d = 1)
 _RUNAWAY = 1e6  # by how much F falls faster than at the start where it seems to have no lower bound
 _STALLED = 10  # tiny steps in a row that make a stall: a first step may be tiny, and grows by then
@@ -52,8 +53,7 @@ class PWGFWatch(Watch):
         if math.isnan(error) and residual > 0.25 and math.sqrt(residual) * speed > 0.05 * self._fastest:
             message = (
                 f"the map misses {100 * residual:.0f} % of E|v|² at t = {t:.4g}, and in this dimension there is no "
-                "estimate of what that means for the law. Cure: a wider map, more samples (num_samples), or another "
-                "family of maps"
+                f"estimate of what that means for the law. Cure: {_CURE}"
             )
             yield "residual", message
 
@@ -66,8 +66,9 @@ class PWGFWatch(Watch):
         return (
             f"the law seems to be off by {100 * error / spread:.2g} % of its spread (W2, {error:.2g} in units of x; "
             f"error_estimate) at t = {t:.4g}, more than accuracy = {100 * self._accuracy:.3g} %, since the map misses "
-            f"velocities that would move it. Tried at this time: {shares or 'nothing that could be solved'}. Cure: "
-            + (helps or "another family of maps; neither of these helps here")
+            "velocities that would move it. "
+            + (f"Tried at this time: {shares}. " if tried else "")
+            + f"Cure: {helps or ('another family of maps; none of these helps here' if tried else _CURE)}"
         )
 
     def of_step(self, info: Info) -> Iterator[tuple[str, str]]:
