@@ -30,7 +30,7 @@ demo: $(VENV)/.installed
 	$(BIN)/pwgf plot results/demo.h5 --out results/demo.png
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m faults tests
