@@ -15,7 +15,7 @@ from pwgf.run.provenance import provenance
 from pwgf.run.resume import check_same
 from tests.energies.members import NAMES, cloud, member
 from tests.linalg.helpers import DenseTangent
-from tests.maps.members import MEMBERS, starts_as_identity
+from tests.maps.members import MEMBERS, reference_for, starts_as_identity
 from tests.pretend_device import DEVICE, PretendedDevice
 from tests.schemes.contract_members import PROBLEM
 
@@ -55,7 +55,7 @@ def same_on_both(figures, rtol=1e-8):
 
 def flow(map, energy, device, **settings):
     settings = {"integrator": integrate.Euler(0.01), **FEW, **settings}
-    return pwgf.PWGF(energy, map, pwgf.Gaussian(map.dim), device=device, **settings)
+    return pwgf.PWGF(energy, map, reference_for(map), device=device, **settings)
 
 
 def figures(scheme, dense=True):

@@ -193,5 +193,7 @@ def test_an_interrupt_ends_the_runs_in_order(here):
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=100)[1]
     assert process.returncode == 130
-    assert said == "pwgf: interrupted; pwgf run goes on with --resume, pwgf sweep with the same command\n"
+    each, last = said.splitlines()[:-1], said.splitlines()[-1]
+    assert last == "pwgf: interrupted; pwgf run goes on with --resume, pwgf sweep with the same command"
+    assert set(each) == {"pwgf: stopping after this step; again stops now"}
     assert [status for status, _, _ in statuses(runs).values()] == ["interrupted", "interrupted"]

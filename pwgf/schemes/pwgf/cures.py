@@ -45,7 +45,7 @@ def errors_with_cures(
         damping: of the solves.
     """
     few = draw(num_samples)
-    second = Standardised.about(ResidualMLP(setup.map.dim), setup.map(state.theta, few).detach())
+    second = Standardised.about(ResidualMLP(setup.map.dim), setup.map(state.theta, few).detach().cpu())
     both = dataclasses.replace(setup, map=Composed([setup.map, second]))
     longer = torch.cat([state.theta, second.initial().to(state.theta)])
 

@@ -150,7 +150,8 @@ class PWGF(MapReplay):
         self.integrator = chosen.resolved(default_tolerance(tolerance, accuracy, chosen, map.dim))
         self.tolerance = getattr(self.integrator, "tolerance", tolerance)
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
-        self._in_spreads = tolerance is None and (accuracy is not None or map.own_coordinates)
+        default = tolerance is None and getattr(chosen, "tolerance", None) is None
+        self._in_spreads = default and (accuracy is not None or map.own_coordinates)
         self.damping = damping
         self.chunk_size, self.max_memory = chunk_size, max_memory
         self._setup = Setup(energy, map, reference, solver_, form, chunk, world())
