@@ -75,8 +75,11 @@ def figures(scheme, dense=True):
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in MEMBERS])
 def test_every_map(name):
-    dense = starts_as_identity(MEMBERS[name]())  # the others may fold, and then have no density
+    map = MEMBERS[name]()
+    dense = starts_as_identity(map)  # the others may fold, and then have no density
     energy = double_well() if dense else energies.Potential(lambda x: x.square().sum(-1))
+    if reference_for(map).box is not None:  # which may lie far out, where the wells are steep
+        energy = 0.1 * energy
     same_on_both(lambda where: figures(flow(MEMBERS[name](), energy, where), dense))
 
 
