@@ -15,9 +15,11 @@ import re
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError, ShapeError, nearest
+
+N = TypeVar("N", int, float)
 
 Given = Mapping[str, Sequence[str]]
 """Values by option, as they were written; the names without dashes in front, and with underscores."""
@@ -63,6 +65,19 @@ def split(argv: Sequence[str], own: Collection[str], *, several: bool = False) -
 def option(name: str) -> str:
     """What the command line calls a setting."""
     return f"--{name.replace('_', '-')}"
+
+
+def numbers(text: str, kind: type[N], where: str) -> list[N]:
+    """Integers or numbers with commas between them; `where` names the option.
+
+    Raises:
+        ConfigError: the text is something else.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        what = "integers" if kind is int else "numbers"
+        raise ConfigError(f"{where} needs {what} with commas between them; got {text!r}. Give e.g. 0,1.") from error
 
 
 def part(given: Given, prefix: str) -> dict[str, str]:

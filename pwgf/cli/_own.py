@@ -23,7 +23,7 @@ from ..errors import ConfigError, PWGFError, nearest
 from ..measures import Gaussian, Reference
 from ..problems import Problem
 from ..run.spec import check_times
-from . import _options
+from ._options import Given, arguments, bare, option, part, written
 
 _MEMBERS = ("dim", "energy", "reference", "times")
 
@@ -186,7 +186,7 @@ def _of_user(trace: TracebackType | None) -> TracebackType | None:
     return None
 
 
-def posed(spec: str, given: _options.Given, dim: int | None, call: str, beside: Collection[str] = ()) -> Posed:
+def posed(spec: str, given: Given, dim: int | None, call: str, beside: Collection[str] = ()) -> Posed:
     """The problem of that name, with the constructor's arguments that were given.
 
     Args:
@@ -205,23 +205,24 @@ def posed(spec: str, given: _options.Given, dim: int | None, call: str, beside: 
     if inspect.isclass(maker) or inspect.isroutine(maker) or isinstance(maker, functools.partial):
         made = _made(maker, texts, dim, label, beside)
     elif any(texts.values()):
-        name = next(prefix + name for prefix, part in texts.items() for name in part)
+        name = next(prefix + name for prefix, values in texts.items() for name in values)
         raise ConfigError(
-            f"{label} has no option {_options.option(name)}: {spec} is no class, and takes no arguments. Leave it out."
+            f"{label} has no option {option(name)}: {spec} is no class, and takes no arguments. Leave it out."
         )
     if isinstance(made, Energy):
         return _bare(file_name(spec), made, given, dim, label)
-    for name in _options.part(given, "reference"):
+    for name in part(given, "reference"):
         raise ConfigError(f"{label} has no option --reference.{name}: the problem has its own reference. Leave it out.")
     return _checked(file_name(spec), made, dim, label)
 
 
-def _texts(given: _options.Given, label: str) -> dict[str, dict[str, str]]:
+def _texts(given: Given, label: str) -> dict[str, dict[str, str]]:
     """Arguments of the problem by the prefix of their options, "" and "problem."."""
-    bare, dotted = _options.bare(given), _options.part(given, "problem")
-    for name in bare.keys() & dotted:
+    alone = bare(given)
+    dotted = part(given, "problem")
+    for name in alone.keys() & dotted:
         raise ConfigError(f"{label} takes --{name} or --problem.{name}, which are one. Leave one out.")
-    return {"": bare, "problem.": dotted}
+    return {"": alone, "problem.": dotted}
 
 
 def file_name(spec: str) -> str:
@@ -239,8 +240,8 @@ def _made(
         missing = sorted(maker.__abstractmethods__)
         raise ConfigError(f"{label}: the class lacks {', '.join(missing)}, which a problem has. Define them in it.")
     found: dict[str, Any] = {}
-    for prefix, part in texts.items():
-        found |= _options.arguments(maker, part, prefix, label, without=("dim",), beside=beside)
+    for prefix, values in texts.items():
+        found |= arguments(maker, values, prefix, label, without=("dim",), beside=beside)
     parameters = inspect.signature(maker).parameters
     needed = [p for p in parameters.values() if p.default is p.empty and p.kind.name.startswith(("POS", "KEY"))]
     if "dim" in parameters and (dim is not None or parameters["dim"] in needed):
@@ -248,8 +249,8 @@ def _made(
     for parameter in needed:
         if parameter.name not in found:
             hint = "" if inspect.isclass(maker) else " If it is a potential V(x), write energy = energies.Potential(V)."
-            raise ConfigError(f"{label} needs {_options.option(parameter.name)}, an argument without a default.{hint}")
-    with _options.written(found), passing_on(f"{label}: making it"):
+            raise ConfigError(f"{label} needs {option(parameter.name)}, an argument without a default.{hint}")
+    with written(found), passing_on(f"{label}: making it"):
         return maker(**found)
 
 
@@ -274,9 +275,9 @@ def _checked(name: str, made: Any, dim: int | None, label: str) -> Posed:
     return Posed(name, energy, reference, times, made)
 
 
-def _bare(name: str, energy: Energy, given: _options.Given, dim: int | None, label: str) -> Posed:
+def _bare(name: str, energy: Energy, given: Given, dim: int | None, label: str) -> Posed:
     """An energy, from a Gaussian."""
     if dim is None:
         raise ConfigError(f"{label} is an energy, which has no dimension of its own. Give --dim, and --times.")
-    texts = _options.part(given, "reference")
-    return Posed(name, energy, Gaussian(dim, **_options.arguments(Gaussian, texts, "reference.", label, ["dim"])), None)
+    texts = part(given, "reference")
+    return Posed(name, energy, Gaussian(dim, **arguments(Gaussian, texts, "reference.", label, ["dim"])), None)

@@ -14,7 +14,7 @@ import tyro
 
 from .._version import __version__
 from ..errors import PWGFError
-from . import _options
+from ._options import Given, as_options, split
 from ._terminal import say
 from .settings import Animate, Command, Compare, Doctor, Export, Info, Options, Pack, Plot, Run, Sweep, Table
 
@@ -44,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     kind = _OPEN.get(arguments[0]) if arguments else None
     own = [field.name for field in dataclasses.fields(kind) if field.name != "given"] if kind else []
     try:
-        given: _options.Given = {}
+        given: Given = {}
         if kind is not None:
-            arguments[1:], given = _options.split(arguments[1:], own, several=kind is Sweep)
+            arguments[1:], given = split(arguments[1:], own, several=kind is Sweep)
         command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
         return _perform(dataclasses.replace(command, given=given) if given else command)
     except PWGFError as error:
         names = [*own, *(field.name for field in dataclasses.fields(Run))]
-        say(f"pwgf: error: {_options.as_options(str(error), dict(zip(names, names, strict=True)))}", error=True)
+        say(f"pwgf: error: {as_options(str(error), dict(zip(names, names, strict=True)))}", error=True)
         return 2
     except KeyboardInterrupt:
         say("pwgf: interrupted; pwgf run goes on with --resume, pwgf sweep with the same command", error=True)

@@ -11,10 +11,9 @@ from ..plots import compare as compare_plots
 from ..problems import Problem
 from ..schemes import names_for
 from ..study.compare import compare, named
-from . import _options
+from ._options import check_prefixes, numbers
 from ._own import posed
 from ._terminal import say as to_terminal
-from .run import numbers
 from .settings import Compare
 
 _CALL = "pwgf compare"
@@ -24,7 +23,7 @@ _OWN = tuple(field.name for field in dataclasses.fields(Compare) if field.name !
 
 def perform(settings: Compare) -> int:
     """Compares, prints the table and draws the figure; exit status 0 also where members failed."""
-    _options.check_prefixes(settings.given, ["problem"], _CALL)
+    check_prefixes(settings.given, ["problem"], _CALL)
     dims = [None] if settings.dims is None else integers(settings.dims, "--dims")
     found = [posed(settings.problem, settings.given, dim, _CALL, beside=_OWN) for dim in dims]
     if not isinstance(found[0].problem, Problem):
@@ -36,7 +35,7 @@ def perform(settings: Compare) -> int:
     given = usual if settings.methods is None else settings.methods.split(",")
     methods = named(part.strip() for part in given)
     out = settings.out or f"results/compare-{found[0].name}.h5"
-    times = None if settings.times is None else numbers(settings.times, "pwgf compare --times")
+    times = None if settings.times is None else numbers(settings.times, float, f"{_CALL} --times")
     table = compare(
         [one.problem for one in found], methods, times=times, seeds=integers(settings.seeds, "--seeds"),
         num_samples=settings.num_samples, out=out, overwrite=settings.overwrite, runs=settings.runs, tell=say,
@@ -59,10 +58,7 @@ def say(line: str) -> None:
 
 def integers(text: str, option: str) -> list[int]:
     """Integers ≥ 0 with commas between them."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"pwgf compare {option} needs integers with commas between them; got {text!r}.") from error
+    found = numbers(text, int, f"{_CALL} {option}")
     if min(found) < 0:
-        raise ConfigError(f"pwgf compare {option} needs integers ≥ 0; got {text!r}.")
+        raise ConfigError(f"{_CALL} {option} needs integers ≥ 0; got {text!r}.")
     return found

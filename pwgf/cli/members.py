@@ -13,7 +13,7 @@ from ..integrate import INTEGRATORS, Integrator, get_integrator
 from ..linalg import SOLVERS, LinearSolver, get_solver
 from ..maps.base import PushForward
 from ..schemes import SCHEMES
-from . import _options
+from ._options import arguments, nested, option, settable, told, written
 from ._terminal import say
 from .settings import Options, Run
 
@@ -47,7 +47,7 @@ def solver_of(name: str, texts: Mapping[str, str], call: str) -> LinearSolver:
 
 def scheme_settings(kind: Any) -> dict[str, inspect.Parameter]:
     """The options that are settings of a scheme's own; the length of its steps is --dt for all of them."""
-    found = _options.settable(kind, without=_OF_SCHEME)
+    found = settable(kind, without=_OF_SCHEME)
     return {name: parameter for name, parameter in found.items() if parameter.default is not parameter.empty}
 
 
@@ -55,22 +55,22 @@ def scheme_arguments(name: str, texts: Mapping[str, str], call: str) -> dict[str
     """Values of the scheme's own settings."""
     kind = SCHEMES[name]
     without = set(inspect.signature(kind).parameters) - set(scheme_settings(kind))
-    return _options.arguments(kind, texts, "scheme.", f"{call} --scheme {name}", without)
+    return arguments(kind, texts, "scheme.", f"{call} --scheme {name}", without)
 
 
 def _made(
     maker: Callable[..., Any], texts: Mapping[str, str], prefix: str, label: str, known: Mapping[str, Any] | None = None
 ) -> Any:
     """The member; ConfigError where an argument that it needs is missing."""
-    found = {**(known or {}), **_options.arguments(maker, texts, f"{prefix}.", label, without=known or ())}
-    can = _options.settable(maker)
+    found = {**(known or {}), **arguments(maker, texts, f"{prefix}.", label, without=known or ())}
+    can = settable(maker)
     for name, parameter in inspect.signature(maker).parameters.items():
         if name in found or parameter.default is not parameter.empty:
             continue
         if name in can:
-            raise ConfigError(f"{label} needs {_options.option(f'{prefix}.{name}')} ({_options.told(can[name])}).")
+            raise ConfigError(f"{label} needs {option(f'{prefix}.{name}')} ({told(can[name])}).")
         raise ConfigError(f"{label} needs {name}, which no option can give. Solve it in Python: pwgf.solve(…).")
-    with _options.written(found, f"{prefix}."):
+    with written(found, f"{prefix}."):
         return maker(**found)
 
 
@@ -92,13 +92,13 @@ def options(settings: Options) -> int:
 
 def _list(kind: str, name: str, maker: Any) -> None:
     """Says what a member is called, and its options below."""
-    found = scheme_settings(maker) if kind == "scheme" else _options.settable(maker, without=["dim"])
+    found = scheme_settings(maker) if kind == "scheme" else settable(maker, without=["dim"])
     needed = [p.name for p in inspect.signature(maker).parameters.values() if p.default is p.empty]
     beyond = [one for one in needed if one not in found and one != "dim"] if kind == "map" else []
     note = f"  (in Python only: needs {', '.join(beyond)})" if beyond else ""
     say((f"PROBLEM {name}" if kind == "problem" else f"--{kind} {name}") + note)
     for setting, parameter in found.items():
         alone = kind == "problem" and setting not in {field.name for field in dataclasses.fields(Run)}
-        written = _options.option(setting if alone else f"{kind}.{setting}")
+        shown = option(setting if alone else f"{kind}.{setting}")
         as_other = f".…  as --{kind} {setting}"
-        say(f"    {written}" + (as_other if _options.nested(parameter) else f"  {_options.told(parameter)}"))
+        say(f"    {shown}" + (as_other if nested(parameter) else f"  {told(parameter)}"))

@@ -9,8 +9,9 @@ from typing import Any
 from .. import plots
 from ..errors import ConfigError
 from ..run.trajectory import load
-from . import facts
+from ._options import numbers
 from ._terminal import say
+from .facts import problem_from
 from .settings import Animate, Export, Plot
 
 
@@ -23,7 +24,7 @@ def plot(settings: Plot) -> int:
             "pwgf plot --kind energy shows no law: leave --dims and --times out, or use --kind marginals."
         )
     run, spec = load(settings.file), settings.problem
-    exact = None if spec is None else facts.problem_from(spec, "pwgf plot --problem")(run)
+    exact = None if spec is None else problem_from(spec, "pwgf plot --problem")(run)
     makers: dict[str, Callable[[], Any]] = {
         "overview": lambda: run.plot(dims=dims, times=times, problem=exact),
         "energy": lambda: run.plot_energy(problem=exact),
@@ -53,15 +54,9 @@ def export(settings: Export) -> int:
     return 0
 
 
-def values(text: str | None, kind: type, option: str) -> list[Any] | None:
+def values(text: str | None, kind: type, where: str) -> list[Any] | None:
     """Numbers with commas between them; None where the option was left out."""
-    if text is None:
-        return None
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        what = "integers" if kind is int else "numbers"
-        raise ConfigError(f"{option} needs {what} with commas between them; got {text!r}. Give e.g. 0,1.") from error
+    return None if text is None else numbers(text, kind, where)
 
 
 def one_time(times: list[float] | None) -> float | None:

@@ -9,15 +9,14 @@ from typing import Any
 
 from ..errors import PathError
 from ..study.compare import Comparison
-from . import facts
 from ._terminal import say
-from .facts import Facts
+from .facts import VERDICTS, Facts, plain, problem_from, read, run_of
 from .settings import Info
 
 
 def info(settings: Info) -> int:
     """Says what is in a file and how good it is, in words or as JSON; exit status 0."""
-    path, is_part = facts.run_of(settings.file)
+    path, is_part = run_of(settings.file)
     if is_part:
         return _tell(settings, {"file": settings.file, "kind": "part", "run": path}, [_part(settings.file, path)])
     with contextlib.suppress(PathError):  # no comparison: `load` says what else it may be
@@ -25,13 +24,13 @@ def info(settings: Info) -> int:
         found = {"file": path, "kind": "comparison", "config": table.config, "entries": table.entries}
         methods = ", ".join(table.config.get("methods", []))
         return _tell(settings, found, [f"{path}: a comparison of {methods}", "", *table.lines()])
-    found = facts.read(path, facts.problem_from(settings.problem, "pwgf info --problem"))
+    found = read(path, problem_from(settings.problem, "pwgf info --problem"))
     return _tell(settings, found, lines(found))
 
 
 def _tell(settings: Info, found: dict[str, Any], words: list[str]) -> int:
     if settings.json:
-        words = [json.dumps(facts.plain(found), indent=2, ensure_ascii=False)]
+        words = [json.dumps(plain(found), indent=2, ensure_ascii=False)]
     for line in words:
         say(line)
     return 0
@@ -84,7 +83,7 @@ def quality_lines(found: Facts) -> list[str]:
         return []
     said = [f"Projection residual: at most {found['residual_max']:.2g}, last {found['residual_last']:.2g}"]
     if found["verdict"] is not None:
-        advice = next(advice for word, advice, _ in facts.VERDICTS if word == found["verdict"])
+        advice = next(advice for word, advice, _ in VERDICTS if word == found["verdict"])
         off = f"{100 * found['estimated_error']:.2g} % of its spread at most, at t = {found['estimated_error_t']:g}"
         said += [
             f"Verdict: {found['verdict']}{advice}; the law is off by some {off} (W2, estimated from the velocity that "

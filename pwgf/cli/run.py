@@ -18,9 +18,11 @@ from ..parallel import world
 from ..run.solve import solve
 from ..run.trajectory import Trajectory
 from ..schemes import SCHEMES, Scheme
-from . import _options, facts, members
+from ._options import as_options, check_prefixes, numbers, option, part
 from ._own import Posed, is_own, posed
 from ._terminal import say
+from .facts import error_facts, facts
+from .members import PREFIXES, integrator_of, map_of, scheme_arguments, solver_of
 from .report import about, energy_lines, error_lines
 from .settings import Run
 
@@ -37,7 +39,7 @@ def perform(settings: Run) -> int:
     run = solved(settings, what, out)
     if world().rank > 0:  # one process of several speaks
         return 0
-    found = facts.facts(run) | facts.error_facts(run, what.exact)
+    found = facts(run) | error_facts(run, what.exact)
     for line in (*about(found), *energy_lines(found), *error_lines(found)):
         say(line)
     say(f"Written to {out}; see also: pwgf info {out}, pwgf plot {out}")
@@ -46,12 +48,12 @@ def perform(settings: Run) -> int:
 
 def in_options(error: Exception) -> str:
     """What an error says, with options in place of Python arguments."""
-    return _options.as_options(str(error), dict(zip(OWN, OWN, strict=True)))
+    return as_options(str(error), dict(zip(OWN, OWN, strict=True)))
 
 
 def problem_of(settings: Run) -> Posed:
     """What there is to solve; ConfigError where an option belongs to nothing."""
-    _options.check_prefixes(settings.given, members.PREFIXES, CALL)
+    check_prefixes(settings.given, PREFIXES, CALL)
     return posed(settings.problem, settings.given, settings.dim, CALL, beside=OWN)
 
 
@@ -79,8 +81,8 @@ def _times(settings: Run, what: Posed) -> np.ndarray:
     if settings.times is not None:
         for name in ("end_time", "num_rows"):
             if getattr(settings, name) is not None:
-                raise ConfigError(f"pwgf run takes --times or {_options.option(name)}, not both. Leave one out.")
-        return np.array(numbers(settings.times, "pwgf run --times"))
+                raise ConfigError(f"pwgf run takes --times or {option(name)}, not both. Leave one out.")
+        return np.array(numbers(settings.times, float, f"{CALL} --times"))
     if what.times is None:
         raise ConfigError(f"pwgf run {settings.problem} is an energy, which has no times. Give e.g. --times 0,0.5,1.")
     own = what.times
@@ -95,30 +97,22 @@ def _times(settings: Run, what: Posed) -> np.ndarray:
     return np.linspace(own[0], end, count)
 
 
-def numbers(text: str, option: str) -> list[float]:
-    """Numbers with commas between them."""
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"{option} needs numbers with commas between them; got {text!r}.") from error
-
-
 def _scheme(settings: Run, what: Posed, times: np.ndarray) -> Scheme:
     """The scheme of that name in the registry, with the options that were given and are arguments of it."""
     name_of_scheme = settings.scheme or schemes.names_for(what.flow)[0]
     kind = schemes.find(name_of_scheme, f"{CALL} --scheme")
     given = _given(settings)
-    for name, option in _belongings(settings, given):
+    for name, shown in _belongings(settings, given):
         if not _takes(kind, name):
             having = [other for other, cls in SCHEMES.items() if _takes(cls, name)]
             raise ConfigError(
-                f"pwgf run {option} belongs to --scheme {' or '.join(having)}; got --scheme {name_of_scheme}, which "
+                f"pwgf run {shown} belongs to --scheme {' or '.join(having)}; got --scheme {name_of_scheme}, which "
                 "has no use for it. Leave it out."
             )
     arguments = {name: given[name] for name in _OF_SCHEMES if name in given}
-    own = members.scheme_arguments(name_of_scheme, _options.part(settings.given, "scheme"), CALL)
+    own = scheme_arguments(name_of_scheme, part(settings.given, "scheme"), CALL)
     for name in own.keys() & arguments:
-        both = f"{_options.option(name)} or {_options.option(f'scheme.{name}')}"
+        both = f"{option(name)} or {option(f'scheme.{name}')}"
         raise ConfigError(f"pwgf run takes {both}, which are one. Leave one out.")
     arguments |= own | _by_name(settings, given, what, kind)
     arguments |= {"dtype": DTYPES[settings.dtype], "device": settings.device}
@@ -133,15 +127,15 @@ def _given(settings: Run) -> dict[str, Any]:
 
 def _belongings(settings: Run, given: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Arguments of schemes that options stand for, each with its option."""
-    found = [(name, _options.option(name)) for name in (*_BY_NAME, *_OF_SCHEMES) if name in given]
-    found += [("map", _options.option(name)) for name in ("width", "depth") if name in given]
+    found = [(name, option(name)) for name in (*_BY_NAME, *_OF_SCHEMES) if name in given]
+    found += [("map", option(name)) for name in ("width", "depth") if name in given]
     prefixed = {name.partition(".")[0]: name for name in settings.given if "." in name}
-    return found + [(name, _options.option(prefixed[name])) for name in _BY_NAME if name in prefixed]
+    return found + [(name, option(prefixed[name])) for name in _BY_NAME if name in prefixed]
 
 
 def _by_name(settings: Run, given: Mapping[str, Any], what: Posed, kind: Any) -> dict[str, Any]:
     """Map, integrator and solver where an option asks for one, and the length of a step."""
-    texts = {name: _options.part(settings.given, name) for name in _BY_NAME}
+    texts = {name: part(settings.given, name) for name in _BY_NAME}
     for name in ("width", "depth"):
         _short(given, name, texts["map"], "map")
     takes_integrator = _takes(kind, "integrator")
@@ -150,11 +144,11 @@ def _by_name(settings: Run, given: Mapping[str, Any], what: Posed, kind: Any) ->
         _short(given, "dt", texts["integrator"], "integrator")
     found: dict[str, Any] = {}
     if "map" in given or texts["map"]:
-        found["map"] = members.map_of(settings.map, what.reference.dim, texts["map"], CALL)
+        found["map"] = map_of(settings.map, what.reference.dim, texts["map"], CALL)
     if "integrator" in given or texts["integrator"]:
-        found["integrator"] = members.integrator_of(settings.integrator, texts["integrator"], CALL)
+        found["integrator"] = integrator_of(settings.integrator, texts["integrator"], CALL)
     if texts["solver"]:
-        found["solver"] = members.solver_of(settings.solver, texts["solver"], CALL)
+        found["solver"] = solver_of(settings.solver, texts["solver"], CALL)
     elif "solver" in given:
         found["solver"] = settings.solver
     return found | ({"dt": given["dt"]} if "dt" in given and not takes_integrator else {})

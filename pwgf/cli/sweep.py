@@ -21,10 +21,13 @@ import tyro
 
 from .. import storage
 from ..errors import ConfigError, PWGFError
-from . import _options, run, table
+from ._options import option
 from ._own import Posed, file_name, passing_on
 from ._terminal import say
+from .run import CALL as RUN_CALL
+from .run import OWN, in_options, planned, problem_of, solved
 from .settings import Run, Sweep
+from .table import Line, line_of, tell
 
 _CALL = "pwgf sweep"
 _TAKEN = ("out", "resume")
@@ -65,7 +68,7 @@ def perform(settings: Sweep) -> int:
     _Pool(members, settings.jobs).run()
     lines = [_line(member) for member in members]
     say("")
-    table.tell(lines, as_csv=settings.csv)
+    tell(lines, as_csv=settings.csv)
     complete = sum(line.status == "complete" for line in lines)
     if complete < len(lines):
         say(
@@ -83,15 +86,15 @@ def combinations(settings: Sweep) -> list[Member]:
     """
     for name in _TAKEN:
         if name in settings.given:
-            raise ConfigError(f"{_CALL} has no option {_options.option(name)}; give --out-dir. Finished runs are kept.")
+            raise ConfigError(f"{_CALL} has no option {option(name)}; give --out-dir. Finished runs are kept.")
     axes = [_axis(settings.problem, name, values) for name, values in settings.given.items()]
     found = []
     for chosen in itertools.product(*axes):
         swept = {one.name: one.text for one, axis in zip(chosen, axes, strict=True) if len(axis) > 1}
         words = [f"{key.replace('_', '-')}-{text}" for key, text in swept.items()]
         name = re.sub(r"[^\w.+-]", "_", "-".join([file_name(settings.problem), *words]))
-        own = {one.name: one.value for one in chosen if one.name in run.OWN}
-        given = {one.name: [one.text] for one in chosen if one.name not in run.OWN}
+        own = {one.name: one.value for one in chosen if one.name in OWN}
+        given = {one.name: [one.text] for one in chosen if one.name not in OWN}
         own["threads"] = own.get("threads") or 1  # the same for each number of jobs, and so the same to the bit
         path = os.path.join(settings.out_dir, f"{name}.h5")
         resume = not own.get("overwrite", False)
@@ -111,10 +114,10 @@ def _axis(problem: str, name: str, texts: Sequence[str]) -> list[_Value]:
     """The values of an option."""
     for text in texts:
         if list(texts).count(text) > 1:
-            raise ConfigError(f"{_CALL} {_options.option(name)} has the value {text} twice. Leave one out.")
-    if name not in run.OWN:
+            raise ConfigError(f"{_CALL} {option(name)} has the value {text} twice. Leave one out.")
+    if name not in OWN:
         return [_Value(name, text, text) for text in texts or ["true"]]
-    words = [[_options.option(name), text] for text in texts] or [[_options.option(name)]]
+    words = [[option(name), text] for text in texts] or [[option(name)]]
     read = [tyro.cli(Run, prog=_CALL, args=[problem, *one], config=(tyro.conf.FlagCreatePairsOff,)) for one in words]
     return [_Value(name, one[-1], getattr(settings, name)) for one, settings in zip(words, read, strict=True)]
 
@@ -124,13 +127,13 @@ def _check(members: list[Member]) -> None:
     first: PWGFError | None = None
     for member in members:
         try:
-            member.what = run.problem_of(member.settings)
-            run.planned(member.settings, member.what)
+            member.what = problem_of(member.settings)
+            planned(member.settings, member.what)
         except PWGFError as error:
-            member.error = run.in_options(error)
+            member.error = in_options(error)
             first = first or error
     if first is not None and all(member.error for member in members):
-        raise ConfigError(members[0].error.replace(run.CALL, _CALL, 1)) from first
+        raise ConfigError(members[0].error.replace(RUN_CALL, _CALL, 1)) from first
 
 
 def _make_folder(path: str) -> None:
@@ -144,10 +147,10 @@ def _make_folder(path: str) -> None:
         raise ConfigError(f"{_CALL} --out-dir {path}: cannot write there. Check the permissions, or give another.")
 
 
-def _line(member: Member) -> table.Line:
+def _line(member: Member) -> Line:
     """Its row of the table."""
     exact = None if member.what is None else member.what.exact
-    found = table.line_of(member.path, lambda _: exact)
+    found = line_of(member.path, lambda _: exact)
     if member.error:
         found = dataclasses.replace(found, status="failed", message=member.error)
     return dataclasses.replace(found, settings=member.swept)
@@ -162,7 +165,8 @@ class _Pool:
         methods = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if "forkserver" in methods:
-            self._context.set_forkserver_preload([run.__name__, "torchdiffeq"])  # slow to import: once for all runs
+            slow_to_import = [f"{__package__}.run", "torchdiffeq"]  # once for all runs
+            self._context.set_forkserver_preload(slow_to_import)
 
     def run(self) -> None:
         """All of them; after an interrupt those in progress store their state first."""
@@ -224,11 +228,11 @@ def work(settings: Run, told: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["PWGF_PROGRESS"] = "0"
     try:
-        what = run.problem_of(settings)
+        what = problem_of(settings)
         with passing_on(f"{_CALL}: solving", (Exception,)):
-            run.solved(settings, what, str(settings.out))
+            solved(settings, what, str(settings.out))
     except PWGFError as error:
-        told.send(run.in_options(error))
+        told.send(in_options(error))
         sys.exit(1)
     told.send("")
 

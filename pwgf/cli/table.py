@@ -16,8 +16,8 @@ from ..problems import Problem
 from ..run.resume import flatten
 from ..run.trajectory import Trajectory
 from ..study.compare import Comparison
-from . import facts
 from ._terminal import say
+from .facts import plain, problem_from, read, run_of
 from .settings import Table
 
 _MEASURED = ("bures_w2", "bures_w2_floor", "sym_kl", "energy", "estimated_error", "verdict", "cpu_seconds")
@@ -47,7 +47,7 @@ def table(settings: Table) -> int:
     """Prints the table; exit status 1 where a file cannot be read."""
     if not settings.files:
         raise ConfigError("pwgf table needs files, or a folder of them, such as runs/*.h5; got none.")
-    problem = facts.problem_from(settings.problem, "pwgf table --problem")
+    problem = problem_from(settings.problem, "pwgf table --problem")
     found = [line_of(path, problem) for path in runs_in(settings.files)]
     tell(found, as_csv=settings.csv)
     return 1 if any(line.message for line in found) else 0
@@ -70,13 +70,13 @@ def runs_in(paths: Iterable[str]) -> list[str]:
             found += inside
         else:
             found.append(path)
-    return list(dict.fromkeys(facts.run_of(path)[0] for path in found))
+    return list(dict.fromkeys(run_of(path)[0] for path in found))
 
 
 def line_of(path: str, problem: Callable[[Trajectory], Problem | None]) -> Line:
     """The run at a path; one that cannot be read has a line that says so."""
     try:
-        known = facts.read(path, problem)
+        known = read(path, problem)
     except PWGFError as error:
         return _unread(path, error)
     off = known["error"] or {}
@@ -167,6 +167,6 @@ def comma_separated(found: Sequence[Line]) -> list[str]:
     writer.writerow(["run", *settings.values(), *_MEASURED, "status", "message"])
     for line in found:
         own = [line.settings.get(key) for key in settings]
-        measured = [facts.plain(line.values.get(name)) for name in _MEASURED]
+        measured = [plain(line.values.get(name)) for name in _MEASURED]
         writer.writerow([line.name, *own, *measured, line.status, line.message])
     return text.getvalue().splitlines()

@@ -79,10 +79,9 @@ class EulerMaruyama(ParticleReplay):
 
     Potential (and KL), interaction and drift terms drift the particles; the entropy's coefficient is the temperature
     τ. A `Diffusion` D adds noise √(2D dt) ξ and, in the divergence form, the drift ∇·D; terms that depend on time are
-    taken at the start of a step. The
-    weak error is O(dt), the sampling error 1/√num_samples. θ in rows and state holds the particles, (num_samples·d,).
-    With an entropy the free energy needs a density, so the column `energy` is NaN and only its parts
-    `energy_potential`, `energy_interaction` are given.
+    taken at the start of a step. The weak error is O(dt), the sampling error 1/√num_samples. θ in rows and state holds
+    the particles, (num_samples·d,). With an entropy the free energy needs a density, so the column `energy` is NaN and
+    only its parts `energy_potential`, `energy_interaction` are given.
 
     Args:
         energy: sum of Potential, Interaction, KL, Drift, Diffusion, and Entropy with non-negative temperature.

@@ -6,14 +6,14 @@ import inspect
 import pytest
 
 from pwgf import cli, integrate, linalg, maps, problems, schemes
-from pwgf.cli import members, run, settings
+from pwgf.cli import _options, members, run, settings
 from pwgf.errors import ConfigError
 from tests.cli.test_cli import refused
 
 
 def planned(*words):
     """The scheme that `pwgf run ornstein-uhlenbeck` would take with these options."""
-    kept, given = run._options.split(words, run.OWN)
+    kept, given = _options.split(words, run.OWN)
     names = [name.removeprefix("--").replace("-", "_") for name in kept[::2]]
     chosen = settings.Run("ornstein-uhlenbeck", **dict(zip(names, kept[1::2], strict=True)), given=given)
     return run.planned(chosen, run.problem_of(chosen))[0]

@@ -75,6 +75,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "bad.py").write_text("import math\n\nx = math.nothing\n")
     (tmp_path / "needs.py").write_text("import no_such_package\n")
     (tmp_path / "syntax.py").write_text("def f(:\n")
+    (tmp_path / "notes.txt").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     before = set(sys.modules)
@@ -140,6 +141,8 @@ def test_compare_takes_a_problem_of_the_users_own(here, capsys):
         ("haet:Heat", "Did you mean 'heat'?"),
         ("haet.py:Heat", "haet.py. Did you mean 'heat.py'?"),
         ("no/such.py:Heat", "no/such.py."),
+        ("no/such.py:Heat", "pwgf run found no file /"),
+        ("./notes.txt:Heat", "notes.txt is no Python file. Give path/script.py:NAME."),
         ("heat.py", "needs FILE.py:NAME or MODULE:NAME; got 'heat.py'. Give e.g. heat.py:MyProblem."),
         ("heat.py:Lacking", "the class lacks _arguments, energy, reference, times, which a problem has"),
         ("heat.py:number", "is no problem and no energy, but int: it lacks dim, energy, reference, times. A problem"),

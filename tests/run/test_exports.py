@@ -102,6 +102,12 @@ def test_marginals_are_drawn_without_pwgf(run, tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 0
 
 
+def test_a_missing_xarray_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(pwgf.ConfigError, match=r"to_xarray\(\) needs xarray: pip install 'pwgf\[xarray\]'"):
+        run.to_xarray()
+
+
 def test_every_dataset_of_a_file_says_what_it_is(run):
     with h5py.File(run.path) as file:
         found = {}

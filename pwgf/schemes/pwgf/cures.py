@@ -44,10 +44,6 @@ def errors_with_cures(
         elapsed: T since the start of the flow.
         damping: of the solves.
     """
-    few = draw(num_samples)
-    second = Standardised.about(ResidualMLP(setup.map.dim), setup.map(state.theta, few).detach().cpu())
-    both = dataclasses.replace(setup, map=Composed([setup.map, second]))
-    longer = torch.cat([state.theta, second.initial().to(state.theta)])
 
     def error(setup: Setup, theta: Tensor, z: Tensor) -> float:
         side = RightSide(setup, z, torch.zeros_like(theta), state.t, momentum=0.0, damping=damping)
@@ -56,11 +52,14 @@ def errors_with_cures(
         except (SolverError, NonFiniteError):
             return math.nan
 
+    found = dict(NOT_TRIED)
+    map = setup.map
     box = setup.reference.box
-    walled = box is not None and setup.map.closes(*box)
-    pairwise = setup.energy.pairwise
-    found = (
-        math.nan if pairwise else error(setup, state.theta, draw(MORE_SAMPLES * num_samples)),
-        math.nan if walled else error(both, longer, few),
-    )
-    return dict(zip(CURES, found, strict=True))
+    if box is None or not map.closes(*box):
+        z = draw(num_samples)
+        second = Standardised.about(ResidualMLP(map.dim), map(state.theta, z).detach().cpu())
+        both = dataclasses.replace(setup, map=Composed([map, second]))
+        found["error_second_map"] = error(both, torch.cat([state.theta, second.initial().to(state.theta)]), z)
+    if not setup.energy.pairwise:
+        found["error_more_samples"] = error(setup, state.theta, draw(MORE_SAMPLES * num_samples))
+    return found

@@ -1,4 +1,4 @@
-"""What several processes must agree on."""
+"""What several processes must agree on, and the errors of a run that cannot go on."""
 
 from __future__ import annotations
 

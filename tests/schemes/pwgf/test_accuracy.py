@@ -98,6 +98,12 @@ def test_the_steps_follow_the_accuracy_in_any_unit_of_x():
     assert counts[0] == pytest.approx(counts[1], rel=0.1)
 
 
+def test_a_tolerance_of_the_integrator_stays_in_units_of_x():
+    own = affine(accuracy=0.01, integrator=pwgf.Implicit(tolerance=1e-3)).to_config()
+    assert own["tolerance"] == 1e-3 and "tolerance_in_spreads" not in own
+    assert affine(accuracy=0.01).to_config()["tolerance_in_spreads"]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
