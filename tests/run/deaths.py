@@ -7,6 +7,7 @@ import time
 import traceback
 
 import numpy as np
+import torch
 
 import pwgf
 from pwgf import storage
@@ -14,10 +15,15 @@ from tests.run.helpers import assert_same_rows
 
 
 def forked(job):
-    """The pid of a child that does the job and ends as it will."""
+    """The pid of a child that does the job and ends as it will.
+
+    Torch makes its thread pool anew at the first call after a fork, and two threads that make that call at once can
+    find none: the child makes it before the job starts threads.
+    """
     child = os.fork()
     if child:
         return child
+    torch.set_num_threads(1)
     status = 1
     try:
         job()
