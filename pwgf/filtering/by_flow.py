@@ -264,7 +264,7 @@ class _Moved:
 
 def _compose(law: PushedLaw, map: PushForward, found: sampling.Sampled, z: Tensor) -> _Moved:
     """At samples z of λ, on the device of the law."""
-    z, inner = z.to(law.theta), found.run.state().theta.to(law.theta)
+    z, inner = z.to(law.theta), found.theta.to(law.theta)
     x, logs = [], []
     with torch.no_grad():
         for part in z.split(_CHUNK):

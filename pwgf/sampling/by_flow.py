@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +28,12 @@ from ..schemes import PWGF
 from ..state import Info, State
 from .chains import LogDensity, langevin
 from .coordinates import Coordinates, Linear, Target, Whiten, check_whiten, coordinates
+from .natural import NaturalDescent
 
 _log = logging.getLogger("pwgf")
 _FIRST_CHECK = 0.125  # time of the first check of the law; each later one at twice the time
-_STALLED_CHECKS = 2  # in a row, with F falling by less than a quarter of the tolerance: the limit of the map
+_SLOW = 0.5  # fall of F over a doubling of t, relative to the KL that remains: where natural-gradient steps take over
+_MARGIN = 0.25  # of the tolerance: what the natural-gradient steps aim at, so that fresh samples confirm it
 _DIVERGED_CHECKS = 4  # in a row, with F falling no slower while the samples spread: there is no minimum
 _DIVERGED_GROWTH = 1.3  # of the spread of the samples between two such checks
 _CHUNK = 2000  # samples whose density is evaluated at a time
@@ -48,9 +51,10 @@ class Sampled:
         log_z, log_z_stderr: log E_ρ[p/ρ] by importance, with its standard error by the delta method: good while `ess`
             is not small.
         ess: effective sample size as a share of n, (Σw)²/(nΣw²); 1 where ρ = π.
-        converged: whether the law reached `tolerance` before `max_time`.
+        converged: whether the law reached `tolerance`.
         t: time of the flow.
         run: the flow itself, in the coordinates y.
+        theta: θ (p,) of ρ = (T_θ)#λ in the coordinates y, after the natural-gradient steps that followed the flow.
         coordinates: y (n,d) → x (n,d) and log|det ∂x/∂y| (n,), as set by `whiten`: `found.coordinates(y)[0]` are the x
             of samples y of the run or its file.
     """
@@ -66,6 +70,7 @@ class Sampled:
     converged: bool
     t: float
     run: Trajectory = field(repr=False)
+    theta: Tensor = field(repr=False)
     coordinates: Coordinates = field(repr=False)
 
     @property
@@ -112,6 +117,7 @@ def sample(
     whiten: Whiten = None,
     tolerance: float = 1e-2,
     max_time: float = 64.0,
+    finish: bool = True,
     polish: int = 0,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -120,13 +126,15 @@ def sample(
     progress: bool | None = None,
     **settings: Any,
 ) -> Sampled:
-    r"""Independent samples of p/Z by the Wasserstein gradient flow of KL(ρ|p/Z) from λ, run until it has converged.
+    r"""Independent samples of p/Z: the Wasserstein gradient flow of KL(ρ|p/Z) from λ, then natural-gradient steps.
 
     At t = 1/8, 1/4, 1/2, 1, … the law is checked on fresh samples: it has converged when KL(ρ|π), estimated by
-    log E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. The flow also ends, with a warning, when F has fallen by
-    less than a quarter of `tolerance` in two doublings of t: this is the limit of the map, and the weights must correct
-    for the remainder. The estimate does not see mass of π where ρ has none: like any local method, this one misses a
-    mode that no sample of the start can reach.
+    log E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. Where it has not, natural-gradient steps of the same map
+    follow (`sampling.natural`), in which mass moves between wells at once, while the flow takes exponentially long to
+    cross barriers: after the first check where they are cheap (p ≤ 1000 parameters), else as soon as the fall of F over
+    a doubling of t is less than half of the KL that remains. Where they cannot reach
+    `tolerance` either, a warning says so, and the weights must correct for the remainder. The estimate does not see
+    mass of π where ρ has none: like any local method, this one misses a mode that no sample of the start can reach.
 
     Args:
         log_density: log p, (n,d) → (n,), a differentiable torch function, finite wherever the flow goes.
@@ -140,7 +148,8 @@ def sample(
             log|det ∂x/∂y|, (n,d) → (n,d), (n,), one to one, both parts differentiable and finite everywhere: any
             coordinates, for funnels, such as `LogisticRegression.coordinates()`. None: x itself.
         tolerance: on the estimated KL(ρ|π), nats.
-        max_time: t at which the flow ends in any case, with a warning.
+        max_time: t at which the flow ends in any case.
+        finish: whether natural-gradient steps take over where the flow is slow; if not, it runs to `max_time`.
         polish: steps of Metropolis-adjusted Langevin that move the samples afterwards, in y. They preserve π, but the
             density is then unknown: log_density, log_weights, ess and both values of log Z are NaN.
         out, resume, overwrite, progress: as in `solve`.
@@ -175,17 +184,20 @@ def sample(
     if whiten is not None:
         settings = {"integrator": Auto(explicit_start=True), **settings}
     scheme = PWGF(KL(target), map, reference, **settings)
-    watch = _Watch(scheme, target, reference, tolerance, seed)
+    watch = _Watch(scheme, target, reference, tolerance, finish, seed)
     times = np.unique([0.0, *np.minimum(_FIRST_CHECK * 2.0 ** np.arange(40), max_time)])
     watch.times = set(times.tolist())
     if resume and out is not None:
         watch.look_at_rows(out)
     to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite}
     run = solve(scheme, times, **to, seed=seed, callbacks=[watch], progress=progress)
+    theta = run.state().theta
+    if finish and not watch.converged:
+        theta = watch.finished(theta)
     if not watch.converged:
         watch.warn(float(run.t[-1]))
     z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
-    y, log_rho = _pushed(scheme.map, reference, run.state().theta, z.to(device))
+    y, log_rho = _pushed(scheme.map, reference, theta, z.to(device))
     if polish:
         y = langevin(target, y, polish, seed=seed)
         log_rho = torch.full_like(log_rho, math.nan)
@@ -194,22 +206,29 @@ def sample(
         log_w = target(y) - log_rho
     x, log_density_at_x, log_w = x.cpu(), (log_rho - log_volume).cpu(), log_w.cpu()
     constants = _constants(log_w)
-    return Sampled(x, log_density_at_x, log_w, *constants, watch.converged, float(run.t[-1]), run, target.coordinates)
+    return Sampled(
+        x, log_density_at_x, log_w, *constants, watch.converged, float(run.t[-1]), run, theta.cpu(), target.coordinates
+    )
 
 
 class _Watch:
     """Checks the law at doubled times; as a callback of `solve` it returns True when the flow has converged."""
 
-    def __init__(self, scheme: PWGF, target: Target, reference: Reference, tolerance: float, seed: int) -> None:
+    def __init__(
+        self, scheme: PWGF, target: Target, reference: Reference, tolerance: float, finish: bool, seed: int
+    ) -> None:
         self.scheme = scheme
         self.target = target
         self.reference = reference
         self.tolerance = tolerance
+        self.finish = finish
         self.z = reference.sample(2 * _CHUNK, torch.Generator().manual_seed(seed + 2)).to(scheme.device)
         self.times: set[float] = set()
         self.kl = math.inf
         self.converged = False
         self.looks: list[tuple[float, float, float]] = []  # t, F, rms |y|
+        self.descent = NaturalDescent(scheme.map, reference, target, scheme.device, seed + 4)
+        self.num_steps = 0  # of it
 
     def look_at_rows(self, out: str | os.PathLike[str]) -> None:
         """The looks of a run that is to be resumed, at its rows."""
@@ -224,36 +243,55 @@ class _Watch:
         return state.t in self.times and self._look(state.t, state.theta)
 
     def _look(self, t: float, theta: Tensor) -> bool:
+        y, log_w = self._weighed(theta, f"t = {t:g}")
+        self.looks.append((t, -float(log_w.mean()), float(y.square().sum(1).mean().sqrt())))
+        self._check_bound()
+        return self.converged or self._gives_way()
+
+    def _weighed(self, theta: Tensor, when: str) -> tuple[Tensor, Tensor]:
+        """y and log p − log ρ at fresh samples; sets `kl` and `converged`."""
         y, log_rho = _pushed(self.scheme.map, self.reference, theta, self.z)
         log_w = self.target(y) - log_rho
         if not bool(torch.isfinite(log_w).all()):
             raise NonFiniteError(
                 f"sample: log p − log ρ is not finite at {int((~torch.isfinite(log_w)).sum())} of {len(y)} samples at "
-                f"t = {t:g}. Causes: (a) log p is infinite or NaN there: make it finite; (b) the map folds: "
+                f"{when}. Causes: (a) log p is infinite or NaN there: make it finite; (b) the map folds: "
                 "maps.ConvexRidge(dim) cannot."
             )
         self.kl = float(torch.logsumexp(log_w, 0) - math.log(len(log_w)) - log_w.mean())
-        self.looks.append((t, -float(log_w.mean()), float(y.square().sum(1).mean().sqrt())))
-        self._check_bound()
         self.converged = self.kl < self.tolerance
-        return self.converged or self._rests()
+        return y, log_w
 
-    def _rests(self) -> bool:
-        energies = [energy for _, energy, _ in self.looks[-_STALLED_CHECKS - 1 :]]
-        drops = [before - after for before, after in zip(energies, energies[1:], strict=False)]
-        return len(drops) == _STALLED_CHECKS and max(drops) < self.tolerance / 4
+    def _gives_way(self) -> bool:
+        """Do natural-gradient steps take over: are they cheap, or is the flow slow and its samples spread no more?"""
+        if not self.finish or len(self.looks) < 2:
+            return self.finish and self.descent.has_enough
+        (_, before, narrow), (_, now, wide) = self.looks[-2:]
+        return before - now < _SLOW * self.kl and wide < _DIVERGED_GROWTH * narrow
+
+    def finished(self, theta: Tensor) -> Tensor:
+        """θ after natural-gradient steps; the one before them where they do not help."""
+        before = self.kl
+        found = self.descent.run(theta, _MARGIN * self.tolerance)
+        self.num_steps = max(len(found.kl) - 1, 0)
+        if found.runs_away:
+            raise _without_bound(found.energies, found.spreads)
+        self._weighed(found.theta, "the end of the natural-gradient steps")
+        if self.kl < before:
+            return found.theta
+        self._weighed(theta, "the end of the flow")
+        return theta
 
     def warn(self, t: float) -> None:
         """Warns that the law is farther from π than `tolerance`."""
-        state = "no longer falls" if self._rests() else "is still"
         _log.warning(
-            "sample: KL(ρ|π) %s at about %.2g, t = %g (tolerance %.2g). Cure: %s, more samples (num_samples), or "
-            "whiten='laplace'; the weights correct for it where `ess` is not small",
-            state,
+            "sample: KL(ρ|π) is still about %.2g (tolerance %.2g) after the flow to t = %g and %d natural-gradient "
+            "steps. Cure: a larger map, a larger max_time, more samples (num_samples), or whiten='laplace'; the "
+            "weights correct for it where `ess` is not small",
             self.kl,
-            t,
             self.tolerance,
-            "a larger map" if self._rests() else "a larger max_time or map",
+            t,
+            self.num_steps,
         )
 
     def _check_bound(self) -> None:
@@ -263,12 +301,15 @@ class _Watch:
         drops = [a - b for a, b in zip(energies, energies[1:], strict=False)]
         falls = all(later > 0.95 * drop > 0 for drop, later in zip(drops, drops[1:], strict=False))
         if falls and all(b > _DIVERGED_GROWTH * a for a, b in zip(sizes, sizes[1:], strict=False)):
-            raise SolverError(
-                f"sample: F fell without bound, from {energies[0]:.4g} at t = {self.looks[-_DIVERGED_CHECKS - 1][0]:g} "
-                f"to {energies[-1]:.4g} at t = {self.looks[-1][0]:g}, no slower at each doubling of t, while the "
-                f"samples spread from {sizes[0]:.3g} to {sizes[-1]:.3g} (rms |x|). Cause: p has no finite integral, as "
-                "without a prior. Cure: a log_density that falls off in all directions."
-            )
+            raise _without_bound(energies, sizes)
+
+
+def _without_bound(energies: Sequence[float], sizes: Sequence[float]) -> SolverError:
+    return SolverError(
+        f"sample: F fell without bound, from {energies[0]:.4g} to {energies[-1]:.4g} and hardly slower at the end, "
+        f"while the samples spread from {sizes[0]:.3g} to {sizes[-1]:.3g} (rms |x|). Cause: p has no finite integral, "
+        "as without a prior. Cure: a log_density that falls off in all directions."
+    )
 
 
 def _pushed(map: PushForward, reference: Reference, theta: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
