@@ -149,7 +149,8 @@ def sample(
             coordinates, for funnels, such as `LogisticRegression.coordinates()`. None: x itself.
         tolerance: on the estimated KL(ρ|π), nats.
         max_time: t at which the flow ends in any case.
-        finish: whether natural-gradient steps take over where the flow is slow; if not, it runs to `max_time`.
+        finish: whether natural-gradient steps take over where the flow is slow; if not, or where the derivatives of the
+            map cannot be batched (`torch.func.vmap`), it runs to `max_time`.
         polish: steps of Metropolis-adjusted Langevin that move the samples afterwards, in y. They preserve π, but the
             density is then unknown: log_density, log_weights, ess and both values of log Z are NaN.
         out, resume, overwrite, progress: as in `solve`.
@@ -192,7 +193,7 @@ def sample(
     to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite}
     run = solve(scheme, times, **to, seed=seed, callbacks=[watch], progress=progress)
     theta = run.state().theta
-    if finish and not watch.converged:
+    if watch.finish and not watch.converged:
         theta = watch.finished(theta)
     if not watch.converged:
         watch.warn(float(run.t[-1]))
@@ -221,14 +222,14 @@ class _Watch:
         self.target = target
         self.reference = reference
         self.tolerance = tolerance
-        self.finish = finish
         self.z = reference.sample(2 * _CHUNK, torch.Generator().manual_seed(seed + 2)).to(scheme.device)
         self.times: set[float] = set()
         self.kl = math.inf
         self.converged = False
         self.looks: list[tuple[float, float, float]] = []  # t, F, rms |y|
         self.descent = NaturalDescent(scheme.map, reference, target, scheme.device, seed + 4)
-        self.num_steps = 0  # of it
+        self.finish = finish and self.descent.works
+        self.num_steps = 0  # of the descent
 
     def look_at_rows(self, out: str | os.PathLike[str]) -> None:
         """The looks of a run that is to be resumed, at its rows."""

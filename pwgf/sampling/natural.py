@@ -25,7 +25,7 @@ from torch.func import grad, vmap
 from ..maps import PushForward
 from ..measures import PushedMeasure, Reference
 
-_DAMPING = 1e-3  # ε relative to the mean eigenvalue, where samples outnumber parameters fourfold
+_DAMPING = 1e-6  # ε relative to the mean eigenvalue, where samples outnumber parameters fourfold
 _DAMPING_OF_FEW = 0.1  # the same for fewer samples
 _NUM_SAMPLES = 2000  # of a step; up to twice as many where they are four for each parameter
 _MOST_NUMBERS = 40_000_000  # of the rows, n·p
@@ -69,9 +69,10 @@ class Descended(NamedTuple):
         self.energies.append(-float(look.log_w.mean()))
         self.spreads.append(look.spread)
 
-    def rests(self, since: int) -> bool:
-        """Has neither KL nor F fallen by a tenth of KL in the last steps, all of them after step number `since`?"""
-        if len(self.kl) - since <= _PATIENCE:
+    @property
+    def rests(self) -> bool:
+        """Has neither KL nor F fallen by a tenth of KL in the last eight steps?"""
+        if len(self.kl) <= _PATIENCE:
             return False
         best = min(self.kl)
         fall = min(self.energies[:-_PATIENCE]) - min(self.energies)
@@ -95,7 +96,8 @@ class NaturalDescent:
         device: where p is evaluated.
         seed: of the samples, which are drawn anew for each step.
 
-    `has_enough` says that its samples outnumber the parameters fourfold: then a step is cheap, and nearly exact.
+    `works` says that the map's derivatives can be batched (`torch.func.vmap`) and that 500 rows of p numbers fit into
+    memory; `has_enough`, that the samples outnumber the parameters fourfold: then a step is cheap, and nearly exact.
     """
 
     def __init__(
@@ -107,17 +109,17 @@ class NaturalDescent:
         wanted = max(_NUM_SAMPLES, 4 * map.num_params) if enough else _NUM_SAMPLES
         self.num_samples = min(wanted, _MOST_NUMBERS // map.num_params)
         self.least_damping = self.damping = _DAMPING if enough else _DAMPING_OF_FEW
+        self.works = self.num_samples >= _CHUNK and self._can_be_batched()
 
     def run(self, theta: Tensor, tolerance: float) -> Descended:
         """Steps from θ (p,) until the estimated KL(ρ|π) is below `tolerance`, in nats.
 
-        It ends before that where in eight steps neither the estimate nor F has fallen by a tenth of it, also with a
-        tenth of the damping, after sixty steps, and where log p is not finite. θ stays where fewer than 500 rows of p
-        numbers fit into memory.
+        It ends before that where in eight steps neither the estimate nor F has fallen by a tenth of it, after sixty
+        steps, and where log p is not finite.
         """
         theta = theta.double().to(self.device)
-        found, since = Descended(theta, [], [], []), 0
-        for _ in range(_MOST_STEPS + 1 if self.num_samples >= _CHUNK else 0):
+        found = Descended(theta, [], [], [])
+        for _ in range(_MOST_STEPS + 1):
             z = self.reference.matched_sample(self.num_samples, self.generator).to(self.device)
             look = self._look(theta, z)
             kl = float(torch.logsumexp(look.log_w, 0)) - math.log(len(z)) - float(look.log_w.mean())
@@ -126,15 +128,18 @@ class NaturalDescent:
             if kl <= min(found.kl, default=math.inf):
                 found = found._replace(theta=theta)
             found.add(kl, look)
-            if kl <= tolerance:
+            if kl <= tolerance or found.rests:
                 break
-            if found.rests(since):
-                if since:
-                    break
-                since = len(found.kl)
-                self.least_damping = self.damping = self.least_damping / 10
             theta = self._stepped(theta, z, look)
         return found
+
+    def _can_be_batched(self) -> bool:
+        z = self.reference.sample(2, 0).to(self.device)
+        try:
+            self._rows(self.map.initial(0).to(self.device), z, torch.ones_like(z))
+        except RuntimeError:  # control flow that depends on values, or an operation without a rule
+            return False
+        return True
 
     def _look(self, theta: Tensor, z: Tensor) -> _Look:
         parts = []
@@ -172,7 +177,8 @@ class NaturalDescent:
 
         def log_density(theta: Tensor, z: Tensor, score: Tensor) -> Tensor:
             moved = self.map(theta, z.unsqueeze(0)).squeeze(0)
-            return self.map.log_abs_det(theta, z.unsqueeze(0)).squeeze(0) + score @ moved
+            _, log_abs_det = torch.linalg.slogdet(self.map.jacobian(theta, z.unsqueeze(0)).squeeze(0))
+            return log_abs_det + score @ moved
 
         of_each = vmap(grad(log_density), (None, 0, 0))
         parts = zip(z.split(_CHUNK), score.split(_CHUNK), strict=True)

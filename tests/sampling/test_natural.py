@@ -1,0 +1,103 @@
+"""Natural-gradient steps: their rows and solution against closed forms, and what they reach where a flow is slow."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pwgf import Gaussian, maps
+from pwgf.measures import PushedLaw
+from pwgf.sampling import natural, sample
+from pwgf.sampling.natural import NaturalDescent
+
+
+def wells(x):  # the energy of Styblinski and Tang, scaled: minima of unequal depth at −2.9 and 2.7 along each axis
+    return -0.06 * (x**4 - 16 * x**2 + 5 * x).sum(-1)
+
+
+def constant_of_wells():
+    x = np.linspace(-8, 8, 100_001)
+    return math.log(np.trapezoid(np.exp(-0.06 * (x**4 - 16 * x**2 + 5 * x)), x))
+
+
+def descent(map, target, reference=None):
+    return NaturalDescent(map, reference or Gaussian(map.dim), target, "cpu", 0)
+
+
+def test_rows_are_derivatives_of_the_density_at_a_point():
+    """Finite differences of log ρ_θ(x), whose inverse map is that of the family."""
+    map, reference, h = maps.ConvexRidge(2, width=3), Gaussian(2), 1e-5
+    theta = map.initial(0) + 0.1 * torch.randn(map.num_params, generator=torch.Generator().manual_seed(1)).double()
+    z = reference.sample(40, 2)
+    law = PushedLaw(map, reference, theta)
+    x = law.push(z)
+    rows = descent(map, wells)._rows(theta, z, law.score(x))
+    for k in range(0, map.num_params, 3):
+        there = [PushedLaw(map, reference, theta + s * h * torch.eye(len(theta))[k]).log_density(x) for s in (1, -1)]
+        slope = (there[0] - there[1]) / (2 * h)
+        torch.testing.assert_close(rows[:, k], -(slope - slope.mean()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(60, 7), (20, 50)])
+def test_the_step_solves_its_equation(shape):
+    g = torch.Generator().manual_seed(0)
+    rows, slope = torch.randn(shape, generator=g).double(), torch.randn(shape[1], generator=g).double()
+    gram = rows.T @ rows / len(rows)
+    dense = gram + 0.01 * gram.trace() / shape[1] * torch.eye(shape[1]).double()
+    found = natural._solved(rows, slope, 0.01)
+    torch.testing.assert_close(dense @ found, slope, rtol=1e-8, atol=1e-8)
+
+
+def test_a_gaussian_of_condition_a_million():
+    """An affine map reaches it exactly from N(0, I), in five dimensions, by steps alone."""
+    q = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double())[0]
+    cov = q @ torch.logspace(0, -6, 5).double().diag() @ q.T
+    law = torch.distributions.MultivariateNormal(torch.ones(5).double(), cov)
+    map = maps.Affine(5)
+    found = descent(map, law.log_prob).run(map.initial(0), 1e-8)
+    assert found.kl[-1] < 1e-8
+    reached = PushedLaw(map, Gaussian(5), found.theta)
+    torch.testing.assert_close(reached.cov(), cov, rtol=1e-3, atol=1e-9)
+
+
+def test_mass_moves_between_wells():
+    """A flow needs exp(barrier) for it: at t = 64 its KL is still .03."""
+    found = sample(wells, 2, progress=False)
+    exact = 2 * constant_of_wells()
+    assert found.converged and found.ess > 0.97 and found.t < 1
+    assert abs(found.log_z - exact) < 5 * found.log_z_stderr
+    assert exact - found.log_z_bound < 0.01
+
+
+def test_far_modes_have_their_weights():
+    centres = torch.tensor([[3.0, 3.0], [3.0, -3.0], [-3.0, 3.0], [-3.0, -3.0]]).double()
+    share = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+    found = sample(lambda x: torch.logsumexp(share.log() - torch.cdist(x, centres).square() / 2, 1), 2, progress=False)
+    mode = torch.cdist(found.x, centres).argmin(1)
+    weights = torch.softmax(found.log_weights, 0)
+    torch.testing.assert_close(weights.new_zeros(4).index_add(0, mode, weights), share, rtol=0, atol=0.01)
+
+
+def test_theta_is_that_of_the_samples():
+    found = sample(wells, 1, n=500, progress=False)
+    law = PushedLaw(maps.ResidualMLP(1), found.run.reference, found.theta)
+    torch.testing.assert_close(law.log_density(found.x), found.log_density, rtol=1e-6, atol=1e-6)
+
+
+def test_a_map_whose_derivatives_cannot_be_batched_is_left_to_the_flow():
+    class Checking(maps.Affine):
+        def jacobian(self, theta, z):
+            assert bool(z.isfinite().all())
+            return super().jacobian(theta, z)
+
+    assert not descent(Checking(1), wells).works
+    found = sample(lambda x: -x.square().sum(1) / 4, 1, n=100, map=Checking(1), max_time=0.25, progress=False)
+    assert found.t == 0.25
+
+
+def test_where_no_step_can_be_taken_theta_stays():
+    map = maps.Affine(1)
+    found = descent(map, lambda x: torch.full((len(x),), math.nan).double() * x.sum(1)).run(map.initial(0), 1e-3)
+    torch.testing.assert_close(found.theta, map.initial(0))
+    assert found.kl == []
