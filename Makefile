@@ -1,6 +1,7 @@
 # make demo   solve a flow on a fresh machine; writes results/demo.h5 and results/demo.png
 # make test   the whole test suite (PYTEST_ARGS="-m 'not slow'" for the quick part)
-# make docs   checks links and Python blocks of the documentation, builds the site in build/site
+# make site   builds the site of the documentation in build/site, without network; warnings are errors
+# make docs   the same, and its tests: links, search, every Python block, tutorials, a notebook, and in a browser (chromium)
 # make bench  speed: products, solves, growth, full runs; about ten minutes of one idle core, tables on the screen
 # make floors the quick tests on the oldest releases promised (floors.txt) and the oldest Python; make newest: on the newest
 #             of all (TORCH=2.13.0 takes that release of torch instead)
@@ -17,7 +18,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # one thread per process: two test processes already fill two cores, and bits must not depend on the thread count
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-faults floors newest lint format types docs bench dist clean
+.PHONY: demo test test-faults floors newest lint format types docs site bench dist clean
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,13 +67,11 @@ $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[docs]"
 	touch $@
 
-docs: $(VENV)/.docs
-	$(BIN)/python -m pytest -n 2 tests/docs
-	rm -rf build/docs
-	mkdir -p build/docs/results
-	cp -r README.md CHANGELOG.md CONTRIBUTING.md docs build/docs
-	cp results/*.md results/*.png build/docs/results
-	$(BIN)/mkdocs build --strict
+site: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m docs.tools.build
+
+docs: site
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/docs
 
 $(VENV)/.release: $(VENV)/.installed
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[release]"

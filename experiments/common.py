@@ -52,7 +52,7 @@ def cost(run: pwgf.Trajectory, t: float) -> str:
 def save(figure: Figure, name: str) -> None:
     """Writes a picture to results/NAME; one process of several does."""
     if parallel.world().rank == 0:
-        figure.savefig(RESULTS / name, dpi=150)
+        figure.savefig(RESULTS / name, dpi=150, bbox_inches="tight")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

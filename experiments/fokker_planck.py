@@ -10,7 +10,8 @@ figure 2): symmetric KL against the exact law at t = .5 and .9, beside the publi
     python -m experiments.fokker_planck styblinski-tang --c .5 --map convex-ridge \
         --dims 10 50 --times .05 .1 .16 .32 .48                # 7 minutes: deep wells that tear the law apart
 
-Each writes its trajectories and a picture drawn from them; runs that are there already are not repeated.
+Each writes its trajectories and a picture drawn from them, such as ornstein-uhlenbeck.png; runs that are there
+already are not repeated.
 """
 
 from __future__ import annotations

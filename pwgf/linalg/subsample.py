@@ -36,8 +36,7 @@ class SubsamplePCG(Conjugate):
         num_subsample: m; None takes about 750 rows, m = 750/d, but at least 50. Never above n or 1500 rows.
         shift: s in units of μ, > 0; above 1 because the subset's metric overrates its own directions.
 
-    Returns:
-        A `Solution` when called; `num_products` counts a product on the subset as m/n of one, rounded up.
+    The `num_products` of a `Solution` counts a product on the subset as m/n of one, rounded up.
 
     Example:
         >>> SubsamplePCG(num_subsample=50).name

@@ -38,7 +38,8 @@ class FlooredMeasure(PushedMeasure):
 
     Args:
         floor: in units of x over z; None: `FLOOR` times the median slope over these samples.
-        others, t: as for `PushedMeasure`.
+        *arguments: those of `PushedMeasure`.
+        t: time, as for `PushedMeasure`.
     """
 
     def __init__(self, *arguments: Any, floor: float | None = None, t: float | None = None) -> None:

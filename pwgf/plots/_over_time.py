@@ -97,7 +97,7 @@ def _energy(run: Trajectory, problem: Problem | None) -> Panel | str:
         exact = [problem.exact_energy(float(run.t[k])) for k in rows] if problem else [None]
         if all(value is not None for value in exact):
             panel.plot(run.t[rows], exact, "o", mfc="none", mec=EXACT, mew=1.3, ms=8, label="exact")
-        panel.set_ylabel("F")
+        panel.set_ylabel("F", labelpad=1)
         panel.legend()
 
     return draw

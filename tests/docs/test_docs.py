@@ -54,7 +54,7 @@ def test_links_resolve(page):
     assert broken(page) == []
 
 
-WITH_BLOCKS = [page for page in PAGES if BLOCK.search(text_of(page))]
+WITH_BLOCKS = [page for page in PAGES if BLOCK.search(text_of(page)) and page.name != "start.md"]  # see test_start.py
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,20 @@ def test_commands_run_and_a_figure_names_its_extra(folder, bin_folder):
     assert "drawing needs matplotlib" in figure.stderr and "pip install 'pwgf[plot]'" in figure.stderr
 
 
+def test_the_first_page_is_followed_outside_the_checkout(folder, bin_folder):
+    """After the last test that does without matplotlib."""
+    page = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    script, later = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
+    (folder / "valley.py").write_text(script, encoding="utf-8")
+    (folder / "later.py").write_text(later, encoding="utf-8")
+    python = bin_folder / "python"
+    succeeded(python, "-m", "pip", "install", "-c", CONSTRAINTS, "matplotlib", cwd=folder)
+    succeeded(python, "-W", "error", "-W", TORCH_ONLY, "valley.py", cwd=folder)
+    assert "Verdict: good" in succeeded(bin_folder / "pwgf", "info", "valley.h5", cwd=folder)
+    succeeded(python, "-W", "error", "-W", TORCH_ONLY, "later.py", cwd=folder)
+    assert (folder / "valley.png").stat().st_size > 0 and (folder / "density.png").stat().st_size > 0
+
+
 USERS_SCRIPT = """
 import torch
 import pwgf
