@@ -10,6 +10,7 @@ import numpy as np
 
 import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, SchemaError
+from pwgf.storage.axes import add_scales, name_axes
 from pwgf.storage.disk import TEMPORARY, Disk, Stream, in_memory
 from pwgf.storage.guard import DAMAGE, checked_path, walk
 from pwgf.storage.lock import lock_run
@@ -18,9 +19,7 @@ from pwgf.storage.meanings import explain
 from pwgf.storage.pieces import Piece
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import (
-    VECTORS,
     Digest,
-    add_scales,
     content_digest,
     create_rows,
     dataset_digest,
@@ -28,6 +27,7 @@ from pwgf.storage.schema import (
     put_attr,
     put_header,
     put_restart,
+    row_bytes,
 )
 
 PACKED = "packed.h5"  # in the folder of the parts, until it is whole
@@ -100,7 +100,7 @@ def write_packed(record: Record, path: str, status: str, disk: Disk, stem: str |
         StorageError: no room; what was at the path is still there.
         SchemaError: what is read is damaged, or what was written does not read back.
     """
-    needed = len(record) * 8 * (len(record.names) + 2 * record.num_params)
+    needed = len(record) * row_bytes(record.names, record.shapes)
     with disk.temporary(path, stem or path, needed) as temporary:
         disk.require(path, needed)
         stream = Stream(disk, temporary)
@@ -134,9 +134,10 @@ def _write(stream: Stream, record: Record, status: str) -> None:
         with new_file(stream, "trajectory", stamps) as file:
             put_header(file, record.header)
             put_restart(file, record.restart())
-            create_rows(file, names, record.num_params, len(record))
+            create_rows(file, names, record.shapes, len(record))
             add_scales(file, names, record.dim, record.num_params)
-            rows = {name: Digest(file[name].dtype, file[name].shape) for name in (*names, *VECTORS)}
+            name_axes(file, record.path)
+            rows = {name: Digest(file[name].dtype, file[name].shape) for name in (*names, *record.shapes)}
             start = 0
             for batch in record.iter_rows():
                 stop = start + len(batch["t"])
