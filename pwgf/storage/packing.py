@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +68,32 @@ def pack(path: str | os.PathLike) -> str:
         with contextlib.suppress(OSError):
             disk.remove_dir(parts_of(path))
     return path
+
+
+def set_result(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
+    """Puts what was made of a finished run into its file, in place of an earlier result.
+
+    The file is written anew as a whole, with the same rows: a reader sees it with the result or without. A run that is
+    resumed beyond its end loses its result, which belongs to the end.
+
+    Args:
+        path: of the run.
+        result: numbers, text and arrays of f8, f4, i8, u1 or bool by name.
+
+    Raises:
+        PathError, SchemaError, StorageError: as `pack`; what was at the path is still there.
+        ConfigError, ShapeError: a result that cannot be stored.
+    """
+    path, disk = pack(path), Disk()
+    lock = lock_run(path, disk)
+    try:
+        with in_memory(f"packing {path!r}"), open_record(path) as record:
+            record.header = dataclasses.replace(record.header, result=dict(result))
+            write_packed(record, path, record.status, disk, os.path.join(parts_of(path), PACKED))
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            disk.remove_dir(parts_of(path))
 
 
 def pack_record(record: Record, status: str, disk: Disk) -> None:

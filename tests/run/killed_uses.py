@@ -19,10 +19,13 @@ from tests.run.deaths import killed_after, shortest
 
 def samples(folder):
     """Samples and constants of N(2, 1)."""
-    found = sampling.sample(
+    path = os.path.join(folder, "run.h5")
+    made = sampling.sample(
         lambda x: -(x - 2).square().sum(-1) / 2, 1, 100, map=maps.Affine(1), tolerance=1e-4, num_samples=100,
-        out=os.path.join(folder, "run.h5"), resume=True, progress=False,
+        out=path, resume=True, progress=False,
     )  # fmt: skip
+    found = sampling.load(path)
+    np.testing.assert_array_equal(found.x, made.x)
     return [*found.x[:, 0].tolist(), found.log_z, found.ess, found.t, float(found.converged)]
 
 
