@@ -128,10 +128,7 @@ def sample(
     if polish:
         y = langevin(target, y, polish, seed=seed)
         log_rho = torch.full_like(log_rho, math.nan)
-    with torch.no_grad():
-        x, log_volume = target.coordinates(y)
-        log_w = target(y) - log_rho
-    x, log_density_at_x, log_w = x.cpu(), (log_rho - log_volume).cpu(), log_w.cpu()
+    x, log_density_at_x, log_w = _weighted(target, y, log_rho)
     estimates, end = constants(log_w), float(run.t[-1])
     found = Sampled(x, log_density_at_x, log_w, *estimates, watch.converged, end, run, target.coordinates, named)
     if run.path is not None:
@@ -219,6 +216,13 @@ def _pushed(map: PushForward, reference: Reference, theta: Tensor, z: Tensor) ->
     with torch.no_grad():
         parts = [PushedMeasure(map, reference, theta, part) for part in z.split(_CHUNK)]
         return torch.cat([rho.x for rho in parts]), torch.cat([rho.log_density for rho in parts])
+
+
+def _weighted(target: Target, y: Tensor, log_rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x(y), the log density of its law there and log weights, on the CPU, from log ρ at y."""
+    with torch.no_grad():
+        x, log_volume = target.coordinates(y)
+        return x.cpu(), (log_rho - log_volume).cpu(), (target(y) - log_rho).cpu()
 
 
 def _check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any, NoReturn
 
@@ -14,7 +13,7 @@ from .. import storage
 from ..errors import ConfigError, PWGFError
 from ..maps import PushForward
 from ..measures import Reference
-from ..parallel import world
+from ..run.results import read_result, store_result
 from ..run.trajectory import load as load_run
 from .coordinates import Coordinates, Linear
 from .found import Sampled
@@ -36,13 +35,13 @@ def store(found: Sampled, y: Tensor, path: str, settings: dict[str, Any]) -> Non
     """
     linear = isinstance(found.coordinates, Linear)
     name = "linear" if linear else _name(found.coordinates)
-    about = {"kind": _KIND, "names": list(found.names), "converged": found.converged, "coordinates": name, **settings}
-    result: dict[str, Any] = {"about": json.dumps(about), "y": y[:_NUM_POINTS].double().cpu().numpy()}
+    about = {"names": list(found.names), "converged": found.converged, "coordinates": name, **settings}
+    result: dict[str, Any] = {"y": y[:_NUM_POINTS].double().cpu().numpy()}
     result |= {name: getattr(found, name).double().numpy() for name in _ARRAYS}
     result |= {name: float(getattr(found, name)) for name in _NUMBERS}
     if linear:
         result |= {"centre": found.centre.numpy(), "scale": found.scale.numpy()}
-    world().on_first(lambda: storage.set_result(path, result))
+    store_result(path, _KIND, about, result)
 
 
 def load(
@@ -74,9 +73,7 @@ def load(
         True
     """
     path = storage.checked_path(path, "sampling.load(path)")
-    with storage.open_record(path) as record:
-        result = dict(record.result)
-        about = _about(result, path)
+    about, result = read_result(path, _KIND, f"sampling.load({path!r})")
     run = load_run(path, map=map, reference=reference)
     try:
         x, log_density, log_weights = (torch.from_numpy(np.array(result[name], np.float64)) for name in _ARRAYS)
@@ -96,20 +93,6 @@ def load(
         x, log_density, log_weights, bound, bound_stderr, log_z, log_z_stderr, ess, converged, float(run.t[-1]), run,
         chosen, names,
     )  # fmt: skip
-
-
-def _about(result: dict[str, Any], path: str) -> dict[str, Any]:
-    text = result.get("about")
-    try:
-        about = storage.load_json(text) if isinstance(text, str) else None
-    except ValueError as error:
-        raise storage.refused(path, f"its samples are damaged (result/about: {error})") from error
-    if not isinstance(about, dict) or about.get("kind") != _KIND:
-        raise ConfigError(
-            f"sampling.load({path!r}): expected the file of sampling.sample(…, out=…); this run has no samples. If it "
-            "was stopped before its end, call sample again with resume=True; read a run of pwgf.solve by pwgf.load."
-        )
-    return about
 
 
 def _coordinates(result: dict[str, Any], about: dict[str, Any], path: str) -> Coordinates:

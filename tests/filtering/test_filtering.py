@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import pwgf
-from pwgf import filtering, maps
-from pwgf.errors import ConfigError, ShapeError
+from pwgf import filtering, maps, storage
+from pwgf.errors import ConfigError, PathError, SchemaError, ShapeError
 from pwgf.filtering import Law, StateSpace, update
+from tests.storage.forging import forge, set_value
 
 TIMES, SEEN = [0.4, 1.0], [1.2, -0.3]
 
@@ -204,3 +206,49 @@ def test_an_observation_of_zero_likelihood(filter):
     )
     with pytest.raises(ConfigError, match="at t = 0.1 has zero likelihood at each of .* samples of the law"):
         filter(model, [0.1], [50.0])
+
+
+class Own(maps.Affine):
+    """A map that no file can rebuild."""
+
+
+@pytest.mark.parametrize(("map", "end"), [(maps.Affine(2), 1.5), (maps.Affine(2), None), (Own(2), None)])
+def test_a_filter_is_loaded_from_its_folder(tmp_path, map, end):
+    options = {"map": map, "end": end, "progress": False, "num_samples": 200, "num_eval": 200}
+    made = filtering.run(Linear().model(), TIMES, Linear.seen, out=tmp_path / "filter", **options)
+    found = filtering.load(tmp_path / "filter", map=map if isinstance(map, Own) else None)
+    assert (found.times, found.end, found.log_evidence) == (made.times, made.end, made.log_evidence)
+    assert torch.equal(found.law.theta, made.law.theta) and len(found.runs) == len(made.runs)
+    for mine, other in zip(found.predicted, made.predicted, strict=True):
+        assert torch.equal(mine.theta, other.theta)
+    for mine, other in zip(found.updates, made.updates, strict=True):
+        assert torch.equal(mine.law.theta, other.law.theta) and torch.equal(mine.law.sample(5), other.law.sample(5))
+        assert (mine.share, mine.kl_flow, mine.kl_fit) == (other.share, other.kl_flow, other.kl_fit)
+    with storage.open_record(tmp_path / "filter" / "flow-000.h5") as record:
+        mean, cov = found.updates[0].law.moments()
+        np.testing.assert_allclose(record.result["mean"], mean)
+        np.testing.assert_allclose(record.result["cov"], cov)
+
+
+def test_a_filter_that_was_stopped_is_not_loaded(tmp_path, monkeypatch):
+    def stop(*given, **options):
+        raise KeyboardInterrupt
+
+    options = {"map": maps.Affine(2), "progress": False, "num_samples": 200, "out": tmp_path}
+    with monkeypatch.context() as stopped:
+        stopped.setattr("pwgf.filtering.by_flow.update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            filtering.run(Linear().model(), TIMES, Linear.seen, **options)
+    with pytest.raises(ConfigError, match=r"expected the file of filtering\.run.*holds nothing of it.*resume=True"):
+        filtering.load(tmp_path)
+    made = filtering.run(Linear().model(), TIMES, Linear.seen, resume=True, **options)
+    assert torch.equal(filtering.load(tmp_path).law.theta, made.law.theta)
+    with pytest.raises(PathError, match="no such file"):
+        filtering.load(tmp_path / "nothing")
+
+
+def test_a_damaged_update_is_refused(tmp_path):
+    filtering.run(Linear().model(), TIMES[:1], Linear.seen[:1], map=maps.Affine(2), out=tmp_path, progress=False)
+    forge(str(tmp_path / "flow-000.h5"), lambda file: set_value(file, "result/theta", np.zeros(3)))
+    with pytest.raises(SchemaError, match=r"its update is damaged \(ValueError: theta has shape \(3,\)"):
+        filtering.load(tmp_path)

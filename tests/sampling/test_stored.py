@@ -125,7 +125,9 @@ def test_a_call_stopped_before_the_samples_are_stored_is_made_up_for(made, tmp_p
         stopped.setattr(storage, "set_result", stop)
         with pytest.raises(KeyboardInterrupt):
             sample(whiten="laplace", names=NAMES, out=path)
-    with pytest.raises(ConfigError, match=r"expected the file of sampling\.sample.*no samples.*resume=True"):
+    with pytest.raises(
+        ConfigError, match=r"expected the file of sampling\.sample.*this run holds nothing of it.*resume=True"
+    ):
         sampling.load(path)
     assert_equal(sample(whiten="laplace", names=NAMES, out=path, resume=True), made)
     assert_equal(sampling.load(path), made)
@@ -145,7 +147,7 @@ DAMAGES = [
     ("log_weights", np.zeros(7), "have other sizes than belong together"),
     ("y", np.zeros((2, 2)), "have other sizes than belong together"),
     ("log_z", "much", r"its samples are damaged \(ValueError"),
-    ("about", "{", r"its samples are damaged \(result/about"),
+    ("about", "{", r"its result is damaged \("),
     ("about", json.dumps({"kind": "sampling.sample", "names": 3}), r"its samples are damaged \(TypeError"),
 ]
 
@@ -245,5 +247,5 @@ def test_a_missing_arviz_is_named(made, monkeypatch):
 def test_a_run_of_solve_has_no_samples(tmp_path):
     scheme = pwgf.PWGF(pwgf.energies.Entropy(), maps.Affine(1), pwgf.Gaussian(1), num_samples=20, num_eval=20)
     pwgf.solve(scheme, [0.0, 0.1], out=tmp_path / "run.h5", progress=False)
-    with pytest.raises(ConfigError, match="this run has no samples"):
+    with pytest.raises(ConfigError, match="this run holds nothing of it"):
         sampling.load(tmp_path / "run.h5")
