@@ -23,7 +23,7 @@ from ..schemes import PWGF
 from ..schemes._arguments import in_standard_coordinates
 from .found import Filtered, Updated
 from .model import StateSpace, weighted_moments
-from .stored import flow_path, store
+from .stored import flow_path, store, store_table
 
 _PILOT_SAMPLES = 4000  # whose weighted moments give the start of an update
 _EFFECTIVE_PER_COORDINATE = 20  # effective ones of them that are enough
@@ -59,8 +59,8 @@ def run(
         end: the last time; None means that of the last observation.
         map: T; None means `ResidualMLP(dim)`.
         update_settings: of `update`.
-        out: folder for the flows, flow-000.h5, …, each with the update at its end, for `filtering.load(out)`; None
-            keeps them in memory.
+        out: folder for the flows, flow-000.h5, …, each with the update at its end, and for a table of them,
+            filter.h5; `filtering.load(out)` reads all of it. None keeps them in memory.
         resume: continue at the flow that was stopped; the updates are computed again.
         overwrite: replace existing flows.
         seed: of all randomness.
@@ -109,11 +109,10 @@ def run(
         chosen = {"seed": seed + len(runs), **(update_settings or {})}
         updates.append(update(predicted[-1], model.at(y), t=t, **chosen))
         law = updates[-1].law
-        store(runs[-1], law, updates[-1], t, is_last=t == end)
-    if end > now:
-        law = move(law, end)
-        store(runs[-1], law, None, end, is_last=True)
-    return Filtered(at, predicted, updates, end, law, runs)
+        store(runs[-1], updates[-1])
+    found = Filtered(at, predicted, updates, end, move(law, end) if end > now else law, runs)
+    store_table(out, found)
+    return found
 
 
 def predict(

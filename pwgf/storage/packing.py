@@ -73,8 +73,8 @@ def pack(path: str | os.PathLike) -> str:
 def set_result(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
     """Puts what was made of a finished run into its file, in place of an earlier result.
 
-    The file is written anew as a whole, with the same rows: a reader sees it with the result or without. A run that is
-    resumed beyond its end loses its result, which belongs to the end.
+    Unless it has this result already, the file is written anew as a whole, with the same rows: a reader sees it with
+    the new result or without. A run that is resumed beyond its end loses its result, which belongs to the end.
 
     Args:
         path: of the run.
@@ -88,12 +88,21 @@ def set_result(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
     lock = lock_run(path, disk)
     try:
         with in_memory(f"packing {path!r}"), open_record(path) as record:
+            if _same(record.result, result):
+                return
             record.header = dataclasses.replace(record.header, result=dict(result))
             write_packed(record, path, record.status, disk, os.path.join(parts_of(path), PACKED))
     finally:
         lock.release()
         with contextlib.suppress(OSError):
             disk.remove_dir(parts_of(path))
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two results are equal to the bit."""
+    arrays = ({name: np.asarray(value) for name, value in values.items()} for values in (one, other))
+    a, b = ({name: (x.dtype, x.shape, x.tobytes()) for name, x in known.items()} for known in arrays)
+    return a == b
 
 
 def pack_record(record: Record, status: str, disk: Disk) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import pwgf
 from pwgf import filtering, maps, storage
-from pwgf.errors import ConfigError, PathError, SchemaError, ShapeError
+from pwgf.errors import ConfigError, SchemaError, ShapeError
 from pwgf.filtering import Law, StateSpace, update
 from tests.storage.forging import forge, set_value
 
@@ -239,16 +239,48 @@ def test_a_filter_that_was_stopped_is_not_loaded(tmp_path, monkeypatch):
         stopped.setattr("pwgf.filtering.by_flow.update", stop)
         with pytest.raises(KeyboardInterrupt):
             filtering.run(Linear().model(), TIMES, Linear.seen, **options)
-    with pytest.raises(ConfigError, match=r"expected the file of filtering\.run.*holds nothing of it.*resume=True"):
+    with pytest.raises(
+        ConfigError, match=r"expected the folder of filtering\.run.*stopped before its end.*resume=True"
+    ):
         filtering.load(tmp_path)
     made = filtering.run(Linear().model(), TIMES, Linear.seen, resume=True, **options)
     assert torch.equal(filtering.load(tmp_path).law.theta, made.law.theta)
-    with pytest.raises(PathError, match="no such file"):
+    with pytest.raises(ConfigError, match="there is no filter"):
         filtering.load(tmp_path / "nothing")
+
+
+def test_a_filter_that_is_begun_anew_over_another_one_is_not_mixed_with_it(tmp_path, monkeypatch):
+    options = {"map": maps.Affine(2), "progress": False, "num_samples": 200, "out": tmp_path}
+    made = filtering.run(Linear().model(), TIMES, Linear.seen, **options)
+    shorter = filtering.run(Linear().model(), TIMES[:1], Linear.seen[:1], overwrite=True, **options)
+    found = filtering.load(tmp_path)  # though the second flow of the longer one is still there
+    assert torch.equal(found.law.theta, shorter.law.theta) and len(found.runs) == 1
+    again = filtering.run(Linear().model(), TIMES, Linear.seen, resume=True, **options)
+    assert torch.equal(filtering.load(tmp_path).law.theta, made.law.theta) and torch.equal(
+        again.law.theta, made.law.theta
+    )
+
+    def stop(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pwgf.filtering.by_flow.update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        filtering.run(Linear().model(), TIMES, Linear.seen, overwrite=True, **options)
+    with pytest.raises(ConfigError, match="stopped before its end"):
+        filtering.load(tmp_path)
 
 
 def test_a_damaged_update_is_refused(tmp_path):
     filtering.run(Linear().model(), TIMES[:1], Linear.seen[:1], map=maps.Affine(2), out=tmp_path, progress=False)
     forge(str(tmp_path / "flow-000.h5"), lambda file: set_value(file, "result/theta", np.zeros(3)))
-    with pytest.raises(SchemaError, match=r"its update is damaged \(ValueError: theta has shape \(3,\)"):
+    with pytest.raises(SchemaError, match=r"its update has parameters of shape \(3,\)"):
+        filtering.load(tmp_path)
+    forge(str(tmp_path / "flow-000.h5"), lambda file: file.__delitem__("result/theta"))
+    with pytest.raises(SchemaError, match=r"its update is damaged \(KeyError: 'theta'"):
+        filtering.load(tmp_path)
+    storage.write_table(tmp_path / "filter.h5", {"t": [0.5], "run_id": ["a"]}, {"num_updates": 5})
+    with pytest.raises(SchemaError, match="its table has 1 flows and 5 updates"):
+        filtering.load(tmp_path)
+    storage.write_table(tmp_path / "filter.h5", {"x": [0.5]}, {})
+    with pytest.raises(SchemaError, match=r"its table is none of a filter \(KeyError: 't'"):
         filtering.load(tmp_path)

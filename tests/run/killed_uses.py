@@ -34,10 +34,12 @@ def filtered(folder):
     model = filtering.StateSpace(
         lambda x: x.square().sum(-1) / 2, lambda y, x: -(x - y).square().sum(-1) / 2, pwgf.Gaussian(1)
     )
-    found = filtering.run(
+    made = filtering.run(
         model, [0.5, 1.0], [1.0, 0.5], end=1.2, map=maps.Affine(1), num_samples=100, out=folder, resume=True,
         progress=False,
     )  # fmt: skip
+    found = filtering.load(folder)
+    np.testing.assert_array_equal(found.law.theta, made.law.theta)
     return [*found.law.theta.tolist(), found.log_evidence, *(update.kl_fit for update in found.updates)]
 
 

@@ -25,6 +25,9 @@ def test_a_result_comes_back_and_is_replaced(tmp_path):
     check_rows(record, 5, 5)
     check_rows(reader, 5, 5)  # reads on
     assert record.complete and record.run_id == before.run_id and os.listdir(tmp_path) == ["run.h5"]
+    number = os.stat(path).st_ino
+    set_result(path, RESULT)
+    assert os.stat(path).st_ino == number  # not written again
     set_result(path, OTHER)
     same(dict(open_record(path).result), OTHER)
 
