@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import distances
 from ..checks import as_tensor, plain_numbers
 from ..errors import ConfigError
-from ..maps import ResidualMLP
+from ..maps import ConvexRidge
 from ..maps.base import PushForward
 from ..measures import Gaussian, PushedLaw
 from ..schemes._arguments import in_standard_coordinates
@@ -59,11 +59,11 @@ def from_samples(
     A fifth of the samples is kept aside, and measures how far the law lies from the data. The law of clusters apart
     keeps some mass between them; a wider map reduces the error.
 
-    Cost: that of `fit`, 17 CPU seconds for 1600 samples of two moons.
+    Cost: that of `fit`; 10 CPU seconds for 2000 samples of two moons.
 
     Args:
         x: (n,d) samples, a tensor or an array, n ≥ 20.
-        map: T; None means `ResidualMLP(d, width=32, depth=2)`.
+        map: T; None means `ConvexRidge(d, width=64)`, which cannot fold.
         seed: of all randomness.
         progress: as in `solve`.
         options: of `fit`.
@@ -86,7 +86,7 @@ def from_samples(
     x = x[torch.randperm(len(x), generator=generator)]
     test, seen = x[: int(_TEST_SHARE * len(x))], x[int(_TEST_SHARE * len(x)) :]
     reference = Gaussian(x.shape[1], seen.mean(0), torch.cov(seen.T).reshape(x.shape[1], -1))
-    map = ResidualMLP(x.shape[1], width=32, depth=2) if map is None else map
+    map = ConvexRidge(x.shape[1], width=64) if map is None else map
     map = in_standard_coordinates(map, reference)
     found = fit(map, reference, seen, seed=seed, progress=progress, **options)
     law = PushedLaw(map, reference, found.theta)
