@@ -85,6 +85,29 @@ def test_a_damaged_chunk_of_samples_is_found(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("shape", [(3, 40, 3), (2, 40, 2), (3, 80), (3,)])
+def test_samples_of_another_shape_than_the_rows_are_refused(tmp_path, shape):
+    path = solved(out=tmp_path / "run.h5").path
+    forge(path, lambda file: set_value(file, "samples", np.zeros(shape)))
+    with pytest.raises(pwgf.SchemaError, match="'samples' is float64 .* where float64 .* was expected"):
+        pwgf.load(path)
+
+
+def test_every_row_has_samples_or_none_has(tmp_path):
+    header = storage.Header({}, [], {}, dim=2, num_params=1)
+    row = {"theta": np.ones(1), "theta_dot": np.ones(1), "samples": np.zeros((5, 2))}
+    with storage.Writer.create(tmp_path / "run.h5", header) as writer:
+        writer.append({"t": 0.0, **row}, {"dt": 0.1})
+        with pytest.raises(pwgf.ConfigError, match=r"in every row; missing \['samples'\]"):
+            writer.append({"t": 1.0, "theta": np.ones(1), "theta_dot": np.ones(1)}, {"dt": 0.1})
+        with pytest.raises(pwgf.ShapeError, match=r"needs shape \(5, 2\) at 'samples'; got \(4, 2\)"):
+            writer.append({"t": 1.0, **row, "samples": np.zeros((4, 2))}, {"dt": 0.1})
+        writer.append({"t": 1.0, **row}, {"dt": 0.1})
+    with storage.open_record(tmp_path / "run.h5") as record:
+        assert record.shapes["samples"] == (5, 2) and record.names == ("t",)
+        assert [batch["samples"].shape for batch in record.iter_rows(batch=1)] == [(1, 5, 2)] * 2
+
+
 def test_the_command_line_stores_them_too(tmp_path, capsys):
     path = tmp_path / "run.h5"
     options = "--map affine --end-time 0.1 --num-rows 2 --num-samples 60 --num-eval 60 --store-samples 7"

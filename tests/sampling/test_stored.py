@@ -85,6 +85,8 @@ def test_the_file_says_what_was_sampled(made):
         assert data["x"].attrs["units"] == "units of x" and data["log_z"].attrs["long_name"] == "log Z"
         np.testing.assert_array_equal(data["x"], made.x)
         assert float(data["log_z"]) == made.log_z
+        generic = storage.meaning("result/unknown").description
+        assert [name for name in data.data_vars if data[name].attrs["description"] == generic] == []
 
 
 @pytest.mark.parametrize("polish", [0, 3])
