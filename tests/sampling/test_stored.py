@@ -13,7 +13,7 @@ import torch
 import xarray
 
 import pwgf
-from pwgf import maps, sampling, storage
+from pwgf import cli, maps, sampling, storage
 from pwgf.errors import ConfigError, SchemaError
 from pwgf.sampling import Sampled, Summary
 from tests.storage.forging import forge, set_value
@@ -251,3 +251,12 @@ def test_a_run_of_solve_has_no_samples(tmp_path):
     pwgf.solve(scheme, [0.0, 0.1], out=tmp_path / "run.h5", progress=False)
     with pytest.raises(ConfigError, match="this run holds nothing of it"):
         sampling.load(tmp_path / "run.h5")
+
+
+def test_the_command_line_tells_the_constant(made, capsys):
+    assert cli.main(["info", made.run.path]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Result, sampling.sample: ")]
+    assert f"log_z {made.log_z:.4g}" in line and "ess 1" in line
+    assert cli.main(["info", made.run.path, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert result["log_z"] == made.log_z and result["about"]["names"] == NAMES
