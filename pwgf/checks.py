@@ -209,6 +209,11 @@ def as_float64(value: Any, expected: str) -> Tensor:
         raise ConfigError(f"{expected}; got {value!r:.60}, which is not made of numbers.") from error
 
 
+def as_tensor(value: Any) -> Any:
+    """A NumPy array of numbers as a tensor of its own; anything else as it is, for the checks that follow."""
+    return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+
+
 def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
     """log ρ(x), (n,d) → (n,), −∞ in rows that are infinite, where no law has mass; `log_density` sees the others."""
     finite = ~x.isinf().reshape(len(x), -1).any(1)

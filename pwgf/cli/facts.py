@@ -39,13 +39,24 @@ def read(path: str, problem: Callable[[Trajectory], Problem | None] = accuracy.p
     """
     run = load(path)
     with storage.open_record(path) as record:
-        status = record.status
+        status, result = record.status, _result(record)
     try:
         exact = problem(run)
         error = error_facts(run, exact)
     except ConfigError as reason:  # a user's own map, or a problem of their own: the columns can still be told
         error = {"error": None, "error_unknown": f"not measured ({reason}{_hint(run)})"}
-    return {"file": path, "kind": "run", "status": status, **facts(run, status), **error}
+    return {"file": path, "kind": "run", "status": status, **facts(run, status), **error, "result": result}
+
+
+def _result(record: storage.Record) -> Facts | None:
+    """The numbers of what was made of the run after its end, and what they are about; None where nothing was."""
+    values = dict(record.result)
+    try:
+        about = storage.load_json(str(values.pop("about", "{}")))
+    except ValueError as error:
+        raise storage.refused(record.path, f"its result is damaged ({error})") from error
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+    return {"about": about, **numbers} if values else None
 
 
 def _hint(run: Trajectory) -> str:

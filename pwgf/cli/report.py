@@ -44,7 +44,7 @@ def lines(found: Facts) -> list[str]:
     """All that `pwgf info` says of a run."""
     warnings = [f"Warning: {line}" for line in found["warnings"]] or ["Warnings: none"]
     head = [f"{found['file']}: {found['status']}", *about(found), *energy_lines(found), *quality_lines(found)]
-    return [*head, *error_lines(found), *warnings]
+    return [*head, *error_lines(found), *result_lines(found), *warnings]
 
 
 def about(found: Facts) -> list[str]:
@@ -94,6 +94,16 @@ def quality_lines(found: Facts) -> list[str]:
     if found["fold_fraction"] is not None:
         said.append(f"Folded samples: at most {100 * found['fold_fraction']:.2g} %")
     return said
+
+
+def result_lines(found: Facts) -> list[str]:
+    """The numbers of what was made of the run, such as log Z of its samples."""
+    if found["result"] is None:
+        return []
+    result = {name: value for name, value in found["result"].items() if name != "about"}
+    about = found["result"]["about"]
+    kind = about.get("kind", "of another program") if isinstance(about, dict) else "of another program"
+    return [f"Result, {kind}: {', '.join(f'{name} {value:.4g}' for name, value in result.items())}"]
 
 
 def error_lines(found: Facts) -> list[str]:

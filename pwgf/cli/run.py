@@ -64,7 +64,7 @@ def solved(settings: Run, what: Posed, out: str) -> Trajectory:
             raise ConfigError(f"pwgf run --threads needs an integer ≥ 1; got {settings.threads}.")
         torch.set_num_threads(settings.threads)
     scheme, times = planned(settings, what)
-    same = ("seed", "resume", "overwrite", "max_seconds", "max_steps")
+    same = ("seed", "resume", "overwrite", "max_seconds", "max_steps", "store_samples")
     to: dict[str, Any] = {name: getattr(settings, name) for name in same}
     source = {"problem": settings.problem} if is_own(settings.problem) else None
     return solve(scheme, times, out=out, problem=what.recorded, metadata=source, **to)

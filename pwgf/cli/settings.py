@@ -83,6 +83,8 @@ class Run:
     """replace the run at --out"""
     max_seconds: float | None = None
     """stop after so many seconds of wall time; --resume continues (None: no limit)"""
+    store_samples: int | None = None
+    """samples of the law that every row holds, for programs without pwgf (None: none)"""
     max_steps: int | None = None
     """stop after so many steps; --resume continues (None: no limit)"""
     given: Given = field(default_factory=dict)

@@ -7,10 +7,11 @@ import importlib
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import Constants, check_integer, entries_at_once, is_real, plain_numbers
+from ..checks import Constants, as_tensor, check_integer, entries_at_once, is_real, plain_numbers
 from ..errors import ConfigError, ShapeError, nearest
 from ..measures import Sampled
 from .base import Energy, Once, shares
@@ -29,8 +30,8 @@ class ToSamples(Energy):
 
     pairwise = True
 
-    def __init__(self, y: Tensor) -> None:
-        call = type(self).__name__
+    def __init__(self, y: Tensor | np.ndarray) -> None:
+        call, y = type(self).__name__, as_tensor(y)
         if not isinstance(y, Tensor) or y.ndim != 2 or len(y) < 2 or not y.is_floating_point():
             got = f"{tuple(y.shape)}, {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
             raise ShapeError(f"{call}(y) needs floating-point samples of shape (m, d) with m ≥ 2; got {got}.")
@@ -118,7 +119,7 @@ class MMD(ToSamples):
     e^{−|x−y|²/2h²}, which is negligible beyond a few h. Otherwise O(n(n+m)d) in blocks of bounded memory.
 
     Args:
-        y: (m,d) samples.
+        y: (m,d) samples, a tensor or an array.
         kernel: "energy" or "gaussian".
         bandwidth: h > 0 in units of x; None means the median distance within (at most 1000 of) y.
 
@@ -137,7 +138,7 @@ class MMD(ToSamples):
     """
 
     @plain_numbers
-    def __init__(self, y: Tensor, kernel: str = "energy", *, bandwidth: float | None = None) -> None:
+    def __init__(self, y: Tensor | np.ndarray, kernel: str = "energy", *, bandwidth: float | None = None) -> None:
         super().__init__(y)
         if kernel not in ("energy", "gaussian"):
             hint = nearest(kernel, ["energy", "gaussian"]) if isinstance(kernel, str) else ""
@@ -216,7 +217,7 @@ class SlicedW2(ToSamples):
     quantile function that ranks with x: O(L(n+m) log(n+m)). The directions are random orthonormal frames, frozen.
 
     Args:
-        y: (m,d) samples.
+        y: (m,d) samples, a tensor or an array.
         num_directions: L ≥ 1; some multiple of d.
         seed: of the directions.
 
@@ -230,7 +231,7 @@ class SlicedW2(ToSamples):
     """
 
     @plain_numbers
-    def __init__(self, y: Tensor, num_directions: int = 128, seed: int = 0) -> None:
+    def __init__(self, y: Tensor | np.ndarray, num_directions: int = 128, seed: int = 0) -> None:
         super().__init__(y)
         for name, value, least in (("num_directions", num_directions, 1), ("seed", seed, 0)):
             check_integer(value, name, "SlicedW2", least=least)
@@ -282,7 +283,7 @@ class Sinkhorn(ToSamples):
     O((n² + nm + m²)d) times the number of annealing steps, about log(extent/blur)/log(1/scaling), in memory O(n² + nm).
 
     Args:
-        y: (m,d) samples.
+        y: (m,d) samples, a tensor or an array.
         blur: √ε > 0, in units of x: finer details are not resolved.
         scaling: in (0, 1), ratio of annealing; nearer to 1 is more accurate and slower. Velocities were 9, 3, .5 and
             .1 % off the derivative of the value at .8, .95, .99 and .998.
@@ -296,7 +297,7 @@ class Sinkhorn(ToSamples):
     """
 
     @plain_numbers
-    def __init__(self, y: Tensor, blur: float = 0.05, scaling: float = 0.9) -> None:
+    def __init__(self, y: Tensor | np.ndarray, blur: float = 0.05, scaling: float = 0.9) -> None:
         super().__init__(y)
         if not (is_real(blur) and blur > 0):
             raise ConfigError(f"Sinkhorn(blur=…) must be a positive length in units of x; got {blur!r}.")

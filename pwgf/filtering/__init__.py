@@ -7,8 +7,10 @@ from ..measures import PushedLaw as Law
 from ..oracles.bootstrap import Particles, particles
 from ..oracles.grid_filter import finite_volumes
 from ..oracles.kalman import kalman
-from .by_flow import Filtered, Updated, predict, run, update
+from .by_flow import predict, run, update
+from .found import Filtered, Updated
 from .model import StateSpace
+from .stored import load
 
 __all__ = [
     "Filtered",
@@ -18,6 +20,7 @@ __all__ = [
     "Updated",
     "finite_volumes",
     "kalman",
+    "load",
     "particles",
     "predict",
     "run",

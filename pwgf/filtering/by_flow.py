@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,59 +21,15 @@ from ..run.solve import solve
 from ..run.trajectory import Trajectory
 from ..schemes import PWGF
 from ..schemes._arguments import in_standard_coordinates
+from .found import Filtered, Updated
 from .model import StateSpace, weighted_moments
+from .stored import flow_path, store, store_table
 
 _PILOT_SAMPLES = 4000  # whose weighted moments give the start of an update
 _EFFECTIVE_PER_COORDINATE = 20  # effective ones of them that are enough
 _TAIL_FACTOR = 1.6  # by which a sixth of the points of the least squares lie further out
 _FIT_TOLERANCE = 1e-8  # mean square misfit, as a share of the spread, at which the least squares stop
 _CHUNK = 2000
-
-
-@dataclass(frozen=True)
-class Updated:
-    """A law after an observation.
-
-    Args:
-        law: the new law.
-        log_evidence, log_evidence_stderr: log ∫p(y|x) dρ(x) by importance sampling, with its standard error.
-        share: effective share of the samples of the previous law; small where the observation is improbable under it.
-        kl_flow: KL(ρ|posterior) at the end of the flow towards the posterior, nats, estimated from above.
-        kl_fit: KL between that law and the law of the one map that replaces it, nats.
-    """
-
-    law: PushedLaw
-    log_evidence: float
-    log_evidence_stderr: float
-    share: float
-    kl_flow: float
-    kl_fit: float
-
-
-@dataclass(frozen=True)
-class Filtered:
-    """What `run` returns.
-
-    Args:
-        times: of the observations.
-        predicted: the laws just before each observation.
-        updates: the result of each observation; `updates[k].law` is the law just after it.
-        end: the last time.
-        law: the law at `end`.
-        runs: the flows between observations, in times that begin at 0 for each.
-    """
-
-    times: list[float]
-    predicted: list[PushedLaw]
-    updates: list[Updated]
-    end: float
-    law: PushedLaw
-    runs: list[Trajectory] = field(repr=False)
-
-    @property
-    def log_evidence(self) -> float:
-        """log p(y_1, …, y_K)."""
-        return sum(update.log_evidence for update in self.updates)
 
 
 def run(
@@ -104,8 +59,9 @@ def run(
         end: the last time; None means that of the last observation.
         map: T; None means `ResidualMLP(dim)`.
         update_settings: of `update`.
-        out: folder for the flows, flow-000.h5, …; None keeps them in memory.
-        resume: continue at the flow that was stopped; the updates, which no file holds, are computed again.
+        out: folder for the flows, flow-000.h5, …, each with the update at its end, and for a table of them,
+            filter.h5; `filtering.load(out)` reads all of it. None keeps them in memory.
+        resume: continue at the flow that was stopped; the updates are computed again.
         overwrite: replace existing flows.
         seed: of all randomness.
         progress: as in `solve`.
@@ -141,7 +97,7 @@ def run(
     now = 0.0
 
     def move(law: PushedLaw, to: float) -> PushedLaw:
-        path = None if out is None else Path(out) / f"flow-{len(runs):03d}.h5"
+        path = None if out is None else flow_path(out, len(runs))
         there: dict[str, Any] = {"out": path, "resume": resume, "overwrite": overwrite}
         law, flow = predict(model, law, to - now, **there, seed=seed + len(runs), progress=progress, **settings)
         runs.append(flow)
@@ -153,7 +109,10 @@ def run(
         chosen = {"seed": seed + len(runs), **(update_settings or {})}
         updates.append(update(predicted[-1], model.at(y), t=t, **chosen))
         law = updates[-1].law
-    return Filtered(at, predicted, updates, end, move(law, end) if end > now else law, runs)
+        store(runs[-1], updates[-1])
+    found = Filtered(at, predicted, updates, end, move(law, end) if end > now else law, runs)
+    store_table(out, found)
+    return found
 
 
 def predict(

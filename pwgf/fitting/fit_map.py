@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_number, check_theta0, plain_numbers, private
+from ..checks import as_tensor, check_integer, check_number, check_theta0, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
@@ -41,7 +42,7 @@ class Fit(NamedTuple):
 def fit(
     map: PushForward,
     reference: Reference,
-    target: Tensor | Callable[[Tensor], Tensor],
+    target: Tensor | np.ndarray | Callable[[Tensor], Tensor],
     *,
     theta0: Tensor | None = None,
     batch_size: int = 1000,
@@ -64,7 +65,7 @@ def fit(
 
     Args:
         map, reference: T and λ.
-        target: samples (n,d) float, n ≥ 2, or a function log π, (n,d) → (n,), normalised or not.
+        target: samples (n,d) float, a tensor or an array, n ≥ 2, or a function log π, (n,d) → (n,), normalised or not.
         theta0: start (p,); None means `map.initial(seed)`. The fit is made where the samples lie, or else θ₀.
         batch_size: samples of an Adam iteration; L-BFGS on a log density takes ten times as many.
         learning_rate: of Adam, > 0.
@@ -88,6 +89,7 @@ def fit(
         >>> bool((found.theta[1] - x.mean()).abs() < 1e-4)
         True
     """
+    target = as_tensor(target)
     settings = {"batch_size": batch_size, "patience": patience}
     _check_settings(map, reference, learning_rate, max_iterations, polish, held_out, settings)
     generator = torch.Generator().manual_seed(seed)

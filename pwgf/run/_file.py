@@ -25,7 +25,7 @@ class FileRows:
     """
 
     def __init__(self, record: storage.Record) -> None:
-        self.path, self.config, self.names = record.path, record.config, record.names
+        self.path, self.config, self.names, self.shapes = record.path, record.config, record.names, record.shapes
         self._run_id, self._count = record.run_id, len(record)
         self._columns = {"t": record.column("t")}
         self._kept: dict[int, dict[str, np.ndarray]] = {}  # rows of θ and θ̇

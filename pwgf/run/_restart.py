@@ -17,7 +17,7 @@ from ._stored import checked_restart
 def state_to_restart(state: State, fingerprint: np.ndarray) -> dict[str, Any]:
     """A state as plain arrays and numbers, for the store."""
     plain: dict[str, Any] = {
-        "t": float(state.t), "dt": float(state.dt), "theta": state.theta.detach().cpu().numpy(),
+        "time": float(state.t), "dt": float(state.dt), "theta": state.theta.detach().cpu().numpy(),
         "theta_dot": state.theta_dot.detach().cpu().numpy(), "rng": state.rng.numpy(),
         "counters": json.dumps(dict(state.counters)), "fingerprint": np.asarray(fingerprint, dtype=np.float64),
     }  # fmt: skip
@@ -35,10 +35,10 @@ def restart_to_state(plain: Mapping[str, Any], dtype: torch.dtype, device: str =
     own = {name.removeprefix("extra_"): np.array(plain[name]) for name in plain if name.startswith("extra_")}
     extra = {name: torch.from_numpy(value).to(device) for name, value in own.items()}
     return State(
-        t=float(plain["t"]),
+        t=plain["time"],
         theta=tensor("theta"),
         theta_dot=tensor("theta_dot"),
-        dt=float(plain["dt"]),
+        dt=plain["dt"],
         rng=torch.from_numpy(np.array(plain["rng"], dtype=np.uint8)),
         counters=plain["counters"],
         extra=extra,

@@ -63,6 +63,7 @@ _CONFIG: dict[str, tuple[Callable[[Any], bool], str]] = {
     "times": (_times, "increasing numbers"),
     "seed": (lambda value: is_integer(value) and 0 <= value < 2**63, "an integer in [0, 2⁶³)"),
     "problem": (_absent_or(_named), "settings with a name"),
+    "store_samples": (_absent_or(_count), "an integer ≥ 1"),
     "metadata": (_absent_or(lambda value: isinstance(value, dict)), "a dictionary"),
     "description": (_absent_or(_named), "a description with a name"),
 }
@@ -178,7 +179,7 @@ def checked_restart(plain: Mapping[str, Any]) -> dict[str, Any]:
     try:
         theta, theta_dot, rng = (np.asarray(plain[name]) for name in ("theta", "theta_dot", "rng"))
         counters = storage.load_json(plain["counters"])
-        t, dt = float(plain["t"]), float(plain["dt"])
+        t, dt = float(plain["time" if "time" in plain else "t"]), float(plain["dt"])  # "t": in files of version 0.1
         fits = theta.ndim == 1 and theta.shape == theta_dot.shape and theta.dtype.kind == theta_dot.dtype.kind == "f"
         fits = fits and bool(np.isfinite(theta).all() and np.isfinite(theta_dot).all())
         fits = fits and math.isfinite(t) and dt >= 0 and rng.dtype == np.uint8 and rng.shape == (RNG_BYTES,)
@@ -188,7 +189,7 @@ def checked_restart(plain: Mapping[str, Any]) -> dict[str, Any]:
         fits = fits and all(isinstance(value, np.ndarray) for value in own)
         if fits:
             torch.Generator().set_state(torch.from_numpy(np.array(rng)))
-            return {**plain, "counters": counters}
+            return {**plain, "counters": counters, "time": t, "dt": dt}
         why = "its values have other types, sizes or ranges"
     except MISFITS as error:
         why = f"{type(error).__name__}: {error}"

@@ -27,9 +27,9 @@ class Exports:
     def to_xarray(self: Any) -> Any:
         """All columns as an `xarray.Dataset` over t (needs the extra `xarray`), with their names and units."""
         xarray = _xarray("to_xarray()")
-        scalars = {name: ("t", self[name]) for name in self.names if name not in ("t", "theta", "theta_dot")}
-        vectors = {name: (("t", "param"), self[name]) for name in ("theta", "theta_dot")}
-        found = xarray.Dataset({**scalars, **vectors}, coords={"t": self.t}, attrs={"config": json.dumps(self.config)})
+        axes = {"theta": ("t", "param"), "theta_dot": ("t", "param"), "samples": ("t", "sample", "dim")}
+        columns = {name: (axes.get(name, "t"), self[name]) for name in self.names if name != "t"}
+        found = xarray.Dataset(columns, coords={"t": self.t}, attrs={"config": json.dumps(self.config)})
         for name in found.variables:
             found[name].attrs.update(storage.attributes(name))
         return found

@@ -19,6 +19,7 @@ from ..parallel import world
 from ..schemes import Scheme, ask
 from ..state import Info, State
 from ._restart import state_to_restart
+from ._samples import RowSamples
 from .progress import Progress
 from .signals import Signals
 from .spec import Times, check_times
@@ -116,6 +117,7 @@ class Loop:
         signals: flag of the signal received.
         span: the initial and the last time of the run.
         spent: seconds of wall time and of CPU that earlier parts of the run took.
+        samples: which rows hold; None for none.
     """
 
     def __init__(
@@ -126,11 +128,13 @@ class Loop:
         signals: Signals,
         span: tuple[float, float],
         spent: tuple[float, float] = (0.0, 0.0),
+        samples: RowSamples | None = None,
     ) -> None:
         self.scheme = scheme
         self.store = store
         self.options = options
         self.signals = signals
+        self.samples = samples
         self.span = span
         self.group = world()
         self.watch = ask(scheme, "watch")(span)
@@ -223,6 +227,8 @@ class Loop:
         plain.update(
             t=state.t, wall_time=time.monotonic() - self.began, cpu_time=self.cpu_spent + float(self.group.sum(cpu))
         )
+        if self.samples is not None:
+            plain["samples"] = self.samples(state)
         self.store.append(plain, state_to_restart(state, self.scheme.fingerprint(state)))
         self.last_row = state.t
         self.saved = time.monotonic()

@@ -18,6 +18,11 @@ class Source(Protocol):
         """Scalar columns."""
         ...
 
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the arrays of a row by name."""
+        ...
+
     def __len__(self) -> int: ...
 
     def column(self, name: str) -> np.ndarray:
@@ -25,7 +30,7 @@ class Source(Protocol):
         ...
 
     def vector(self, name: str, k: int) -> np.ndarray:
-        """Row k of theta or theta_dot, (p,)."""
+        """Row k of theta or theta_dot, (p,), or of samples, (n,d)."""
         ...
 
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:
@@ -55,6 +60,11 @@ class Memory:
         """Scalar columns."""
         return tuple(name for name, value in self._rows[0].items() if np.ndim(value) == 0)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays of a row by name."""
+        return {name: np.shape(value) for name, value in self._rows[0].items() if np.ndim(value) > 0}
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -63,7 +73,7 @@ class Memory:
         return np.array([row[name] for row in self._rows], dtype=np.float64)
 
     def vector(self, name: str, k: int) -> np.ndarray:
-        """Row k of theta or theta_dot, (p,)."""
+        """Row k of theta or theta_dot, (p,), or of samples, (n,d)."""
         return np.asarray(self._rows[k][name], dtype=np.float64)
 
     def iter_rows(self, batch: int = 64) -> Iterator[dict[str, np.ndarray]]:

@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..schemes.base import stored_config, tensor_config
 from ..state import State
 from ._file import FileRows
 from ._one_writer import OneWriter
+from ._samples import RowSamples
 from .identity import identity_of
 from .loop import Callback, Loop, Options
 from .memory import Memory
@@ -50,6 +51,7 @@ def solve(
     max_seconds: float | None = None,
     max_steps: int | None = None,
     metadata: Mapping[str, Any] | None = None,
+    store_samples: int | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
     problem: Any = None,
@@ -72,6 +74,8 @@ def solve(
         max_steps: the same for the steps (`scheme.step`) of this call.
         metadata: your own entries, JSON values by name, stored as `run.config["metadata"]`; a resumed run keeps those
             with which it began.
+        store_samples: number n of samples of ρ_t that every row holds, `run["samples"]` (T,n,d), for programs without
+            pwgf. They are those of `run.sample(t, n)`.
         callbacks: each is called as f(state, info) after every step, with a state of its own; True (also NumPy's or
             torch's) stores a row and ends the run, None or False goes on, anything else is refused.
         progress: show progress; None means yes unless `PWGF_PROGRESS=0`.
@@ -92,7 +96,7 @@ def solve(
     options = Options(checkpoint_seconds, callbacks, progress, max_seconds, max_steps)
     t = check_times(times)
     start = _checked_start(scheme, start, t)
-    spec = RunSpec.of(scheme, t, seed, problem, start, metadata)
+    spec = RunSpec.of(scheme, t, seed, problem, start, metadata, store_samples)
     path = None if out is None else storage.checked_path(out, "solve(out=…)")
     if resume and path is None:
         raise ConfigError("solve(resume=True) needs the file to resume: solve(…, out='results/run.h5', resume=True).")
@@ -169,8 +173,9 @@ def _in_memory(scheme: Scheme, spec: RunSpec, start: State | None, options: Opti
     """The run without a file; if it fails, the error carries its rows."""
     memory = Memory(spec.to_config())
     state, times = _first(scheme, spec, start)
+    samples = None if spec.store_samples is None else RowSamples(scheme, spec.store_samples)
     try:
-        Loop(scheme, memory, options, signals, spec.span).run(state, times)
+        Loop(scheme, memory, options, signals, spec.span, samples=samples).run(state, times)
     except PWGFError as error:
         if len(memory):
             error.run = Trajectory(memory, scheme)
@@ -188,6 +193,7 @@ class _Way(NamedTuple):
         open: returns the writer; None where nothing remains to be done.
         spent: seconds of wall time and of CPU so far.
         header: replaces the stored one, which lacks times that were added.
+        samples: which rows hold; None for none.
     """
 
     state: State
@@ -196,6 +202,7 @@ class _Way(NamedTuple):
     open: Callable[[], storage.Writer] | None
     spent: tuple[float, float] = (0.0, 0.0)
     header: storage.Header | None = None
+    samples: RowSamples | None = None
 
 
 def _begun(scheme: Scheme, spec: RunSpec, start: State | None, out: str, replace: bool, max_cost: float | None) -> _Way:
@@ -203,7 +210,8 @@ def _begun(scheme: Scheme, spec: RunSpec, start: State | None, out: str, replace
     state, times = _first(scheme, spec, start)
     header = _header(scheme, spec, state)
     create = functools.partial(storage.Writer.create, out, header, overwrite=replace, max_cost=max_cost)
-    return _Way(state, times, spec.span, create)
+    samples = None if spec.store_samples is None else RowSamples(scheme, spec.store_samples)
+    return _Way(state, times, spec.span, create, samples=samples)
 
 
 def _continued(scheme: Scheme, spec: RunSpec, out: str, max_cost: float | None) -> _Way:
@@ -223,6 +231,7 @@ def _continued(scheme: Scheme, spec: RunSpec, out: str, max_cost: float | None) 
             "resuming on %s a run begun on %s: results may differ in the last bits", spec.device, stored.begun_on
         )
     header = _header(scheme, stored.spec, stored.state) if stored.grown else None
+    samples = None if spec.store_samples is None else RowSamples(scheme, spec.store_samples, _rows(out))
     return _Way(
         stored.state,
         stored.times,
@@ -230,7 +239,15 @@ def _continued(scheme: Scheme, spec: RunSpec, out: str, max_cost: float | None) 
         lambda: storage.Writer.resume(out, max_cost=max_cost)[0],
         stored.spent,
         header,
+        samples,
     )
+
+
+def _rows(out: str) -> Iterator[tuple[float, torch.Tensor]]:
+    """t and θ of all rows of a file; nothing is read before the first is asked for."""
+    with storage.open_record(out) as record:
+        for k, t in enumerate(record.column("t")):
+            yield float(t), torch.from_numpy(record.vector("theta", k))
 
 
 def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Signals) -> Trajectory:
@@ -241,7 +258,7 @@ def _in_file(scheme: Scheme, way: _Way, out: str, options: Options, signals: Sig
         with OneWriter(world(), way.open) as writer:
             if way.header is not None:
                 writer.update_header(way.header)
-            ended = Loop(scheme, writer, options, signals, way.span, way.spent).run(way.state, way.times)
+            ended = Loop(scheme, writer, options, signals, way.span, way.spent, way.samples).run(way.state, way.times)
             if not ended:
                 writer.close("interrupted")
     with storage.open_record(out) as record:

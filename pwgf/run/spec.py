@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checks import is_integer, is_real, plain
+from ..checks import check_integer, is_integer, is_real, plain
 from ..errors import ConfigError
 from ..schemes import Scheme, ask, names_for
 from ..schemes.base import stored_config
@@ -32,6 +32,7 @@ class RunSpec:
         problem: `problem.to_config()`, or None.
         start: t and counters of the state to begin from; None for `scheme.start(seed)`.
         metadata: the user's own entries, or None.
+        store_samples: number of samples that every row holds; None for none.
     """
 
     scheme: Mapping[str, Any]
@@ -41,10 +42,18 @@ class RunSpec:
     problem: Mapping[str, Any] | None = None
     start: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
+    store_samples: int | None = None
 
     @classmethod
     def of(
-        cls, scheme: Scheme, times: Times, seed: int, problem: Any, start: State | None, metadata: Any = None
+        cls,
+        scheme: Scheme,
+        times: Times,
+        seed: int,
+        problem: Any,
+        start: State | None,
+        metadata: Any = None,
+        store_samples: int | None = None,
     ) -> RunSpec:
         """The settings from the arguments of `solve`.
 
@@ -52,6 +61,8 @@ class RunSpec:
             ConfigError: an argument that cannot work.
         """
         _check_problem(problem, scheme)
+        if store_samples is not None:
+            check_integer(store_samples, "store_samples", "solve", least=1)
         return cls(
             scheme=stored_config(scheme),
             description=ask(scheme, "describe")().to_config(),
@@ -60,6 +71,7 @@ class RunSpec:
             problem=None if problem is None else problem.to_config(),
             start=None if start is None else {"t": start.t, "counters": dict(start.counters)},
             metadata=None if metadata is None else _checked_metadata(metadata),
+            store_samples=store_samples,
         )
 
     @property
@@ -73,7 +85,7 @@ class RunSpec:
         return float(self.times[0]), float(self.times[-1])
 
     def to_config(self) -> dict[str, Any]:
-        """The settings as JSON values, as the file holds them; `start` and `metadata` only where they were given."""
+        """The settings as JSON values, as the file holds them; what is last in the list only where it was given."""
         config: dict[str, Any] = {
             "scheme": dict(self.scheme),
             "description": dict(self.description),
@@ -82,7 +94,8 @@ class RunSpec:
             "problem": None if self.problem is None else dict(self.problem),
         }
         given = {"start": self.start, "metadata": self.metadata}
-        return config | {name: dict(value) for name, value in given.items() if value is not None}
+        config |= {name: dict(value) for name, value in given.items() if value is not None}
+        return config if self.store_samples is None else {**config, "store_samples": self.store_samples}
 
     def continuing(self, stored: Mapping[str, Any]) -> RunSpec:
         """The settings of the continued run: the stored times, to the bit, then the further ones of this call."""

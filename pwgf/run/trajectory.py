@@ -88,7 +88,7 @@ class Trajectory(Pictures, Exports):
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that `run[name]` knows."""
-        return ("theta", "theta_dot", *self._source.names)
+        return (*self._source.shapes, *self._source.names)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -111,12 +111,12 @@ class Trajectory(Pictures, Exports):
         return self.description.has_density
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Column by name, float64: (T,), or (T,p) for theta and theta_dot.
+        """Column by name, float64: (T,), or (T,p) for theta and theta_dot, (T,n,d) for samples.
 
         Raises:
             ConfigError: no such column.
         """
-        if name in ("theta", "theta_dot"):
+        if name in self._source.shapes:
             return np.concatenate([rows[name] for rows in self._source.iter_rows()])
         if name not in self._source.names:
             raise ConfigError(
@@ -132,7 +132,7 @@ class Trajectory(Pictures, Exports):
             batch: most rows at a time, ≥ 1; fewer where θ of so many would take more than 8 MB.
 
         Yields:
-            Columns (b,) and theta, theta_dot (b,p) by name.
+            Columns (b,), theta, theta_dot (b,p) and samples (b,n,d), where they are stored, by name.
 
         Raises:
             ConfigError: `batch` is not an integer ≥ 1.

@@ -1,7 +1,9 @@
 """Samples of unnormalised densities: by the converged flow (`sample`), and by Markov chains that check them."""
 
-from .by_flow import Sampled, sample
+from .by_flow import sample
 from .chains import Chains, hmc, langevin
+from .found import Sampled, Summary
 from .laplace import laplace
+from .stored import load
 
-__all__ = ["Chains", "Sampled", "hmc", "langevin", "laplace", "sample"]
+__all__ = ["Chains", "Sampled", "Summary", "hmc", "langevin", "laplace", "load", "sample"]

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,15 +19,15 @@ from ..errors import ConfigError, NonFiniteError, SolverError
 from ..integrate import Auto
 from ..maps import PushForward, ResidualMLP
 from ..measures import Gaussian, PushedMeasure, Reference
-from ..measures.base import effective_share
 from ..run.resume import has_rows
 from ..run.solve import solve
-from ..run.trajectory import Trajectory
 from ..schemes import PWGF
 from ..state import Info, State
 from .chains import LogDensity, langevin
-from .coordinates import Coordinates, Linear, Target, Whiten, check_whiten, coordinates
+from .coordinates import Target, Whiten, check_whiten, coordinates
+from .found import Sampled, checked_names, constants
 from .natural import NaturalDescent
+from .stored import store
 
 _log = logging.getLogger("pwgf")
 _FIRST_CHECK = 0.125  # time of the first check of the law; each later one at twice the time
@@ -37,73 +36,6 @@ _MARGIN = 0.25  # of the tolerance: what the natural-gradient steps aim at, so t
 _DIVERGED_CHECKS = 4  # in a row, with F falling no slower while the samples spread: there is no minimum
 _DIVERGED_GROWTH = 1.3  # of the spread of the samples between two such checks
 _CHUNK = 2000  # samples whose density is evaluated at a time
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Independent samples of ρ ≈ π = p/Z, with the estimates that their exact density under the map allows.
-
-    Args:
-        x: (n,d) samples.
-        log_density: log ρ(x), (n,), exact; NaN after a polish.
-        log_weights: log p(x) − log ρ(x), (n,), whose weighted means are those of π; NaN after a polish.
-        log_z_bound, log_z_bound_stderr: E log(p/ρ) ≤ log Z with its standard error, nats; the gap is KL(ρ|π).
-        log_z, log_z_stderr: log E_ρ[p/ρ] by importance, with its standard error by the delta method: good while `ess`
-            is not small.
-        ess: effective sample size as a share of n, (Σw)²/(nΣw²); 1 where ρ = π.
-        converged: whether the law reached `tolerance`.
-        t: time of the flow.
-        run: the flow itself, in the coordinates y.
-        theta: θ (p,) of ρ = (T_θ)#λ in the coordinates y, after the natural-gradient steps that followed the flow.
-        coordinates: y (n,d) → x (n,d) and log|det ∂x/∂y| (n,), as set by `whiten`: `found.coordinates(y)[0]` are the x
-            of samples y of the run or its file.
-    """
-
-    x: Tensor
-    log_density: Tensor
-    log_weights: Tensor
-    log_z_bound: float
-    log_z_bound_stderr: float
-    log_z: float
-    log_z_stderr: float
-    ess: float
-    converged: bool
-    t: float
-    run: Trajectory = field(repr=False)
-    theta: Tensor = field(repr=False)
-    coordinates: Coordinates = field(repr=False)
-
-    @property
-    def centre(self) -> Tensor:
-        """m (d,) of coordinates x = m + Ly."""
-        return self._linear().centre
-
-    @property
-    def scale(self) -> Tensor:
-        """L (d,d) of coordinates x = m + Ly."""
-        return self._linear().scale
-
-    def mean(self) -> Tensor:
-        """E_π x by the weights, (d,); unweighted after a polish."""
-        return (self._weights()[:, None] * self.x).sum(0)
-
-    def cov(self) -> Tensor:
-        """cov_π x by the weights, (d,d); unweighted after a polish."""
-        centred = self.x - self.mean()
-        return centred.T @ (self._weights()[:, None] * centred)
-
-    def _linear(self) -> Linear:
-        if not isinstance(self.coordinates, Linear):
-            raise ConfigError(
-                "Sampled.centre and Sampled.scale belong to linear coordinates; `whiten` was a function. Use "
-                "Sampled.coordinates(y)."
-            )
-        return self.coordinates
-
-    def _weights(self) -> Tensor:
-        if bool(self.log_weights.isnan().any()):
-            return torch.full_like(self.log_weights, 1 / len(self.x))
-        return torch.softmax(self.log_weights, 0)
 
 
 @plain_numbers
@@ -119,6 +51,7 @@ def sample(
     max_time: float = 64.0,
     finish: bool = True,
     polish: int = 0,
+    names: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -153,7 +86,9 @@ def sample(
             map cannot be batched (`torch.func.vmap`), it runs to `max_time`.
         polish: steps of Metropolis-adjusted Langevin that move the samples afterwards, in y. They preserve π, but the
             density is then unknown: log_density, log_weights, ess and both values of log Z are NaN.
-        out, resume, overwrite, progress: as in `solve`.
+        names: of the coordinates, for `Sampled.summary()` and ArviZ; None: x0, x1, ….
+        out, resume, overwrite, progress: as in `solve`. The samples are stored too, and `sampling.load(out)` returns
+            what this call does.
         seed: of the flow and of the samples.
         settings: of `PWGF`, e.g. num_samples=2000. log p and `whiten` are evaluated on its `device`; results lie on the
             CPU. With `whiten` the flow is expected to be smooth, and `integrator` begins with explicit steps.
@@ -177,6 +112,7 @@ def sample(
         M. Girolami, B. Calderhead, 2011, §2 (Langevin proposals with a Metropolis step).
     """
     _check(log_density, dim, n, whiten, tolerance, max_time, polish)
+    named = checked_names(names, dim)
     reference = Gaussian(dim) if reference is None else reference
     device = check_device(settings.get("device", "cpu"), "sample")
     target = Target(log_density, coordinates(log_density, dim, whiten, device))
@@ -202,14 +138,14 @@ def sample(
     if polish:
         y = langevin(target, y, polish, seed=seed)
         log_rho = torch.full_like(log_rho, math.nan)
-    with torch.no_grad():
-        x, log_volume = target.coordinates(y)
-        log_w = target(y) - log_rho
-    x, log_density_at_x, log_w = x.cpu(), (log_rho - log_volume).cpu(), log_w.cpu()
-    constants = _constants(log_w)
-    return Sampled(
-        x, log_density_at_x, log_w, *constants, watch.converged, float(run.t[-1]), run, theta.cpu(), target.coordinates
+    x, log_density_at_x, log_w = _weighted(target, y, log_rho)
+    estimates, end = constants(log_w), float(run.t[-1])
+    found = Sampled(
+        x, log_density_at_x, log_w, *estimates, watch.converged, end, run, theta.cpu(), target.coordinates, named
     )
+    if run.path is not None:
+        store(found, y, run.path, {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish)})
+    return found
 
 
 class _Watch:
@@ -321,19 +257,11 @@ def _pushed(map: PushForward, reference: Reference, theta: Tensor, z: Tensor) ->
         return torch.cat([rho.x for rho in parts]), torch.cat([rho.log_density for rho in parts])
 
 
-def _constants(log_w: Tensor) -> tuple[float, float, float, float, float]:
-    """Bound on log Z and its standard error, log Z and its standard error, effective share."""
-    n = len(log_w)
-    w = torch.exp(log_w - log_w.max())
-    log_z = float(torch.log(w.mean()) + log_w.max())
-    error = float(w.std() / w.mean()) / math.sqrt(n)
-    return (
-        float(log_w.mean()),
-        float(log_w.std()) / math.sqrt(n),
-        log_z,
-        error,
-        effective_share(log_w),
-    )
+def _weighted(target: Target, y: Tensor, log_rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x(y), the log density of its law there and log weights, on the CPU, from log ρ at y."""
+    with torch.no_grad():
+        x, log_volume = target.coordinates(y)
+        return x.cpu(), (log_rho - log_volume).cpu(), (target(y) - log_rho).cpu()
 
 
 def _check(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, plain_numbers, private
+from ..checks import as_tensor, check_integer, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -23,12 +23,13 @@ def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, s
 
     Args:
         log_density: log p, (n,d) → (n,), differentiable.
-        x: (n,d) starts; log p is evaluated on their device.
+        x: (n,d) starts, a tensor or an array; log p is evaluated on their device.
         steps: ≥ 0.
         seed: of the noise.
         step: h at the start, in units of x².
     """
     generator = torch.Generator().manual_seed(seed + 3)
+    x = as_tensor(x)
     value, slope = _value_and_slope(log_density, x)
     for k in range(steps):
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
@@ -78,7 +79,8 @@ def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 
 
     Args:
         log_density: log p, (m,d) → (m,), differentiable.
-        x: (m,d) starts, spread more widely than p, which `rhat` assumes; log p is evaluated on their device.
+        x: (m,d) starts, a tensor or an array, spread more widely than p, which `rhat` assumes; log p is evaluated on
+            their device.
         steps: trajectories kept, ≥ 2.
         warmup: trajectories before them, which adapt the step.
         seed: of momenta and lengths.
@@ -92,6 +94,7 @@ def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 
     """
     check_integer(steps, "steps", "hmc", least=2)
     check_integer(warmup, "warmup", "hmc", least=0)
+    x = as_tensor(x)
     if x.ndim != 2 or len(x) < 2:
         raise ShapeError(f"hmc(x=…): starts must have shape (m, d) with m ≥ 2 chains; got {tuple(x.shape)}.")
     if not callable(log_density):

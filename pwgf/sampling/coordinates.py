@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import Constants
+from ..checks import Constants, as_tensor
 from ..energies.base import on_copies
 from ..errors import ConfigError, ShapeError
 from .chains import LogDensity
 from .laplace import laplace
 
 Coordinates = Callable[[Tensor], tuple[Tensor, Tensor]]  # y (n,d) → x(y) (n,d) and log|det ∂x/∂y| (n,)
-Whiten = str | tuple[Tensor, Tensor] | Coordinates | None
+Whiten = str | tuple[Tensor | np.ndarray, Tensor | np.ndarray] | Coordinates | None
 
 
 class Linear:
@@ -42,7 +43,7 @@ def coordinates(log_density: LogDensity, dim: int, whiten: Whiten, device: str) 
         return Linear(torch.zeros(dim), torch.eye(dim))
     if isinstance(whiten, str):
         return Linear(*laplace(log_density, dim, torch.zeros(dim, dtype=torch.float64, device=device)))
-    return Linear(*whiten) if isinstance(whiten, tuple) else whiten
+    return Linear(*map(as_tensor, whiten)) if isinstance(whiten, tuple) else whiten
 
 
 class Target:
@@ -106,6 +107,7 @@ class Target:
 def check_whiten(whiten: object, dim: object) -> None:
     """Refuses what `coordinates` cannot use."""
     if isinstance(whiten, tuple):
+        whiten = tuple(map(as_tensor, whiten))
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in whiten]
         if shapes != [(dim,), (dim, dim)]:
             raise ShapeError(f"sample(whiten=(m, L)) needs shapes ({dim},) and ({dim}, {dim}); got {shapes}.")

@@ -6,9 +6,9 @@ any moment.
 """
 
 from pwgf.storage.doctor import Health, examine, salvage
-from pwgf.storage.guard import checked_path
+from pwgf.storage.guard import checked_path, refused
 from pwgf.storage.meanings import attributes, meaning
-from pwgf.storage.packing import pack
+from pwgf.storage.packing import pack, set_result
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import Header, load_json
 from pwgf.storage.table import read_table, write_table
@@ -27,6 +27,8 @@ __all__ = [
     "open_record",
     "pack",
     "read_table",
+    "refused",
     "salvage",
+    "set_result",
     "write_table",
 ]

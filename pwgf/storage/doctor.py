@@ -15,7 +15,6 @@ from pwgf.storage.manifest import Manifest, Part, parts_of
 from pwgf.storage.packing import write_packed
 from pwgf.storage.pieces import Piece
 from pwgf.storage.reader import Record
-from pwgf.storage.schema import VECTORS
 from pwgf.storage.snapshot import RETRIES, Snapshot, Span, check_header, of_packed, packed_counts, status_of
 from pwgf.storage.writer import refuse_existing
 
@@ -151,6 +150,8 @@ def _examine_packed(path: str, packed: Piece, problems: list[str]) -> Health:
     now = of_packed(packed)
     rows, names = _good_rows(packed, problems)
     restart = packed if rows == now.rows and _restart_of(packed, problems) else None
+    if any(name.startswith("result/") for name in packed.problems_by_name()):
+        now = dataclasses.replace(now, header=dataclasses.replace(now.header, result={}))
     spans = (Span(0, rows, now.spans[0].part, packed),) if rows else ()
     return _health(path, now.status, now.rows, problems, dataclasses.replace(now, spans=spans, restart=restart), names)
 
@@ -233,7 +234,7 @@ def _good_rows(packed: Piece, problems: list[str]) -> tuple[int, tuple[str, ...]
     if "t" in found:
         return 0, names
     rows = packed.rows
-    for name in VECTORS:
+    for name in packed.shapes:
         if name in found:
             first = next((k for k in range(rows) if not _readable(packed, name, k)), 0)  # 0: it is unknown where
             rows = min(rows, first)

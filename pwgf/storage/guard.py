@@ -22,7 +22,7 @@ import numpy as np
 from pwgf._version import __version__
 from pwgf.errors import PathError, PWGFError, SchemaError, StorageError
 from pwgf.storage.disk import TOO_MANY_FILES, Stored, too_many_files
-from pwgf.storage.schema import DTYPES, MAX_TEXT_BYTES, SCHEMA, VECTORS
+from pwgf.storage.schema import DTYPES, MAX_TEXT_BYTES, SAMPLES, SCHEMA, VECTORS
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_OBJECTS = 10_000
@@ -150,7 +150,7 @@ def open_guarded(
             datasets = dict(walk(file, path))
             check_datasets(datasets, path, size)
             if kind in ("trajectory", "rows"):
-                check_rows(datasets, read_attr(file, "num_params"), path)
+                check_rows(datasets, read_attr(file, "dim"), read_attr(file, "num_params"), path)
             if kind == "trajectory":
                 check_trajectory(datasets, read_attr(file, "dim"), path)
         except BaseException:
@@ -273,7 +273,9 @@ def check_dtype(name: str, dataset: h5py.Dataset, path: str) -> bool:
     return False
 
 
-def check_rows(datasets: dict[str, h5py.Dataset], num_params: int | str | None, path: str) -> None:
+def check_rows(
+    datasets: dict[str, h5py.Dataset], dim: int | str | None, num_params: int | str | None, path: str
+) -> None:
     """Refuses rows that are missing or differ in length or dtype f8."""
     for name in ("t", *VECTORS):
         if name not in datasets:
@@ -281,6 +283,8 @@ def check_rows(datasets: dict[str, h5py.Dataset], num_params: int | str | None, 
     count = datasets["t"].shape[0] if datasets["t"].ndim == 1 else -1
     expected: dict[str, tuple[int | str | None, ...]] = dict.fromkeys(columns(datasets), (count,))
     expected |= dict.fromkeys(VECTORS, (count, num_params))
+    if SAMPLES in datasets:
+        expected[SAMPLES] = (count, datasets[SAMPLES].shape[1] if datasets[SAMPLES].ndim > 1 else None, dim)
     for name, shape in expected.items():
         found = datasets[name]
         if found.shape != shape or found.dtype != np.dtype("<f8"):
@@ -300,5 +304,5 @@ def check_trajectory(datasets: dict[str, h5py.Dataset], dim: int | str | None, p
 
 def columns(names: Iterable[str]) -> tuple[str, ...]:
     """Names of the scalar columns, "t" first: every root dataset that is not a vector, scale or text."""
-    others = ("t", "param", "dim", "config", "layout", *VECTORS)
+    others = ("t", "param", "dim", "sample", "config", "layout", *VECTORS, SAMPLES)
     return ("t", *(name for name in names if "/" not in name and name not in others))

@@ -28,6 +28,8 @@ _MEANINGS = {
     "t": Meaning("time t", "units of t", "time of the row; rows increase in it"),
     "param": Meaning("parameter", "1", "position in θ; layout names the blocks"),
     "dim": Meaning("coordinate", "1", "coordinate of the space, counted from 0"),
+    "sample": Meaning("sample", "1", "number of the sample; it keeps its z, so that it moves along a path"),
+    "samples": Meaning("samples x of ρ_t", "units of x", "the same z pushed at every row, as by run.sample(t, n)"),
     "theta": Meaning("parameters θ", "1", "parameters of the map in this row; of particles their positions"),
     "theta_dot": Meaning("rate of the parameters dθ/dt", "1 / units of t", "rate θ̇ solved for this row"),
     "energy": Meaning("energy F", "units of F", "energy of the law, a mean over fresh samples"),
@@ -70,10 +72,32 @@ _MEANINGS = {
     "num_unsettled": Meaning("unsettled steps", "1", "steps whose inner optimisation was cut short, total so far"),
     "wall_time": Meaning("wall time", "s", "since the start, added over resumed runs"),
     "cpu_time": Meaning("CPU time", "s", "of all processes since the start, added over resumed runs"),
+    "result/x": Meaning("samples x", "units of x", "drawn from ρ; by log_weights they are samples of p/Z"),
+    "result/draw": Meaning("draw", "1", "number of the sample"),
+    "result/log_density": Meaning("log ρ(x)", "1", "exact log density of the samples; NaN after a polish"),
+    "result/log_weights": Meaning("log p(x) − log ρ(x)", "1", "log weights of the samples; NaN after a polish"),
+    "result/log_z": Meaning("log Z", "1", "log of the integral of p, by importance sampling"),
+    "result/log_z_stderr": Meaning("standard error of log Z", "1", "by the delta method"),
+    "result/log_z_bound": Meaning("lower bound of log Z", "1", "E log(p/ρ) = log Z − KL(ρ|p/Z)"),
+    "result/log_z_bound_stderr": Meaning("standard error of the bound of log Z", "1", "sampling error"),
+    "result/ess": Meaning("effective sample size", "1", "as a share of the samples, (Σw)²/(nΣw²)"),
+    "result/centre": Meaning("m of x = m + Ly", "units of x", "centre of the coordinates y in which the flow ran"),
+    "result/scale": Meaning("L of x = m + Ly", "units of x", "scale of the coordinates y in which the flow ran"),
+    "result/y": Meaning("y of the first samples", "units of y", "by which coordinates of the user's are recognised"),
+    "result/theta": Meaning("parameters θ after the update", "1", "of the law after the observation at the end"),
+    "result/mean": Meaning("mean", "units of x", "of the law after the observation at the end"),
+    "result/cov": Meaning("covariance", "units of x²", "of the law after the observation at the end"),
+    "result/log_evidence": Meaning("log evidence", "1", "log ∫p(y|x) dρ(x) of the observation"),
+    "result/log_evidence_stderr": Meaning("standard error of the log evidence", "1", "sampling error"),
+    "result/share": Meaning("effective share", "1", "of the samples before the observation, by their likelihood"),
+    "result/kl_flow": Meaning("KL to the posterior", "1", "nats, at the end of the flow towards it"),
+    "result/kl_fit": Meaning("KL of the fit", "1", "nats, between that law and the one map that replaces it"),
+    "result/about": Meaning("what the result is", "", "JSON: its kind, names of coordinates, settings"),
     "config": Meaning("settings", "", "JSON: scheme, times, seed, problem, the scheme's own description, metadata"),
     "layout": Meaning("blocks of θ", "", "JSON: name, shape and offset of every block of θ"),
     "restart": Meaning("restart state", "", "the state from which solve(resume=True) continues"),
     "provenance": Meaning("origin", "", "JSON: how the run was made"),
+    "result": Meaning("result", "", "what was made of the run after its end"),
     "arrays": Meaning("values of the settings", "", "values by which load and resume recognise map, reference, energy"),
 }
 
@@ -88,6 +112,8 @@ def meaning(name: str) -> Meaning:
         'energy, its term entropy'
     """
     group, _, inner = name.partition("/")
+    if inner and name in _MEANINGS:
+        return _MEANINGS[name]
     found = _MEANINGS.get(group)
     if found is not None and inner:
         return found._replace(long_name=f"{found.long_name}: {inner.replace('_', ' ')}")

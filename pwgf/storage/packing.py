@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 import pwgf.storage.manifest as manifests
 from pwgf.errors import PathError, SchemaError
+from pwgf.storage.axes import add_scales, name_axes
 from pwgf.storage.disk import TEMPORARY, Disk, Stream, in_memory
 from pwgf.storage.guard import DAMAGE, checked_path, walk
 from pwgf.storage.lock import lock_run
@@ -18,9 +22,7 @@ from pwgf.storage.meanings import explain
 from pwgf.storage.pieces import Piece
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import (
-    VECTORS,
     Digest,
-    add_scales,
     content_digest,
     create_rows,
     dataset_digest,
@@ -28,6 +30,7 @@ from pwgf.storage.schema import (
     put_attr,
     put_header,
     put_restart,
+    row_bytes,
 )
 
 PACKED = "packed.h5"  # in the folder of the parts, until it is whole
@@ -67,6 +70,41 @@ def pack(path: str | os.PathLike) -> str:
     return path
 
 
+def set_result(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
+    """Puts what was made of a finished run into its file, in place of an earlier result.
+
+    Unless it has this result already, the file is written anew as a whole, with the same rows: a reader sees it with
+    the new result or without. A run that is resumed beyond its end loses its result, which belongs to the end.
+
+    Args:
+        path: of the run.
+        result: numbers, text and arrays of f8, f4, i8, u1 or bool by name.
+
+    Raises:
+        PathError, SchemaError, StorageError: as `pack`; what was at the path is still there.
+        ConfigError, ShapeError: a result that cannot be stored.
+    """
+    path, disk = pack(path), Disk()
+    lock = lock_run(path, disk)
+    try:
+        with in_memory(f"packing {path!r}"), open_record(path) as record:
+            if _same(record.result, result):
+                return
+            record.header = dataclasses.replace(record.header, result=dict(result))
+            write_packed(record, path, record.status, disk, os.path.join(parts_of(path), PACKED))
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            disk.remove_dir(parts_of(path))
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two results are equal to the bit."""
+    arrays = ({name: np.asarray(value) for name, value in values.items()} for values in (one, other))
+    a, b = ({name: (x.dtype, x.shape, x.tobytes()) for name, x in known.items()} for known in arrays)
+    return a == b
+
+
 def pack_record(record: Record, status: str, disk: Disk) -> None:
     """Writes all that a record in parts holds to its path as one file; the parts stay.
 
@@ -100,7 +138,7 @@ def write_packed(record: Record, path: str, status: str, disk: Disk, stem: str |
         StorageError: no room; what was at the path is still there.
         SchemaError: what is read is damaged, or what was written does not read back.
     """
-    needed = len(record) * 8 * (len(record.names) + 2 * record.num_params)
+    needed = len(record) * row_bytes(record.names, record.shapes)
     with disk.temporary(path, stem or path, needed) as temporary:
         disk.require(path, needed)
         stream = Stream(disk, temporary)
@@ -134,9 +172,10 @@ def _write(stream: Stream, record: Record, status: str) -> None:
         with new_file(stream, "trajectory", stamps) as file:
             put_header(file, record.header)
             put_restart(file, record.restart())
-            create_rows(file, names, record.num_params, len(record))
+            create_rows(file, names, record.shapes, len(record))
             add_scales(file, names, record.dim, record.num_params)
-            rows = {name: Digest(file[name].dtype, file[name].shape) for name in (*names, *VECTORS)}
+            name_axes(file, record.path)
+            rows = {name: Digest(file[name].dtype, file[name].shape) for name in (*names, *record.shapes)}
             start = 0
             for batch in record.iter_rows():
                 stop = start + len(batch["t"])

@@ -15,7 +15,7 @@ import numpy as np
 from pwgf.errors import SchemaError
 from pwgf.storage.guard import columns, open_guarded, open_stored, read_attr, refused, trusting
 from pwgf.storage.manifest import Part, is_count
-from pwgf.storage.schema import DTYPES, VECTORS, Header, content_digest, dataset_digest, get, load_json
+from pwgf.storage.schema import DTYPES, SAMPLES, VECTORS, Header, content_digest, dataset_digest, get, load_json
 
 BATCH_BYTES = 8 << 20
 
@@ -90,6 +90,11 @@ class Piece:
         """Names of the scalar columns, "t" first."""
         return columns(self._datasets)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays of a row by name."""
+        return {name: self._datasets[name].shape[1:] for name in (*VECTORS, SAMPLES) if name in self._datasets}
+
     def attr(self, name: str) -> str | int | None:
         """A root attribute."""
         with trusting(self.path):
@@ -118,12 +123,18 @@ class Piece:
             return get(dataset)
 
     def values(self, group: str) -> dict[str, Any]:
-        """All datasets below a group by their names within it; {} where there is no such group."""
+        """All datasets below a group by their names within it, but not its scales; {} where there is no such group."""
+        return {name: self.value(f"{group}/{name}") for name in self.names_in(group)}
+
+    def names_in(self, group: str) -> tuple[str, ...]:
+        """Names within a group of the datasets below it that are no dimension scales."""
         prefix = group + "/"
-        return {name.removeprefix(prefix): self.value(name) for name in self._datasets if name.startswith(prefix)}
+        with trusting(self.path):
+            found = [name for name, item in self._datasets.items() if name.startswith(prefix) and not item.is_scale]
+        return tuple(name.removeprefix(prefix) for name in found)
 
     def header(self) -> Header:
-        """Config, layout, provenance and arrays."""
+        """Config, layout, provenance, arrays and result."""
         with trusting(self.path):
             config, layout = load_json(self.value("config")), load_json(self.value("layout"))
             provenance = {name: load_json(value) for name, value in self.values("provenance").items()}
@@ -132,10 +143,10 @@ class Piece:
             raise refused(self.path, f"it says dim={dim}, num_params={num_params}")
         if not isinstance(config, dict) or not _tiles(layout, num_params):
             raise refused(self.path, "its config or layout has the wrong form")
-        return Header(config, layout, provenance, dim, num_params, _Arrays(self))
+        return Header(config, layout, provenance, dim, num_params, _Arrays(self), _Values(self, "result"))
 
     def vectors(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop−1 of θ or θ̇, (stop − start, p); their chunks are checked by fletcher32."""
+        """Rows start … stop−1 of θ, θ̇ (stop − start, p) or samples; their chunks are checked by fletcher32."""
         with trusting(self.path):
             return np.asarray(self._datasets[name][start:stop])
 
@@ -165,7 +176,7 @@ class Piece:
     def problems_by_name(self) -> dict[str, str]:
         """The damaged datasets, each with its problem; reads every byte."""
         found = {}
-        for name in VECTORS if self._digests is None else self._digests:
+        for name in self.shapes if self._digests is None else self._digests:
             try:
                 with trusting(self.path):
                     digest = dataset_digest(self._datasets[name])
@@ -180,26 +191,36 @@ class Piece:
         self._file.close()
 
 
-class _Arrays(Mapping[str, np.ndarray]):
-    """The arrays of a header, each read when it is asked for."""
+class _Values(Mapping[str, Any]):
+    """The values in a group of a header, each read when it is asked for."""
 
-    def __init__(self, piece: Piece) -> None:
-        self._piece = piece
-        self._names = tuple(name.removeprefix("arrays/") for name in piece.names if name.startswith("arrays/"))
+    def __init__(self, piece: Piece, group: str) -> None:
+        self._piece, self._group = piece, group
+        self._names = piece.names_in(group)
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Any:
         if name not in self._names:
             raise KeyError(name)
-        values = np.asarray(self._piece.value(f"arrays/{name}"))
-        if values.dtype not in DTYPES:
-            raise refused(self._piece.path, f"arrays/{name[:40]} is no array of numbers")
-        return values
+        return self._piece.value(f"{self._group}/{name}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class _Arrays(_Values):
+    """The arrays of a header."""
+
+    def __init__(self, piece: Piece) -> None:
+        super().__init__(piece, "arrays")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        values = np.asarray(super().__getitem__(name))
+        if values.dtype not in DTYPES:
+            raise refused(self._piece.path, f"arrays/{name[:40]} is no array of numbers")
+        return values
 
 
 def increases(t: np.ndarray) -> bool:

@@ -14,7 +14,7 @@ from pwgf.errors import ConfigError, PWGFError, StorageError, nearest
 from pwgf.storage.guard import checked_path, refused
 from pwgf.storage.manifest import parts_of
 from pwgf.storage.pieces import BATCH_BYTES, Piece, increases
-from pwgf.storage.schema import VECTORS
+from pwgf.storage.schema import row_bytes
 
 
 def open_record(path: str | os.PathLike) -> Record:
@@ -51,9 +51,10 @@ class Record:
             damaged run "salvaged".
         complete: whether the run reached its end.
         run_id, created, schema: identity, UTC time of creation, schema version.
-        config, layout, provenance, dim, num_params, arrays: as in `Header`.
-        header: these six as a `Header`.
+        config, layout, provenance, dim, num_params, arrays, result: as in `Header`.
+        header: these seven as a `Header`.
         names: of the scalar columns, "t" first; ("t",) before the first row.
+        shapes: of the arrays of a row by name: "theta", "theta_dot" (p,), and "samples" (n,d) where they are stored.
         content_sha256: of a packed file; "" for a run in parts.
         manifest, serial: for the writer: the manifest (None when packed) and the number of publications.
     """
@@ -76,7 +77,10 @@ class Record:
         self.dim = now.header.dim
         self.num_params = now.header.num_params
         self.arrays = now.header.arrays
-        self.names = self._piece(len(self) - 1).column_names if len(self) else ("t",)
+        self.result = now.header.result
+        last = self._piece(len(self) - 1) if len(self) else None
+        self.names = ("t",) if last is None else last.column_names
+        self.shapes = {} if last is None else last.shapes
         self.manifest = now.manifest
         self.serial = now.serial
         self.content_sha256 = now.content_sha256
@@ -121,22 +125,23 @@ class Record:
         return whole
 
     def vector(self, name: str, k: int) -> np.ndarray:
-        """θ or θ̇ of row k, read now.
+        """θ, θ̇ or samples of row k, read now.
 
         Args:
-            name: "theta" or "theta_dot".
+            name: "theta" or "theta_dot"; "samples" where they are stored.
             k: row, negative from the end.
 
         Returns:
-            (p,) float64.
+            (p,) or (n,d) float64.
 
         Raises:
             ConfigError: no such name or row.
             SchemaError: damaged.
         """
-        if name not in VECTORS or not -len(self) <= k < len(self):
+        if name not in self.shapes or not -len(self) <= k < len(self):
             raise ConfigError(
-                f"Record.vector(name, k) needs one of {', '.join(VECTORS)} and a row of {len(self)}; got {name!r}, {k}."
+                f"Record.vector(name, k) needs one of {', '.join(self.shapes)} and a row of {len(self)}; got {name!r}, "
+                f"{k}."
             )
         row = k % len(self)
         piece = self._piece(row)
@@ -150,15 +155,15 @@ class Record:
             batch: most rows at a time, ≥ 1; fewer where they would take more than 8 MB or a file ends.
 
         Yields:
-            Columns (b,) and "theta", "theta_dot" (b, p) by name.
+            Columns (b,) and "theta", "theta_dot" (b, p) by name; "samples" (b, n, d) where they are stored.
         """
-        row, most = 0, max(1, min(batch, BATCH_BYTES // (16 * self.num_params)))
+        row, most = 0, max(1, min(batch, BATCH_BYTES // row_bytes((), self.shapes)))
         while row < len(self):
             columns = {name: self._column(row, name) for name in self.names}
             piece, span = self._piece(row), self._now.span(row)
             stop = min(row + most, span.last, len(self))
             a, b = row - span.first, stop - span.first
-            yield {n: c[a:b] for n, c in columns.items()} | {n: piece.vectors(n, a, b) for n in VECTORS}
+            yield {n: c[a:b] for n, c in columns.items()} | {n: piece.vectors(n, a, b) for n in self.shapes}
             row = stop
 
     def restart(self) -> dict[str, Any]:

@@ -13,12 +13,14 @@ from pwgf.errors import ConfigError, ShapeError
 from pwgf.storage.manifest import Manifest
 from pwgf.storage.schema import (
     RESERVED,
+    SAMPLES,
     VECTORS,
     Header,
     check_values,
     image,
     put_header,
     put_restart,
+    row_bytes,
     to_json,
 )
 
@@ -29,43 +31,51 @@ Row = dict[str, Any]
 
 def column_names(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the scalars of a row, "t" first."""
-    return ("t", *(name for name in row if name not in ("t", *VECTORS)))
+    return ("t", *(name for name in row if name not in ("t", *VECTORS, SAMPLES)))
 
 
-def checked_row(row: Mapping[str, Any], names: Sequence[str], num_params: int, after: float) -> Row:
+def row_shapes(row: Mapping[str, Any], dim: int, num_params: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a row by name: θ and θ̇, and samples where it has some."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(VECTORS, (num_params,))
+    return shapes | ({SAMPLES: (len(np.atleast_1d(row[SAMPLES])), dim)} if SAMPLES in row else {})
+
+
+def checked_row(
+    row: Mapping[str, Any], names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], after: float
+) -> Row:
     """A row as float64 copies, "t" first.
 
     Args:
         row: as given to `Writer.append`.
         names: of the scalars, "t" first.
-        num_params: p.
+        shapes: of the arrays.
         after: time of the last row.
 
     Returns:
-        Scalars and vectors by name.
+        Scalars and arrays by name.
 
     Raises:
         ConfigError: other names, or a time that does not increase.
         ShapeError: a value of the wrong shape or type.
     """
-    expected = {*names, *VECTORS}
-    odd = {str(n) for n in row if not (isinstance(n, str) and n.isidentifier()) or n in RESERVED.difference(VECTORS)}
+    expected, taken = {*names, *shapes}, RESERVED.difference(VECTORS, [SAMPLES])
+    odd = {str(n) for n in row if not (isinstance(n, str) and n.isidentifier()) or n in taken}
     if set(row) != expected or odd:
         raise ConfigError(
             f"Writer.append(row) needs the values {', '.join(sorted(map(str, expected - odd)))} in every row; missing "
             f"{sorted(expected - set(row))}, unexpected {sorted({str(n) for n in row if n not in expected} | odd)}. "
-            f"Give the names of the first row, and not {', '.join(sorted(RESERVED.difference(VECTORS)))}."
+            f"Give the names of the first row, and not {', '.join(sorted(taken))}."
         )
     values: Row = {}
-    for name in (*names, *VECTORS):
-        shape = (num_params,) if name in VECTORS else ()
+    for name in (*names, *shapes):
+        shape = shapes.get(name, ())
         try:
             array = np.array(row[name], dtype="<f8")
         except (TypeError, ValueError) as error:
             raise ShapeError(f"Writer.append(row) needs numbers at {name!r}; {error}. Turn it into float64.") from error
         if array.shape != shape:
             raise ShapeError(f"Writer.append(row) needs shape {shape} at {name!r}; got {array.shape}. Reshape it.")
-        values[name] = array if name in VECTORS else float(array)
+        values[name] = array if shape else float(array)
     if not values["t"] > after:
         raise ConfigError(
             f"Writer.append(row) needs t > {after}, the time of the last row; got {values['t']}. "
@@ -80,14 +90,9 @@ def copied(restart: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in restart.items()}
 
 
-def row_bytes(names: Sequence[str], num_params: int) -> int:
-    """Size of a row."""
-    return 8 * (len(names) + 2 * num_params)
-
-
-def segment_rows(names: Sequence[str], num_params: int) -> int:
+def segment_rows(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Number of rows of a full segment: 64, fewer where they exceed 8 MB, at least 1."""
-    return max(1, min(SEGMENT_ROWS, SEGMENT_BYTES // row_bytes(names, num_params)))
+    return max(1, min(SEGMENT_ROWS, SEGMENT_BYTES // row_bytes(names, shapes)))
 
 
 def rows_image(manifest: Manifest, rows: Sequence[Row], restart: Mapping[str, Any] | None) -> bytes:

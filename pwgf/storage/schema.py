@@ -14,7 +14,8 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +29,15 @@ from pwgf.storage.disk import Image
 SCHEMA = "1.0"
 LIBVER = ("v110", "v110")  # readable since HDF5 1.10; the first with checksums on all metadata a file of ours has
 VECTORS = ("theta", "theta_dot")
+SAMPLES = "samples"  # a row's samples (n,d), where the run stores them
 MAX_TEXT_BYTES = 24 << 20  # of all texts of a file together
 MAX_ITEMS = 3_000_000  # of a JSON text: numbers and the like, of which each takes some 32 bytes
 MAX_MARKS = 1_200_000  # of its lists, dicts and texts, of which each takes up to some 80 bytes
 COLUMN_CHUNK = 4096
 VECTOR_CHUNK = 131072
-RESERVED = frozenset({*VECTORS, "layout", "config", "provenance", "restart", "arrays", "param", "dim"})
+RESERVED = frozenset(
+    {*VECTORS, SAMPLES, "sample", "layout", "config", "provenance", "restart", "arrays", "result", "param", "dim"}
+)
 DTYPES = tuple(np.dtype(code) for code in ("<f8", "<f4", "<i8", "u1", "?"))
 
 
@@ -48,6 +52,7 @@ class Header:
         dim: dimension d of the samples, ≥ 1.
         num_params: length p of θ, ≥ 1.
         arrays: arrays that belong to the config, by name such as "reference/mean"; f8, f4, i8, u1 or bool.
+        result: what was made of the run, after its end: numbers, text and arrays by name.
 
     Raises:
         ConfigError: a value that JSON cannot hold, dim or num_params < 1, or a name that is not a path.
@@ -60,6 +65,7 @@ class Header:
     dim: int
     num_params: int
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("dim", "num_params"):
@@ -68,8 +74,9 @@ class Header:
         for name in ("config", "layout", "provenance"):
             to_json(f"Header({name}=…)", getattr(self, name))
         check_names("Header(provenance=…)", self.provenance)
-        if isinstance(self.arrays, dict):  # those of a file are read when they are asked for
-            check_values("Header(arrays=…)", self.arrays)
+        for name in ("arrays", "result"):
+            if isinstance(getattr(self, name), dict):  # those of a file are read when they are asked for
+                check_values(f"Header({name}=…)", getattr(self, name))
 
 
 def to_json(call: str, value: Any) -> str:
@@ -156,7 +163,7 @@ def get(dataset: h5py.Dataset) -> Any:
 
 
 def put_header(file: h5py.File, header: Header) -> None:
-    """Stores config, layout, provenance and arrays."""
+    """Stores config, layout, provenance, arrays and result."""
     put(file, "config", to_json("Header(config=…)", header.config))
     put(file, "layout", to_json("Header(layout=…)", header.layout))
     for group in ("provenance", "arrays"):
@@ -165,6 +172,8 @@ def put_header(file: h5py.File, header: Header) -> None:
         put(file, f"provenance/{name}", to_json("Header(provenance=…)", value))
     for name, array in header.arrays.items():
         put(file, f"arrays/{name}", np.asarray(array))
+    for name, value in header.result.items():
+        put(file, f"result/{name}", value)
 
 
 def put_restart(file: h5py.File, restart: Mapping[str, Any]) -> None:
@@ -174,33 +183,20 @@ def put_restart(file: h5py.File, restart: Mapping[str, Any]) -> None:
         put(file, f"restart/{name}", value)
 
 
-def create_rows(file: h5py.File, names: Iterable[str], num_params: int, count: int) -> None:
-    """Makes the empty row datasets of `count` rows: the columns `names` (count,) and θ, θ̇ (count, p)."""
+def row_bytes(names: Collection[str], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Size of a row of so many columns and of arrays of these shapes."""
+    return 8 * (len(names) + sum(math.prod(shape) for shape in shapes.values()))
+
+
+def create_rows(file: h5py.File, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], count: int) -> None:
+    """Makes the empty row datasets of `count` rows: the columns `names` (count,), and arrays of these shapes a row."""
     for name in names:
         chunk = (min(max(count, 1), COLUMN_CHUNK),)
         file.create_dataset(name, (count,), "<f8", maxshape=(None,), chunks=chunk, fletcher32=True)
-    for name in VECTORS:
-        tile = (1, min(num_params, VECTOR_CHUNK))
-        shape, top = (count, num_params), (None, num_params)
-        file.create_dataset(name, shape, "<f8", maxshape=top, chunks=tile, fletcher32=True)
-
-
-def add_scales(file: h5py.File, names: Iterable[str], dim: int, num_params: int) -> None:
-    """Makes /t, /param and /dim dimension scales and names the axes of the rows by them, for xarray and NeXus."""
-    file.create_dataset("param", data=np.arange(num_params, dtype=np.int64))
-    file.create_dataset("dim", data=np.arange(dim, dtype=np.int64))
-    for name in ("t", "param", "dim"):
-        file[name].make_scale(name)
-    for name in names:
-        if name != "t":
-            file[name].dims[0].attach_scale(file["t"])
-    for name in VECTORS:
-        file[name].dims[0].attach_scale(file["t"])
-        file[name].dims[1].attach_scale(file["param"])
-    columns = list(names)
-    file.attrs["NX_class"] = "NXdata"
-    file.attrs["signal"] = "energy" if "energy" in columns else columns[-1]
-    file.attrs["axes"] = ["t"]
+    for name, shape in shapes.items():
+        last = min(shape[-1], VECTOR_CHUNK)
+        tile = (1, *(min(length, max(1, VECTOR_CHUNK // last)) for length in shape[:-1]), last)
+        file.create_dataset(name, (count, *shape), "<f8", maxshape=(None, *shape), chunks=tile, fletcher32=True)
 
 
 @contextlib.contextmanager

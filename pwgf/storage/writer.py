@@ -30,11 +30,11 @@ from pwgf.storage.rows import (
     copied,
     header_image,
     restart_image,
-    row_bytes,
+    row_shapes,
     rows_image,
     segment_rows,
 )
-from pwgf.storage.schema import Header
+from pwgf.storage.schema import Header, row_bytes
 
 PENDING_BYTES = 64 << 20  # rows that wait for their publication under max_cost
 
@@ -65,7 +65,8 @@ class Writer:
         self._lock = lock
         self._manifest = manifest
         self._max_cost = max_cost
-        self._names: tuple[str, ...] | None = None
+        self._names: tuple[str, ...] | None = None  # these two of the first row
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._last_t = -math.inf
         self._open: list[Row] = []  # rows of the newest published segment while it has room
         self._pending: list[Row] = []
@@ -164,7 +165,7 @@ class Writer:
             lock.release()
             raise
         writer = cls(path, disk, lock, manifest, max_cost)
-        writer._names, writer._last_t = record.names, float(record.column("t")[-1])
+        writer._names, writer._shapes, writer._last_t = record.names, record.shapes, float(record.column("t")[-1])
         return writer, record
 
     def __enter__(self) -> Writer:
@@ -191,7 +192,7 @@ class Writer:
 
         Args:
             row: "t", greater than that of the last row; "theta" and "theta_dot" (p,); scalars by name, the same names
-                in every row.
+                in every row; "samples" (n,d), in every row or in none.
             restart: the state to continue from: numbers, text, and arrays of f8, f4, i8, u1 or bool, by name.
 
         Raises:
@@ -201,8 +202,9 @@ class Writer:
         """
         self._require_open("append")
         names = self._names or column_names(row)
-        values, state = checked_row(row, names, self._manifest.num_params, self._last_t), copied(restart)
-        self._names = names
+        shapes = self._shapes or row_shapes(row, self._manifest.dim, self._manifest.num_params)
+        values, state = checked_row(row, names, shapes, self._last_t), copied(restart)
+        self._names, self._shapes = names, shapes
         self._last_t = values["t"]
         # in one statement without a call: the exception of a signal between two would separate row and state
         self._pending, self._restart = [*self._pending, values], state
@@ -239,7 +241,7 @@ class Writer:
 
     def _publish_rows(self, restart: Mapping[str, Any]) -> None:
         """Publishes the newest segment again, under a new name, with the pending rows, and further segments."""
-        rows, full = self._open + self._pending, segment_rows(column_names(self._pending[0]), self._manifest.num_params)
+        rows, full = self._open + self._pending, segment_rows(self._names or (), self._shapes)
         groups = [rows[k : k + full] for k in range(0, len(rows), full)]
         segments = list(self._manifest.segments[:-1] if self._open else self._manifest.segments)
         for group in groups:
@@ -306,7 +308,7 @@ class Writer:
 
     def _is_due(self) -> bool:
         """Whether to publish now: always without max_cost, else if it fits into its share of the run time."""
-        waiting = len(self._pending) * row_bytes(column_names(self._pending[0]), self._manifest.num_params)
+        waiting = len(self._pending) * row_bytes(self._names or (), self._shapes)
         if self._max_cost is None or self._manifest.rows == 0 or waiting > PENDING_BYTES:
             return True
         return self._spent + self._last_cost <= self._max_cost * (self._clock() - self._began)

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import pwgf
-from pwgf import filtering, maps
-from pwgf.errors import ConfigError, ShapeError
+from pwgf import filtering, maps, storage
+from pwgf.errors import ConfigError, SchemaError, ShapeError
 from pwgf.filtering import Law, StateSpace, update
+from tests.storage.forging import forge, set_value
 
 TIMES, SEEN = [0.4, 1.0], [1.2, -0.3]
 
@@ -204,3 +206,81 @@ def test_an_observation_of_zero_likelihood(filter):
     )
     with pytest.raises(ConfigError, match="at t = 0.1 has zero likelihood at each of .* samples of the law"):
         filter(model, [0.1], [50.0])
+
+
+class Own(maps.Affine):
+    """A map that no file can rebuild."""
+
+
+@pytest.mark.parametrize(("map", "end"), [(maps.Affine(2), 1.5), (maps.Affine(2), None), (Own(2), None)])
+def test_a_filter_is_loaded_from_its_folder(tmp_path, map, end):
+    options = {"map": map, "end": end, "progress": False, "num_samples": 200, "num_eval": 200}
+    made = filtering.run(Linear().model(), TIMES, Linear.seen, out=tmp_path / "filter", **options)
+    found = filtering.load(tmp_path / "filter", map=map if isinstance(map, Own) else None)
+    assert (found.times, found.end, found.log_evidence) == (made.times, made.end, made.log_evidence)
+    assert torch.equal(found.law.theta, made.law.theta) and len(found.runs) == len(made.runs)
+    for mine, other in zip(found.predicted, made.predicted, strict=True):
+        assert torch.equal(mine.theta, other.theta)
+    for mine, other in zip(found.updates, made.updates, strict=True):
+        assert torch.equal(mine.law.theta, other.law.theta) and torch.equal(mine.law.sample(5), other.law.sample(5))
+        assert (mine.share, mine.kl_flow, mine.kl_fit) == (other.share, other.kl_flow, other.kl_fit)
+    with storage.open_record(tmp_path / "filter" / "flow-000.h5") as record:
+        mean, cov = found.updates[0].law.moments()
+        np.testing.assert_allclose(record.result["mean"], mean)
+        np.testing.assert_allclose(record.result["cov"], cov)
+
+
+def test_a_filter_that_was_stopped_is_not_loaded(tmp_path, monkeypatch):
+    def stop(*given, **options):
+        raise KeyboardInterrupt
+
+    options = {"map": maps.Affine(2), "progress": False, "num_samples": 200, "out": tmp_path}
+    with monkeypatch.context() as stopped:
+        stopped.setattr("pwgf.filtering.by_flow.update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            filtering.run(Linear().model(), TIMES, Linear.seen, **options)
+    with pytest.raises(
+        ConfigError, match=r"expected the folder of filtering\.run.*stopped before its end.*resume=True"
+    ):
+        filtering.load(tmp_path)
+    made = filtering.run(Linear().model(), TIMES, Linear.seen, resume=True, **options)
+    assert torch.equal(filtering.load(tmp_path).law.theta, made.law.theta)
+    with pytest.raises(ConfigError, match="there is no filter"):
+        filtering.load(tmp_path / "nothing")
+
+
+def test_a_filter_that_is_begun_anew_over_another_one_is_not_mixed_with_it(tmp_path, monkeypatch):
+    options = {"map": maps.Affine(2), "progress": False, "num_samples": 200, "out": tmp_path}
+    made = filtering.run(Linear().model(), TIMES, Linear.seen, **options)
+    shorter = filtering.run(Linear().model(), TIMES[:1], Linear.seen[:1], overwrite=True, **options)
+    found = filtering.load(tmp_path)  # though the second flow of the longer one is still there
+    assert torch.equal(found.law.theta, shorter.law.theta) and len(found.runs) == 1
+    again = filtering.run(Linear().model(), TIMES, Linear.seen, resume=True, **options)
+    assert torch.equal(filtering.load(tmp_path).law.theta, made.law.theta) and torch.equal(
+        again.law.theta, made.law.theta
+    )
+
+    def stop(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pwgf.filtering.by_flow.update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        filtering.run(Linear().model(), TIMES, Linear.seen, overwrite=True, **options)
+    with pytest.raises(ConfigError, match="stopped before its end"):
+        filtering.load(tmp_path)
+
+
+def test_a_damaged_update_is_refused(tmp_path):
+    filtering.run(Linear().model(), TIMES[:1], Linear.seen[:1], map=maps.Affine(2), out=tmp_path, progress=False)
+    forge(str(tmp_path / "flow-000.h5"), lambda file: set_value(file, "result/theta", np.zeros(3)))
+    with pytest.raises(SchemaError, match=r"its update has parameters of shape \(3,\)"):
+        filtering.load(tmp_path)
+    forge(str(tmp_path / "flow-000.h5"), lambda file: file.__delitem__("result/theta"))
+    with pytest.raises(SchemaError, match=r"its update is damaged \(KeyError: 'theta'"):
+        filtering.load(tmp_path)
+    storage.write_table(tmp_path / "filter.h5", {"t": [0.5], "run_id": ["a"]}, {"num_updates": 5})
+    with pytest.raises(SchemaError, match="its table has 1 flows and 5 updates"):
+        filtering.load(tmp_path)
+    storage.write_table(tmp_path / "filter.h5", {"x": [0.5]}, {})
+    with pytest.raises(SchemaError, match=r"its table is none of a filter \(KeyError: 't'"):
+        filtering.load(tmp_path)

@@ -64,7 +64,7 @@ def test_floors_are_the_promised_ones(setup_cfg):
 def test_tests_install_what_the_other_extras_promise(setup_cfg):
     """So the floors of those extras are run too."""
     promised = extras(setup_cfg)
-    for extra in ("plot", "xarray", "eval", "flows", "data"):
+    for extra in ("plot", "xarray", "eval", "flows", "data", "arviz"):
         assert promised[extra].items() <= promised["test"].items()
 
 

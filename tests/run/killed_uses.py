@@ -19,10 +19,13 @@ from tests.run.deaths import killed_after, shortest
 
 def samples(folder):
     """Samples and constants of N(2, 1)."""
-    found = sampling.sample(
+    path = os.path.join(folder, "run.h5")
+    made = sampling.sample(
         lambda x: -(x - 2).square().sum(-1) / 2, 1, 100, map=maps.Affine(1), tolerance=1e-4, num_samples=100,
-        out=os.path.join(folder, "run.h5"), resume=True, progress=False,
+        out=path, resume=True, progress=False,
     )  # fmt: skip
+    found = sampling.load(path)
+    np.testing.assert_array_equal(found.x, made.x)
     return [*found.x[:, 0].tolist(), found.log_z, found.ess, found.t, float(found.converged)]
 
 
@@ -31,10 +34,12 @@ def filtered(folder):
     model = filtering.StateSpace(
         lambda x: x.square().sum(-1) / 2, lambda y, x: -(x - y).square().sum(-1) / 2, pwgf.Gaussian(1)
     )
-    found = filtering.run(
+    made = filtering.run(
         model, [0.5, 1.0], [1.0, 0.5], end=1.2, map=maps.Affine(1), num_samples=100, out=folder, resume=True,
         progress=False,
     )  # fmt: skip
+    found = filtering.load(folder)
+    np.testing.assert_array_equal(found.law.theta, made.law.theta)
     return [*found.law.theta.tolist(), found.log_evidence, *(update.kl_fit for update in found.updates)]
 
 

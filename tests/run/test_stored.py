@@ -85,8 +85,8 @@ def test_values_of_the_parts_have_the_form_of_such_values(packed, value):
 STATES = [
     ("dt", np.array(-1.0), "other types, sizes or ranges"),
     ("dt", np.array(np.nan), "other types, sizes or ranges"),
-    ("t", np.array(np.inf), "other types, sizes or ranges"),
-    ("t", np.array(0.05), "does not belong to the rows"),
+    ("time", np.array(np.inf), "other types, sizes or ranges"),
+    ("time", np.array(0.05), "does not belong to the rows"),
     ("rng", np.zeros(100, np.uint8), "other types, sizes or ranges"),
     ("rng", np.full(5056, 255, np.uint8), "none that a run of pwgf leaves .RuntimeError"),
     ("theta", np.zeros(3), "other types, sizes or ranges"),

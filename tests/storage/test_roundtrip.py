@@ -171,7 +171,7 @@ def test_cadence_follows_the_share_of_the_run_time(tmp_path, monkeypatch):
         clock[0] += 10.0
     assert published[0] == 1 and published[-1] > 50
     assert 5 <= len(set(published)) <= 11  # 1000 s allow 10 s of writing
-    assert rows.segment_rows(("t",), P) == 64
+    assert rows.segment_rows(("t",), {"theta": (P,), "theta_dot": (P,)}) == 64
     writer.close()
     check_rows(open_record(path), 100, 100)
 
