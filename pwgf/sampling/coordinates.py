@@ -113,7 +113,7 @@ def check_whiten(whiten: object, dim: object) -> None:
             raise ShapeError(f"sample(whiten=(m, L)) needs shapes ({dim},) and ({dim}, {dim}); got {shapes}.")
         if not bool(torch.isfinite(torch.linalg.slogdet(whiten[1].double())[1])):
             raise ConfigError("sample(whiten=(m, L)): L is singular or not finite. Give an invertible matrix.")
-    elif not (whiten in (None, "laplace") or callable(whiten)):
+    elif not (whiten in (None, "auto", "laplace") or callable(whiten)):
         raise ConfigError(
-            f"sample(whiten=…) must be None, 'laplace', (m, L) or a function y → x, log|det|; got {whiten!r}."
+            f"sample(whiten=…) must be 'auto', 'laplace', None, (m, L) or a function y → x, log|det|; got {whiten!r}."
         )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from ..errors import PWGFError
 from ..maps import PushForward
 from ..measures import PushedMeasure, Reference
 
@@ -163,14 +164,22 @@ class NaturalDescent:
             share = min(1.0, _LONGEST / max(change, 1e-300))
             for halving in range(_HALVINGS):
                 new = theta + share * 0.5**halving * eta
-                then = self._look(new, z)
-                fall = look.objective(kept) - then.objective(kept)
                 expected = share * 0.5**halving * float(slope @ eta)
-                if fall > 0.1 * expected and not bool((then.folded & kept).any()):
+                if self._is_better(new, z, look, 0.1 * expected):
                     self.damping = max(self.damping / 4, self.least_damping)
                     return new
             self.damping *= 16
         return theta
+
+    def _is_better(self, theta: Tensor, z: Tensor, before: _Look, fall: float) -> bool:
+        """Does θ lower F by more than `fall` on the samples that lie on no fold, and keep them off?"""
+        try:
+            then = self._look(theta, z)
+        except PWGFError:  # of a map that cannot be evaluated there
+            return False
+        kept = ~before.folded
+        lower = before.objective(kept) - then.objective(kept) > fall
+        return lower and not bool((then.folded & kept).any())
 
     def _rows(self, theta: Tensor, z: Tensor, score: Tensor) -> Tensor:
         """−∂_θ log ρ_θ at fixed x = T(z), (n,p), less their mean."""
