@@ -138,7 +138,7 @@ def _draw(run: pwgf.Trajectory, problem: problems.GaussianMixture, name: str) ->
         (f"pwgf, t = {END:g}", samples(run, END, 2000)),
         (f"Langevin particles, t = {END:g}", problem.exact(END).sample(2000)),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 4), layout="constrained", sharex=True, sharey=True)
     for ax, (title, x) in zip(axes, drawn, strict=True):
         x, colours = x @ plane, problem.assign(x)
         ax.scatter(x[:, 0], x[:, 1], s=2, c=colours, cmap="tab10", vmin=0, vmax=9)
