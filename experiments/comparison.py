@@ -29,14 +29,13 @@ OTHERS = """## Where something else is the better choice
 - **Only moments or samples are wanted, and the law is smooth.** Langevin particles reach their sampling error within
   seconds ([rivals](../results/rivals.md)). They have no density, no score and no entropy: the published figures of
   particles above are mostly the bias of the kernel density estimate by which they were scored.
-- **Aggregation that ends on a curve.** Particles, moved explicitly or by SW-JKO, settle on the ring; a smooth map of
-  the plane cannot open the centre of a Gaussian, so that a few samples stay inside
+- **Aggregation that ends on a curve.** Particles, moved explicitly or by SW-JKO, settle on rings and annuli; a smooth
+  map of the plane cannot open the centre of a Gaussian, so that a few samples stay inside
   ([aggregation](../results/aggregation.md)).
 - **Posteriors of a few tens of weights.** Chains of `sampling.hmc` reach an error of one per cent in less than a minute
   of one core. The flow is faster to the same moments and gives log Z, but predictions need neither: the mode predicts
   as well ([sampling](../results/sampling.md)).
-- **One dimension.** Finite volumes are faster and more accurate; they are the reference of
-  [porous media](../results/porous_media.md).
+- **One dimension.** Finite volumes need no map; they are the reference of [porous media](../results/porous_media.md).
 """
 
 

@@ -10,7 +10,7 @@ Every exact law is the image of the start by a radial map. `W₂ of radii`: betw
 ones, by quantiles. `rms|T − T*|`: the distance of the map from the exact one, an upper bound of W₂.
 
     python -m experiments.swarms --methods pwgf particles       # two minutes of one core, results/swarms/*
-    python -m experiments.swarms                                # with SW-JKO, whose steps sum over pairs: an hour
+    python -m experiments.swarms                                # SW-JKO as well: more than ten minutes
 
 Runs that are there already are not repeated; the picture is drawn from the files.
 """
