@@ -6,8 +6,8 @@ the *stationary* law. The masses of the components have not come to rest at t = 
 distance from π: at least the symmetric KL of the masses, by the data-processing inequality. `floor` is that figure from
 50 000 Langevin particles, which also give the squared energy distance to the law at t = 4, beside that of two samples.
 
-    python -m experiments.gaussian_mixture --dims 2 --targets 0     # a minute or two of one core for each target
-    python -m experiments.gaussian_mixture                          # all thirty: an hour; results/mixtures.csv
+    python -m experiments.gaussian_mixture --dims 2 4 6 --targets 0     # six minutes; results/mixtures.csv
+    python -m experiments.gaussian_mixture                              # all thirty targets: hours
 
 Targets that have a row in results/mixtures.csv are not run again; runs are kept in results/gaussian_mixture/.
 """
