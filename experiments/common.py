@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -57,9 +57,14 @@ def save(figure: Figure, name: str) -> None:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints a Markdown table; one process of several does."""
-    if parallel.world().rank > 0:
-        return
-    print("| " + " | ".join(header) + " |")
-    print("|" + "---|" * len(header))
+    if parallel.world().rank == 0:
+        for line in lines_of(header, rows):
+            print(line, flush=True)
+
+
+def lines_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a Markdown table."""
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + "---|" * len(header)
     for row in rows:
-        print("| " + " | ".join(row) + " |", flush=True)
+        yield "| " + " | ".join(row) + " |"

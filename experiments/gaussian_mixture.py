@@ -1,123 +1,144 @@
-"""Langevin flow from N(0, 16 I) to a mixture of five Gaussians with centres in a cube [−5, 5]^d (d = 32: [−3, 3]^d).
+"""Langevin flow from N(0, 16 I) to the mixtures of Gaussians of the JKO-ICNN study, with its own centres.
 
-The problem of the JKO-ICNN study (Mokrov et al., 2021, arXiv 2106.00736, §5.1), which compares at t = 4 with the
-*stationary* law; the masses of the components have not come to rest then, so the law at time t is the one to compare
-with: 50 000 Langevin particles, by the squared energy distance (floor: between two samples of the particles) and by the
-masses of the components. The symmetric KL (KL + KL, nats) to the mixture itself stands beside the published one.
+The problem of Mokrov et al., 2021, arXiv 2106.00736, §5.1: 5, 6, 7, 8, 9, 10 centres in d = 2, 4, 6, 8, 10, 12, five
+draws of them each, ∂ₜρ = −∇·(ρ∇log π) + Δρ to t = 4. The study scores by the symmetric KL (KL + KL, nats) to π itself,
+the *stationary* law. The masses of the components have not come to rest at t = 4, so the exact law is itself at some
+distance from π: at least the symmetric KL of the masses, by the data-processing inequality. `floor` is that figure from
+50 000 Langevin particles, which also give the squared energy distance to the law at t = 4, beside that of two samples.
 
-    python -m experiments.gaussian_mixture                       # d = 2, 6, 12: six minutes; *.h5 and *.png
-    python -m experiments.gaussian_mixture --dims 32             # principal components, masses: eight minutes
+    python -m experiments.gaussian_mixture --dims 2 4 6 --targets 0     # six minutes; results/mixtures.csv
+    python -m experiments.gaussian_mixture                              # all thirty targets: hours
 
-Runs that are there already are not repeated; pictures are drawn from the files.
+Targets that have a row in results/mixtures.csv are not run again; runs are kept in results/gaussian_mixture/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import csv
+import statistics
+from typing import NamedTuple
 
 import matplotlib
 import torch
 import tyro
 
 import pwgf
-from experiments.common import cost, row_at, samples, save, solved, sym_kl, table
+from experiments.common import RESULTS, row_at, samples, save, solved, table
+from experiments.targets import mixture_centres, mixture_published
 from pwgf import distances, fitting, maps, problems
-from pwgf.errors import PWGFError
-from pwgf.maps import PushForward
-from pwgf.problems import Law
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PUBLISHED = {2: (0.06, 973), 6: (0.30, 2125), 12: (0.51, 7175)}  # symmetric KL to the mixture; GPU seconds
-FAMILIES: dict[str, Callable[[int], PushForward]] = {
-    "max": lambda dim: maps.ConvexMax(dim, scale=4),
-    "residual": lambda dim: maps.ResidualMLP(dim, scale=4),
-    "convex-ridge": lambda dim: maps.ConvexRidge(dim, scale=4),
-    "ode": lambda dim: maps.NeuralODE(dim, scale=4),
-    "composed": lambda dim: maps.Composed([maps.Affine(dim), maps.ConvexRidge(dim, scale=4)]),
-}
+TABLE = RESULTS / "mixtures.csv"
 POINTS = 10_000  # of each law for the energy distance
-ROWS = (0.5, 1.0, 2.0, 4.0)
-
-
-class AtEnd:
-    """The mixture in place of the problem's law at t, for `sym_kl`."""
-
-    def __init__(self, problem: problems.GaussianMixture) -> None:
-        self.problem, self.reference = problem, problem.reference
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.problem, name)
-
-    def exact(self, t: float) -> Law:
-        """The stationary law, whatever t."""
-        return self.problem.equilibrium
+END = 4.0
+MEASURED = ("sym_kl", "floor", "masses", "energy_distance", "two_samples", "right_sides", "cpu_seconds")
+COLUMNS = ("d", "target", *MEASURED, "seed")
 
 
 def main(
-    dims: tuple[int, ...] = (2, 6, 12),
-    map: Literal["max", "residual", "convex-ridge", "ode", "composed"] = "max",
-    num_samples: int = 2000,
-    seed: int = 0,
+    dims: tuple[int, ...] = (2, 4, 6, 8, 10, 12), targets: tuple[int, ...] = (0, 1, 2, 3, 4), seed: int = 0
 ) -> None:
-    """A table of distances, masses and costs; a picture for each dimension.
+    """A row in results/mixtures.csv and a picture for each target, then the table beside the published means.
 
     Args:
-        dims: dimensions.
-        map: family of maps.
-        num_samples: samples of a right side.
-        seed: of the runs; the centres are those of the problem's seed 0.
+        dims: dimensions out of 2, 4, 6, 8, 10, 12.
+        targets: numbers of the centres, 0 to 4.
+        seed: of the runs.
     """
-    rows = []
-    for d in dims:
-        problem = problems.GaussianMixture(d)
-        family = FAMILIES[map](d)
-        scheme = pwgf.PWGF(
-            problem.energy, family, problem.reference, num_samples=num_samples, theta0=_start(family, problem, seed)
-        )
-        name = f"gaussian_mixture/{map}-d{d}-n{num_samples}-seed{seed}"
-        run = solved(name, problem, scheme, (0.0, *ROWS), seed)
-        rows += [line(run, problem, t, [map, str(d)]) + [str(seed)] for t in ROWS]
-        _draw(run, problem, name)
-    header = ["map", "d", "t", "masses, largest error", "energy distance²", "floor", "symmetric KL to π", "published"]
-    table([*header, "residual", "rms∣v∣", "folds", "right sides", "CPU s", "seed"], rows)
+    done = {(row["d"], row["target"]) for row in rows()}
+    for k in targets:
+        for d in dims:
+            if (str(d), str(k)) not in done:
+                _append(_target(d, k, seed))
+    compare()
 
 
-def _start(map: PushForward, problem: problems.GaussianMixture, seed: int) -> torch.Tensor | None:
-    """θ₀; groups that choose look along the directions in which the first velocity bends, four for five Gaussians."""
-    if isinstance(map, maps.ConvexMax):
-        return map.initial(seed, fitting.active_directions(problem.energy, problem.reference))
-    return None
+def rows() -> list[dict[str, str]]:
+    """What results/mixtures.csv holds."""
+    if not TABLE.exists():
+        return []
+    with open(TABLE, newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def line(run: pwgf.Trajectory, problem: problems.GaussianMixture, t: float, start: list[str]) -> list[str]:
-    """The figures of one row."""
-    x, law, k = samples(run, t, 50_000), problem.exact(t), row_at(run, t)
-    y = law.sample(2 * POINTS, torch.Generator().manual_seed(3))
-    masses = float((problem.masses(x) - problem.masses(law.sample(50_000, torch.Generator()))).abs().max())
-    distance = float(distances.energy_distance(x[:POINTS], y[:POINTS]))
-    floor = float(distances.energy_distance(y[:POINTS], y[POINTS:]))
-    try:
-        to_target = f"{sym_kl(run, AtEnd(problem), t):.3f}"  # type: ignore[arg-type]
-    except PWGFError:  # a point of π that no z is mapped to, as where the map folds
-        to_target = "no inverse"
-    theirs = f"{PUBLISHED[problem.dim][0]:g}" if problem.dim in PUBLISHED and t == ROWS[-1] else "–"
-    own = [f"{run['projection_residual'][k]:.2f}", f"{run['velocity_rms'][k]:.2g}", f"{run['fold_fraction'][k]:.2g}"]
-    return [*start, f"{t:g}", f"{masses:.3f}", f"{distance:.1e}", f"{floor:.1e}", to_target, theirs, *own, cost(run, t)]
+def _append(row: dict[str, object]) -> None:
+    new = not TABLE.exists()
+    with open(TABLE, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _target(d: int, k: int, seed: int) -> dict[str, object]:
+    """Solves one target and measures its last row."""
+    problem = problems.GaussianMixture(d, centres=mixture_centres(d, k))
+    map = maps.ConvexMax(d, size=max(6, problem.components), scale=4)
+    start = map.initial(seed, fitting.active_directions(problem.energy, problem.reference))
+    scheme = pwgf.PWGF(
+        problem.energy, map, problem.reference,
+        theta0=start, num_samples=2000, integrator="explicit", tolerance=1e-3, damping=1e-5,
+    )  # fmt: skip
+    name = f"gaussian_mixture/d{d}-target{k}-seed{seed}"
+    run = solved(name, problem, scheme, (0.0, END), seed)
+    _draw(run, problem, name)
+    x, y = samples(run, END, 50_000), problem.exact(END).sample(50_000)
+    ours, exact = problem.masses(x), problem.masses(y)
+    last, rest = row_at(run, END), problem.masses(problem.equilibrium.sample(200_000))
+    figures = {
+        "sym_kl": distances.sym_kl(run.at(END), problem.equilibrium),
+        "floor": ((exact - rest) * (exact / rest).log()).sum(),
+        "masses": (ours - exact).abs().max(),
+        "energy_distance": distances.energy_distance(x[:POINTS], y[:POINTS]),
+        "two_samples": distances.energy_distance(y[:POINTS], y[-POINTS:]),
+    }
+    cost = {"right_sides": int(run["num_stages"][last]), "cpu_seconds": round(float(run["cpu_time"][last]))}
+    return {"d": d, "target": k, **{key: f"{float(value):.3g}" for key, value in figures.items()}, **cost, "seed": seed}
+
+
+class Means(NamedTuple):
+    """Over the targets of one dimension: their numbers, and the mean of each column of `MEASURED`."""
+
+    targets: str
+    values: dict[str, float]
+
+
+def means() -> dict[int, Means]:
+    """What results/mixtures.csv holds, by dimension."""
+    found = {}
+    for d in sorted({int(row["d"]) for row in rows()}):
+        mine = [row for row in rows() if row["d"] == str(d)]
+        values = {key: statistics.fmean(float(row[key]) for row in mine) for key in MEASURED}
+        found[d] = Means(", ".join(sorted(row["target"] for row in mine)), values)
+    return found
+
+
+def compare() -> None:
+    """Prints means over the targets that have been measured, beside the study's means of five."""
+    lines = []
+    for d, (targets, mean) in means().items():
+        theirs = mixture_published(d)
+        cells = [str(d), theirs["components"], targets, *(f"{mean[key]:.3g}" for key in MEASURED[:3])]
+        cells += [theirs["jko_icnn_sym_kl"], theirs["particles_50000_sym_kl"]]
+        cells += [f"{mean[key]:.1e}" for key in MEASURED[3:5]]
+        lines.append([*cells, *(f"{mean[key]:.0f}" for key in MEASURED[5:]), theirs["jko_icnn_gpu_seconds"]])
+    header = ["d", "centres", "targets", "symmetric KL to π", "floor", "masses, largest error", "JKO-ICNN, published"]
+    header += ["50 000 particles, published", "energy distance² at t = 4", "two samples", "right sides", "CPU s"]
+    table([*header, "JKO-ICNN, GPU s"], lines)
 
 
 def _draw(run: pwgf.Trajectory, problem: problems.GaussianMixture, name: str) -> None:
-    """Samples of the start, of the run and of the mixture in the plane of the mixture's first principal components."""
+    """Samples of the start, the run and the particles in the plane of the mixture's first principal components."""
     _, vectors = torch.linalg.eigh(problem.equilibrium.cov())
     plane = vectors[:, -2:].flip(1)
     drawn = (
         ("t = 0", samples(run, 0.0, 2000)),
-        (f"pwgf, t = {ROWS[-1]:g}", samples(run, ROWS[-1], 2000)),
-        (f"Langevin particles, t = {ROWS[-1]:g}", problem.exact(ROWS[-1]).sample(2000, torch.Generator())),
+        (f"pwgf, t = {END:g}", samples(run, END, 2000)),
+        (f"Langevin particles, t = {END:g}", problem.exact(END).sample(2000)),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.6), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, 3, figsize=(10, 4), layout="constrained", sharex=True, sharey=True)
     for ax, (title, x) in zip(axes, drawn, strict=True):
         x, colours = x @ plane, problem.assign(x)
         ax.scatter(x[:, 0], x[:, 1], s=2, c=colours, cmap="tab10", vmin=0, vmax=9)

@@ -1,4 +1,4 @@
-"""The Ornstein–Uhlenbeck targets of the JKO-ICNN study and the figures it published for them.
+"""The targets of the JKO-ICNN study, Gaussians and mixtures of them, and the figures it published for them.
 
 References:
     P. Mokrov, A. Korotin, L. Li, A. Genevay, J. Solomon, E. Burnaev, Large-Scale Wasserstein Gradient Flows, 2021,
@@ -8,9 +8,11 @@ References:
 from __future__ import annotations
 
 import csv
+import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 
 DATA = Path(__file__).resolve().parent / "data"
 NUM_TARGETS = 15
@@ -43,6 +45,23 @@ def published_seconds(method: str, dim: int) -> float:
         if row["method"] == method and int(row["dim"]) == dim:
             return float(row["train_seconds_to_t1"])
     raise ValueError(f"published_seconds({method!r}, {dim}): nothing published; methods {methods()}.")
+
+
+def mixture_centres(dim: int, index: int) -> torch.Tensor:
+    """Centres (k, dim) of the study's mixture number `index` (0 … 4) in dimension `dim`, from the study's seed."""
+    row = mixture_published(dim)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{row['key']}@{dim}@{index}pytorch".encode()))
+    return (10 * torch.rand(int(row["components"]), dim, generator=generator) - 5).double()
+
+
+def mixture_published(dim: int) -> dict[str, str]:
+    """The study's row for mixtures in dimension `dim`: number and key of the centres, mean figures of five targets."""
+    found = {int(row["dim"]): row for row in _rows("mixtures_published.csv")}
+    if dim not in found:
+        raise ValueError(
+            f"mixture_published({dim}): the study has mixtures in dimensions {', '.join(map(str, found))}."
+        )
+    return found[dim]
 
 
 def _rows(name: str) -> list[dict[str, str]]:

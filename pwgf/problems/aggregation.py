@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import as_points, check_dim, plain_numbers
+from ..checks import as_points, check_dim, check_positive, plain_numbers
 from ..energies.base import Energy
 from ..energies.interaction import Interaction, RadialPolynomial
 from ..measures import Gaussian
@@ -23,7 +23,7 @@ class RadialMap(NamedTuple):
     """The exact map |x|² = |z|²/(q + 2β|z|²), x ∥ z, from z ~ N(0, I), with the moments of its law.
 
     Args:
-        q, beta: coefficients; q = 1, β = 0 at the start, q → 0 and β → 1/(2R²) on the sphere of radius R in the limit.
+        q, beta: coefficients; q = 1/σ², β = 0 at the start, q → 0 and β → 1/(2R²) on the sphere of radius R at the end.
         second_moment: E|x|².
         fourth_moment: E|x|⁴.
     """
@@ -68,16 +68,18 @@ class RadialLaw(Isotropic):
 
 
 class Aggregation(Problem):
-    """F(ρ) = ½∬W(x−y) dρ dρ with W(x) = |x|⁴/4 − |x|²/2, from N(0, I); the flow tends to a sphere.
+    """F(ρ) = ½∬W(x−y) dρ dρ with W(x) = |x|⁴/4 − |x|²/2, from N(0, σ²I); the flow tends to a sphere.
 
-    For a law symmetric about 0 the velocity is x(1 − (d+2)m − |x|²) with m = E|x|²/d, so |x|² = |z|²/(q + 2β|z|²) with
-    q' = −2αq, β' = 1 − 2αβ, α = 1 − (d+2)m: two ordinary differential equations. In the limit |x|² = d/(2(d+1)).
+    For a law symmetric about 0 the velocity is x(1 − (d+2)m − |x|²) with m = E|x|²/d, so |x|² = |z|²/(q + 2β|z|²),
+    z ~ N(0, I), with q' = −2αq, β' = 1 − 2αβ, α = 1 − (d+2)m: two ordinary differential equations. In the limit
+    |x|² = d/(2(d+1)).
 
     Args:
         dim: d ≥ 1.
+        sigma: σ > 0.
 
     Raises:
-        ConfigError: dim < 1.
+        ConfigError: dim < 1 or σ ≤ 0.
 
     Example:
         >>> round(float(Aggregation(dim=2).exact(1.0).cov()[0, 0]), 6)
@@ -89,9 +91,10 @@ class Aggregation(Problem):
     """
 
     @plain_numbers
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, sigma: float = 1.0) -> None:
         check_dim(dim, "Aggregation(dim)")
         self.dim = dim
+        self.sigma = check_positive(sigma, "sigma", "Aggregation")
         self._maps: dict[float, RadialMap] = {}
 
     @property
@@ -101,8 +104,8 @@ class Aggregation(Problem):
 
     @property
     def reference(self) -> Gaussian:
-        """N(0, I)."""
-        return Gaussian(self.dim)
+        """N(0, σ²I)."""
+        return Gaussian(self.dim, cov=self.sigma**2)
 
     @property
     def energy(self) -> Energy:
@@ -115,10 +118,10 @@ class Aggregation(Problem):
         return np.linspace(0, 2, 21)
 
     def map(self, t: float) -> RadialMap:
-        """The exact map from the reference to the law at time t ≥ 0; kept once computed."""
+        """The exact map from N(0, I) to the law at time t ≥ 0; kept once computed."""
         t = self._check_time(t)
         if t not in self._maps:
-            self._maps[t] = _radial_map(self.dim, t)
+            self._maps[t] = _radial_map(self.dim, self.sigma, t)
         return self._maps[t]
 
     def exact(self, t: float) -> RadialLaw:
@@ -131,10 +134,10 @@ class Aggregation(Problem):
         return 0.5 * ((2 * fourth + (2 + 4 / self.dim) * second**2) / 4 - second)
 
     def _arguments(self) -> dict[str, Any]:
-        return {"dim": self.dim}
+        return {"dim": self.dim, "sigma": self.sigma}
 
 
-def _radial_map(dim: int, t: float) -> RadialMap:
+def _radial_map(dim: int, sigma: float, t: float) -> RadialMap:
     """Integrates (q, β) to time t by the classical Runge–Kutta method, with steps in proportion to the present rate."""
     squared, weights = _chi_squared(dim)
 
@@ -145,7 +148,7 @@ def _radial_map(dim: int, t: float) -> RadialMap:
         alpha = 1 - (dim + 2) * moment(state, 1) / dim
         return np.array([-2 * alpha * state[0], 1 - 2 * alpha * state[1]])
 
-    state, now = np.array([1.0, 0.0]), 0.0
+    state, now = np.array([sigma**-2, 0.0]), 0.0
     while now < t:
         step = min(0.02 / (1 + (dim + 2) * moment(state, 1) / dim), t - now)
         k1 = rate(state)

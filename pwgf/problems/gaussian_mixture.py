@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import Constants, check_dim, check_integer, check_points, check_positive, plain_numbers
+from ..checks import Constants, as_points, check_dim, check_integer, check_points, check_positive, plain_numbers
 from ..measures import Gaussian
 from .langevin import LangevinProblem, TargetLaw
 
@@ -27,9 +27,11 @@ class GaussianMixture(LangevinProblem):
         span: half the width of the cube of the centres, > 0; None means 5, in d ≥ 32 3, as in the study.
         seed: of the centres.
         num_particles, dt, particle_seed: of the Langevin particles.
+        centres: m_j themselves, (k, d), in place of `components`, `span` and `seed`.
 
     Raises:
-        ConfigError: an argument outside its range.
+        ConfigError: an argument outside its range, or centres that are not finite.
+        ShapeError: centres of another shape.
 
     Example:
         >>> problem = GaussianMixture(dim=2, components=3)
@@ -50,6 +52,7 @@ class GaussianMixture(LangevinProblem):
         num_particles: int = 50_000,
         dt: float = 0.02,
         particle_seed: int = 0,
+        centres: Any = None,
     ) -> None:
         check_dim(dim, "GaussianMixture(dim)")
         check_integer(components, "components", "GaussianMixture")
@@ -57,8 +60,14 @@ class GaussianMixture(LangevinProblem):
         super().__init__(num_particles, dt, particle_seed)
         self.dim, self.components, self.seed = dim, components, seed
         self.span = check_positive((5.0 if dim < 32 else 3.0) if span is None else span, "span", "GaussianMixture")
-        generator = torch.Generator().manual_seed(seed)
-        self.centres = self.span * (2 * torch.rand(components, dim, generator=generator, dtype=torch.float64) - 1)
+        self._given = centres is not None
+        if centres is None:
+            generator = torch.Generator().manual_seed(seed)
+            self.centres = self.span * (2 * torch.rand(components, dim, generator=generator, dtype=torch.float64) - 1)
+        else:
+            call = "GaussianMixture(centres=…)"
+            self.centres = check_points(as_points(centres, dim, call).double(), dim, call, finite=True).clone()
+            self.components = len(self.centres)
         self._constants = Constants(self.centres)
 
     def log_target(self, x: Tensor) -> Tensor:
@@ -108,5 +117,6 @@ class GaussianMixture(LangevinProblem):
         return TargetLaw(mean, cov, draw, self.log_target)
 
     def _arguments(self) -> dict[str, Any]:
-        own = {"dim": self.dim, "components": self.components, "span": self.span, "seed": self.seed}
-        return {**own, **self._particle_arguments()}
+        drawn = {"components": self.components, "span": self.span, "seed": self.seed}
+        own = {"centres": self.centres.tolist()} if self._given else drawn
+        return {"dim": self.dim, **own, **self._particle_arguments()}

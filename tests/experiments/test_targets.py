@@ -30,6 +30,18 @@ def test_published_figures_are_those_of_the_study():
     )
 
 
+def test_mixtures_have_the_centres_of_the_study():
+    """The first three coordinates of the first target in d = 12, as the study's own code draws them."""
+    centres = targets.mixture_centres(12, 0)
+    assert centres.shape == (10, 12)
+    assert np.allclose(centres[0, :3], [2.7247, 1.0033, -4.7308], atol=5e-5)
+    for dim, count in ((2, 5), (4, 6), (6, 7), (8, 8), (10, 9)):
+        drawn = [targets.mixture_centres(dim, k) for k in range(5)]
+        assert {tuple(x.shape) for x in drawn} == {(count, dim)}
+        assert all(x.abs().max() <= 5 for x in drawn)
+        assert len({float(x[0, 0]) for x in drawn}) == 5
+
+
 def test_what_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"ou_target\(dim=13, index=0\)"):
         targets.ou_target(13, 0)
@@ -37,3 +49,5 @@ def test_what_is_not_there_is_refused():
         targets.published("ICNN_jko", 2, 0.3)
     with pytest.raises(ValueError, match=r"published_seconds\('nobody', 2\): nothing published"):
         targets.published_seconds("nobody", 2)
+    with pytest.raises(ValueError, match=r"mixture_published\(3\): the study has mixtures in dimensions 2, 4, 6"):
+        targets.mixture_published(3)

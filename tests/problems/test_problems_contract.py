@@ -22,6 +22,7 @@ CASES = {
     "porous medium": (lambda: problems.BarenblattFlow(dim=2), 1.7),
     "cubic porous medium": (lambda: problems.BarenblattFlow(dim=1, m=3, t0=0.5, t1=1), 0.8),
     "aggregation": (lambda: problems.Aggregation(dim=2), 0.5),
+    "narrow aggregation": (lambda: problems.Aggregation(dim=2, sigma=0.25), 1.5),
     "aggregation in 5-D": (lambda: problems.Aggregation(dim=5), 1.0),
     "newtonian aggregation": (lambda: problems.NewtonianAggregation(sigma=1.3), 0.4),
     "annulus": (lambda: problems.NewtonianAggregation(annulus=True), 0.3),
@@ -42,6 +43,10 @@ DRIVEN = {  # whose energy need not fall, or that have none
 }
 BY_PARTICLES = {  # laws known by samples; few of them here
     "mixture": (lambda: problems.GaussianMixture(dim=2, num_particles=2000, dt=0.1), 1.0),
+    "mixture of given centres": (
+        lambda: problems.GaussianMixture(dim=2, num_particles=2000, dt=0.1, centres=[[0, 3], [1.5, -2]]),
+        0.4,
+    ),
     "mixture in 1-D": (lambda: problems.GaussianMixture(dim=1, components=2, num_particles=2000, dt=0.1), 0.73),
     "rosenbrock": (lambda: problems.Rosenbrock(dim=3, num_particles=2000), 0.1),
     "funnel": (lambda: problems.Funnel(dim=3, num_particles=2000), 0.1),
@@ -270,6 +275,11 @@ def test_arguments_of_single_problems_are_checked():
             lambda: problems.GaussianMixture(2, span=-1),
             r"GaussianMixture\(span=…\) must be positive and finite; got -1",
         ),
+        (
+            lambda: problems.GaussianMixture(2, centres=[[0.0, math.nan]]),
+            r"GaussianMixture\(centres=…\) must be finite; got NaN or infinite entries in 1 of 1 rows",
+        ),
+        (lambda: problems.Aggregation(2, sigma=0), r"Aggregation\(sigma=…\) must be positive and finite; got 0"),
         (lambda: problems.GaussianMixture(2, seed=1.5), r"GaussianMixture\(seed=…\) must be an integer ≥ 0; got 1\.5"),
         (lambda: problems.GaussianMixture(2, dt=0), r"GaussianMixture\(dt=…\) must be positive and finite; got 0"),
         (lambda: problems.Funnel(2, num_particles=1), r"Funnel\(num_particles=…\) must be an integer ≥ 2; got 1"),
