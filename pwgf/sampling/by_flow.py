@@ -116,16 +116,10 @@ def sample(
     """
     _check(log_density, dim, n, whiten, tolerance, max_time, polish)
     named = checked_names(names, dim)
-    given = reference is not None
-    reference = Gaussian(dim) if reference is None else reference
     device = check_device(settings.get("device", "cpu"), "sample")
-    target = Target(log_density, coordinates(log_density, dim, None if whiten == "auto" else whiten, device))
-    target.check_start(reference.sample(1000, torch.Generator().manual_seed(seed)).to(device))
-    if whiten == "auto":
-        whiten = None if given else closest_gaussian(target, dim, device, seed)
-        target = Target(log_density, coordinates(log_density, dim, whiten, device))
+    target, reference, smooth = _posed(log_density, dim, whiten, reference, device, seed)
     map = ResidualMLP(dim) if map is None else map
-    if whiten is not None:
+    if smooth:
         settings = {"integrator": Auto(explicit_start=True), **settings}
     scheme = PWGF(KL(target), map, reference, **settings)
     watch = _Watch(scheme, target, reference, tolerance, finish, seed)
@@ -135,11 +129,7 @@ def sample(
         watch.look_at_rows(out)
     to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite}
     run = solve(scheme, times, **to, seed=seed, callbacks=[watch], progress=progress)
-    theta = run.state().theta
-    if watch.finish and not watch.converged:
-        theta = watch.finished(theta)
-    if not watch.converged:
-        watch.warn(float(run.t[-1]))
+    theta = watch.finished(run.state())
     z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
     y, log_rho = _pushed(scheme.map, reference, theta, z.to(device))
     if polish:
@@ -153,6 +143,22 @@ def sample(
     if run.path is not None:
         store(found, y, run.path, {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish)})
     return found
+
+
+def _posed(
+    log_density: LogDensity, dim: int, whiten: Whiten, reference: Reference | None, device: str, seed: int
+) -> tuple[Target, Reference, bool]:
+    """log p in the coordinates chosen, λ, and whether the flow is expected to be smooth there."""
+    auto = isinstance(whiten, str) and whiten == "auto"
+    start = Gaussian(dim) if reference is None else reference
+    target = Target(log_density, coordinates(log_density, dim, None if auto else whiten, device))
+    target.check_start(start.sample(1000, torch.Generator().manual_seed(seed)).to(device))
+    if not auto:
+        return target, start, whiten is not None
+    found = closest_gaussian(target, dim, device, seed) if reference is None else None
+    if found is None:
+        return target, start, False
+    return Target(log_density, coordinates(log_density, dim, found, device)), start, True
 
 
 class _Watch:
@@ -213,8 +219,16 @@ class _Watch:
         (_, before, narrow), (_, now, wide) = self.looks[-2:]
         return before - now < _SLOW * self.kl and wide < _DIVERGED_GROWTH * narrow
 
-    def finished(self, theta: Tensor) -> Tensor:
-        """θ after natural-gradient steps; the one before them where they do not help."""
+    def finished(self, state: State) -> Tensor:
+        """θ at the end of the flow or, where they help, after natural-gradient steps; warns where KL is too large."""
+        theta = state.theta
+        if self.finish and not self.converged:
+            theta = self._descended(theta)
+        if not self.converged:
+            self._warn(state.t)
+        return theta
+
+    def _descended(self, theta: Tensor) -> Tensor:
         before = self.kl
         found = self.descent.run(theta, _MARGIN * self.tolerance)
         self.num_steps = max(len(found.kl) - 1, 0)
@@ -226,7 +240,7 @@ class _Watch:
         self._weighed(theta, "the end of the flow")
         return theta
 
-    def warn(self, t: float) -> None:
+    def _warn(self, t: float) -> None:
         """Warns that the law is farther from π than `tolerance`."""
         _log.warning(
             "sample: KL(ρ|π) is still about %.2g (tolerance %.2g) after the flow to t = %g and %d natural-gradient "

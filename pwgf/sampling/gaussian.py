@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import private
+from ..errors import PWGFError
 from ..maps import Affine
 from ..measures import Gaussian
 from .chains import LogDensity
@@ -52,6 +53,6 @@ def _modes(log_density: LogDensity, m: Tensor, scale: Tensor, seed: int) -> Tens
 
     try:
         search.step(closure)
-    except Exception:  # of log p, at a start where no flow would have gone
+    except (ArithmeticError, AssertionError, RuntimeError, ValueError, PWGFError):  # of log p, far from where flows go
         return torch.full_like(y, math.nan)
     return y.detach()

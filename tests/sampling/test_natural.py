@@ -9,6 +9,7 @@ import torch
 from pwgf import Gaussian, maps
 from pwgf.measures import PushedLaw
 from pwgf.sampling import natural, sample
+from pwgf.sampling.gaussian import closest_gaussian
 from pwgf.sampling.natural import NaturalDescent
 
 
@@ -79,10 +80,38 @@ def test_far_modes_have_their_weights():
     torch.testing.assert_close(weights.new_zeros(4).index_add(0, mode, weights), share, rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("condition", [120, 1e6])
+def test_a_gaussian_in_its_own_coordinates(condition):
+    q = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)).double())[0]
+    cov = q @ torch.logspace(0, -math.log10(condition), 12).double().diag() @ q.T
+    law = torch.distributions.MultivariateNormal(torch.ones(12).double(), cov)
+    found = sample(law.log_prob, 12, n=2000, progress=False)
+    assert found.converged and found.t == 0.125 and abs(found.log_z) < 1e-3
+    factor = torch.linalg.solve_triangular(torch.linalg.cholesky(cov), found.scale, upper=False)
+    torch.testing.assert_close(torch.linalg.svdvals(factor), torch.ones(12).double(), rtol=0, atol=0.015)
+
+
+def test_modes_far_apart_are_not_whitened_away():
+    """The closest Gaussian of two far modes is that of one; ascents from wide starts find the other."""
+    centres = torch.tensor([[0.0, 0.0], [8.0, 0.0]]).double()
+
+    def two(x):
+        return torch.logsumexp(-torch.cdist(x, centres).square() / 2, 1)
+
+    assert closest_gaussian(two, 2, "cpu", 0) is None
+    m, scale = closest_gaussian(lambda x: -x.square().sum(1) / 8, 2, "cpu", 0)
+    torch.testing.assert_close(m, torch.zeros(2).double(), rtol=0, atol=0.05)
+    torch.testing.assert_close(scale @ scale.T, 4 * torch.eye(2).double(), rtol=0.05, atol=0.05)
+    assert closest_gaussian(lambda x: x[:, 0], 2, "cpu", 0) is None
+    assert closest_gaussian(lambda x: -x.square().sum(1), 32, "cpu", 0) is None
+
+
 def test_theta_is_that_of_the_samples():
     found = sample(wells, 1, n=500, progress=False)
     law = PushedLaw(maps.ResidualMLP(1), found.run.reference, found.theta)
-    torch.testing.assert_close(law.log_density(found.x), found.log_density, rtol=1e-6, atol=1e-6)
+    log_density = law.log_density(torch.linalg.solve(found.scale, (found.x - found.centre).T).T)
+    expected = found.log_density + found.scale.logdet()
+    torch.testing.assert_close(log_density, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_map_whose_derivatives_cannot_be_batched_is_left_to_the_flow():
@@ -92,7 +121,16 @@ def test_a_map_whose_derivatives_cannot_be_batched_is_left_to_the_flow():
             return super().jacobian(theta, z)
 
     assert not descent(Checking(1), wells).works
-    found = sample(lambda x: -x.square().sum(1) / 4, 1, n=100, map=Checking(1), max_time=0.25, progress=False)
+    found = sample(
+        lambda x: -x.square().sum(1) / 4,
+        1,
+        n=100,
+        map=Checking(1),
+        whiten=None,
+        max_time=0.25,
+        tolerance=1e-9,
+        progress=False,
+    )
     assert found.t == 0.25
 
 

@@ -109,7 +109,7 @@ def test_chains_that_do_not_mix_are_told():
 
 
 def test_it_says_when_it_did_not_come_to_rest(caplog):
-    found = sample(gaussian, 1, n=100, max_time=0.25, tolerance=1e-6, finish=False, progress=False)
+    found = sample(gaussian, 1, n=100, max_time=0.25, tolerance=1e-6, whiten=None, finish=False, progress=False)
     assert not found.converged
     assert any("sample: KL(ρ|π) is still about" in m and "max_time" in m for m in caplog.messages)
 
@@ -133,7 +133,7 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
         (
             lambda: sample(gaussian, 2, whiten="pca"),
             ConfigError,
-            r"must be None, 'laplace', \(m, L\) or a function.*; got 'pca'",
+            r"must be 'auto', 'laplace', None, \(m, L\) or a function.*; got 'pca'",
         ),
         (
             lambda: sample(gaussian, 2, whiten=(torch.zeros(2), torch.ones(2))),

@@ -137,8 +137,9 @@ def test_a_call_stopped_before_the_samples_are_stored_is_made_up_for(made, tmp_p
 
 def test_a_longer_flow_has_samples_of_its_own_end(tmp_path, caplog):
     path = tmp_path / "run.h5"
-    early = sample(out=path, max_time=0.25, tolerance=1e-9)
-    later = sample(out=path, max_time=0.5, tolerance=1e-9, resume=True)
+    slow = {"tolerance": 1e-9, "whiten": None, "finish": False}
+    early = sample(out=path, max_time=0.25, **slow)
+    later = sample(out=path, max_time=0.5, **slow, resume=True)
     assert (early.t, later.t) == (0.25, 0.5) and not later.converged
     assert_equal(sampling.load(path), later)
 
@@ -176,7 +177,7 @@ def weighted(n=4000, names=("x0",)):
     log_w = x[:, 0] - 0.5
     w = torch.softmax(log_w, 0)
     ess = float(1 / (n * w.square().sum()))
-    return Sampled(x, log_density, log_w, 0.0, 0.0, 0.0, 0.0, ess, True, 1.0, None, None, names)
+    return Sampled(x, log_density, log_w, 0.0, 0.0, 0.0, 0.0, ess, True, 1.0, None, None, None, names)
 
 
 def test_the_summary_is_that_of_the_weighted_samples():
