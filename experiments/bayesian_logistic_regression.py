@@ -124,7 +124,7 @@ def _one(
     found = sampling.sample(
         problem.log_target, d, SAMPLES, whiten=problem.coordinates() if whiten == "coordinates" else whiten,
         map=maps.Affine(d) if d >= AFFINE or separable else None, seed=seed, num_samples=num_samples, num_eval=1000,
-        max_time=0.125 if separable else 64.0, polish=POLISH if separable else 0,
+        max_time=0.125 if separable else 64.0, finish=not separable, polish=POLISH if separable else 0,
         out=RESULTS / FOLDER / f"{label}.h5", overwrite=True,
     )  # fmt: skip
     seconds = time.process_time() - start
