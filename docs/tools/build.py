@@ -5,6 +5,7 @@ It needs no network, and a warning is an error.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def build(folder: Path) -> Path:
     shutil.rmtree(pages, ignore_errors=True)
     shutil.copytree(ROOT / "docs", pages / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     (pages / "results").mkdir()
-    for source in (*(ROOT / name for name in _PAGES), *ROOT.glob("results/*.md"), *ROOT.glob("results/*.png")):
+    results = [path for path in ROOT.glob("results/*.*") if path.suffix in (".md", ".png", ".csv")]
+    for source in (*(ROOT / name for name in _PAGES), *results):
         shutil.copy(source, pages / source.relative_to(ROOT))
     return built(pages, site)
 
@@ -33,4 +35,5 @@ def built(pages: Path, site: Path) -> Path:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     build(ROOT / "build")

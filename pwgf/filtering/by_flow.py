@@ -194,7 +194,7 @@ def update(
     scale = scale @ torch.linalg.inv(torch.linalg.cholesky(reference.cov()))  # from λ, whose samples one map pushes
     found = sampling.sample(
         target, law.map.dim, _CHUNK, map=map, reference=reference, tolerance=tolerance, max_time=max_time,
-        whiten=(centre - scale @ reference.mean(), scale), seed=seed, progress=False,
+        whiten=(centre - scale @ reference.mean(), scale), seed=seed, bridge=0, progress=False,
         **{"num_eval": 1000, **settings},
     )  # fmt: skip
     n = num_fit or max(_PILOT_SAMPLES, -(-4 * law.map.num_params // law.map.dim))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -18,11 +19,13 @@ from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..integrate import Auto
 from ..maps import PushForward, ResidualMLP
-from ..measures import Gaussian, PushedMeasure, Reference
+from ..measures import Gaussian, PushedLaw, PushedMeasure, Reference
 from ..run.resume import has_rows
 from ..run.solve import solve
+from ..run.trajectory import Trajectory
 from ..schemes import PWGF
 from ..state import Info, State
+from .bridge import bridge as bridge_from
 from .chains import LogDensity, langevin
 from .coordinates import Target, Whiten, check_whiten, coordinates
 from .found import Sampled, checked_names, constants
@@ -33,6 +36,7 @@ from .stored import store
 _log = logging.getLogger("pwgf")
 _FIRST_CHECK = 0.125  # time of the first check of the law; each later one at twice the time
 _SLOW = 0.5  # fall of F over a doubling of t, relative to the KL that remains: where natural-gradient steps take over
+_MISSED, _LEAST_MISSED = 10.0, 0.01  # KL(π|ρ) relative to KL(ρ|π), or to .01 nats where that is less: a warning
 _MARGIN = 0.25  # of the tolerance: what the natural-gradient steps aim at, so that fresh samples confirm it
 _DIVERGED_CHECKS = 4  # in a row, with F falling no slower while the samples spread: there is no minimum
 _DIVERGED_GROWTH = 1.3  # of the spread of the samples between two such checks
@@ -52,6 +56,7 @@ def sample(
     max_time: float = 64.0,
     finish: bool = True,
     polish: int = 0,
+    bridge: int = 200,
     names: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -89,6 +94,8 @@ def sample(
             map cannot be batched (`torch.func.vmap`), it runs to `max_time`.
         polish: steps of Metropolis-adjusted Langevin that move the samples afterwards, in y. They preserve π, but the
             density is then unknown: log_density, log_weights, ess and both values of log Z are NaN.
+        bridge: steps of Metropolis-adjusted Langevin by which a thousand samples look for mass of π that ρ misses;
+            log Z is then estimated from both sides (Bennett). 0, and after a polish: by importance alone.
         names: of the coordinates, for `Sampled.summary()` and ArviZ; None: x0, x1, ….
         out, resume, overwrite, progress: as in `solve`. The samples are stored too, and `sampling.load(out)` returns
             what this call does.
@@ -114,7 +121,7 @@ def sample(
     References:
         M. Girolami, B. Calderhead, 2011, §2 (Langevin proposals with a Metropolis step).
     """
-    _check(log_density, dim, n, whiten, tolerance, max_time, polish)
+    _check(log_density, dim, n, whiten, tolerance, max_time, polish, bridge)
     named = checked_names(names, dim)
     device = check_device(settings.get("device", "cpu"), "sample")
     target, reference, smooth = _posed(log_density, dim, whiten, reference, device, seed)
@@ -135,11 +142,10 @@ def sample(
     if polish:
         y = langevin(target, y, polish, seed=seed)
         log_rho = torch.full_like(log_rho, math.nan)
-    x, log_density_at_x, log_w = _weighted(target, y, log_rho)
-    estimates, end = constants(log_w), float(run.t[-1])
-    found = Sampled(
-        x, log_density_at_x, log_w, *estimates, watch.converged, end, run, theta.cpu(), target.coordinates, named
-    )
+    found = _weighted(target, y, log_rho, watch.converged, run, theta, named)
+    if bridge and not polish:
+        law = PushedLaw(scheme.map, reference, theta.double().to(device))
+        found = _bridged(found, target, law, y, bridge, seed)
     if run.path is not None:
         store(found, y, run.path, {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish)})
     return found
@@ -159,6 +165,23 @@ def _posed(
     if found is None:
         return target, start, False
     return Target(log_density, coordinates(log_density, dim, found, device)), start, True
+
+
+def _bridged(found: Sampled, target: Target, law: PushedLaw, y: Tensor, steps: int, seed: int) -> Sampled:
+    """The same samples, with log Z from both sides; warns where the law misses more of π than its own samples show."""
+    both = bridge_from(target, law.log_density, y, found.log_weights, steps, seed)
+    if both is None:
+        return found
+    seen = max(found.log_z - found.log_z_bound, 0.0)
+    if both.kl_backward > _MISSED * max(seen, _LEAST_MISSED):
+        _log.warning(
+            "sample: chains that began at the samples found mass that the law misses: KL(π|ρ) is about %.2g, while "
+            "KL(ρ|π) is about %.2g. The weights cannot correct for it. Cure: a larger map, or samples moved by "
+            "polish=200",
+            both.kl_backward,
+            seen,
+        )
+    return dataclasses.replace(found, log_z=both.log_z, log_z_stderr=both.log_z_stderr)
 
 
 class _Watch:
@@ -278,21 +301,40 @@ def _pushed(map: PushForward, reference: Reference, theta: Tensor, z: Tensor) ->
         return torch.cat([rho.x for rho in parts]), torch.cat([rho.log_density for rho in parts])
 
 
-def _weighted(target: Target, y: Tensor, log_rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x(y), the log density of its law there and log weights, on the CPU, from log ρ at y."""
+def _weighted(
+    target: Target,
+    y: Tensor,
+    log_rho: Tensor,
+    converged: bool,
+    run: Trajectory,
+    theta: Tensor,
+    names: tuple[str, ...],
+) -> Sampled:
+    """The samples x(y) with their weights, and what follows from these."""
     with torch.no_grad():
         x, log_volume = target.coordinates(y)
-        return x.cpu(), (log_rho - log_volume).cpu(), (target(y) - log_rho).cpu()
+        log_w = (target(y) - log_rho).cpu()
+    log_density, end = (log_rho - log_volume).cpu(), float(run.t[-1])
+    coordinates = target.coordinates
+    return Sampled(x.cpu(), log_density, log_w, *constants(log_w), converged, end, run, theta.cpu(), coordinates, names)
 
 
 def _check(
-    log_density: object, dim: object, n: object, whiten: object, tolerance: object, max_time: object, polish: object
+    log_density: object,
+    dim: object,
+    n: object,
+    whiten: object,
+    tolerance: object,
+    max_time: object,
+    polish: object,
+    bridge: object,
 ) -> None:
     if not callable(log_density):
         raise ConfigError(f"sample(log_density=…) must be a function (n,d) → (n,); got {type(log_density).__name__}.")
     check_dim(dim, "sample(log_density, dim)")
     check_integer(n, "n", "sample", least=2)
     check_integer(polish, "polish", "sample", least=0)
+    check_integer(bridge, "bridge", "sample", least=0)
     check_number(tolerance, "tolerance", "sample", low=0.0, high=math.inf, open_low=True)
     check_number(max_time, "max_time", "sample", low=0.0, high=1e9, open_low=True)
     check_whiten(whiten, dim)

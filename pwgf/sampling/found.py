@@ -29,8 +29,8 @@ class Sampled:
         log_density: log ρ(x), (n,), exact; NaN after a polish.
         log_weights: log p(x) − log ρ(x), (n,), whose weighted means are those of π; NaN after a polish.
         log_z_bound, log_z_bound_stderr: E log(p/ρ) ≤ log Z with its standard error, nats; the gap is KL(ρ|π).
-        log_z, log_z_stderr: log E_ρ[p/ρ] by importance, with its standard error by the delta method: good while `ess`
-            is not small.
+        log_z, log_z_stderr: log Z with its standard error, from samples of ρ and from chains that carry them towards π
+            (Bennett), or log E_ρ[p/ρ] by importance alone: good while `ess` is not small.
         ess: effective sample size as a share of n, (Σw)²/(nΣw²); 1 where ρ = π.
         converged: whether the law reached `tolerance`.
         t: time of the flow.

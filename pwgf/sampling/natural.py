@@ -32,7 +32,7 @@ _NUM_SAMPLES = 2000  # of a step; up to twice as many where they are four for ea
 _MOST_NUMBERS = 40_000_000  # of the rows, n·p
 _LONGEST = 0.5  # step: standard deviation of the change of log ρ
 _MOST_STEPS = 60
-_PATIENCE = 8  # steps in which KL must fall by a tenth
+_PATIENCE = 12  # steps in which KL must fall by a tenth
 _HALVINGS = 4  # of a step, before ε grows
 _CHUNK = 500  # samples whose rows are formed at a time
 
