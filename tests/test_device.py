@@ -195,7 +195,7 @@ def test_cuda_is_its_first_gpu():
 # ---- uses ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("whiten", [None, "laplace"])
+@pytest.mark.parametrize("whiten", ["auto", None, "laplace"])
 @pytest.mark.parametrize("polish", [0, 3])
 def test_sampling_of_a_density_with_data_on_the_device(whiten, polish):
     precision = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_sampling_of_a_density_with_data_on_the_device(whiten, polish):
         matrix = precision.to(where)
         settings = {"map": maps.Affine(2), "max_time": 0.125, "device": where, "progress": False, **FEW}
         drawn = sampling.sample(
-            lambda x: -((x @ matrix) * x).sum(-1) / 2, 2, n=40, whiten=whiten, polish=polish, **settings
+            lambda x: -((x @ matrix) * x).sum(-1) / 2, 2, n=100, whiten=whiten, polish=polish, **settings
         )
         return {"x": drawn.x, "log_weights": drawn.log_weights, "log_z": drawn.log_z, "mean": drawn.mean()}
 

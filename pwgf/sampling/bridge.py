@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from ..errors import PWGFError
-from .chains import langevin
+from .chains import USER_ERRORS, langevin
 
-_NUM_CHAINS = 1000
+_log = logging.getLogger("pwgf")
+_MOST_CHAINS, _SAMPLES_PER_CHAIN = 1000, 10  # few beside the samples, whose weights between wells they repeat
+_FEWEST_CHAINS = 10
 _ITERATIONS = 50  # of the fixed point for log Z, which halves its error or better each time
 
 
@@ -38,27 +41,29 @@ def bridge(
     steps: int,
     seed: int,
 ) -> Bridged | None:
-    """Bennett's estimate; None where log ρ is not known where the chains go, as beyond a fold.
+    """Bennett's estimate; None for fewer than 100 samples, and where p or ρ cannot be evaluated on the way.
 
     Args:
         target: log p, (n,d) → (n,).
         log_density: log ρ, (n,d) → (n,).
         y: (n,d) samples of ρ.
         log_w: log p − log ρ there, (n,).
-        steps: of Metropolis-adjusted Langevin, from a thousand samples drawn by their weights.
+        steps: of Metropolis-adjusted Langevin, from a tenth of the samples, at most a thousand, drawn by their weights.
         seed: of the chains.
     """
+    count = min(len(y) // _SAMPLES_PER_CHAIN, _MOST_CHAINS)
+    if count < _FEWEST_CHAINS:
+        return None
     generator = torch.Generator().manual_seed(seed + 7)
-    start = torch.multinomial(torch.softmax(log_w, 0).cpu(), _NUM_CHAINS, replacement=True, generator=generator)
-    x = langevin(target, y[start.to(y.device)], steps, seed=seed + 7)
+    start = torch.multinomial(torch.softmax(log_w, 0).cpu(), count, replacement=True, generator=generator)
     try:
+        x = langevin(target, y[start.to(y.device)], steps, seed=seed + 7)
         with torch.no_grad():
-            back = (target(x) - log_density(x)).cpu()
-    except PWGFError:
+            back = target(x).cpu() - log_density(x).cpu()
+    except (*USER_ERRORS, PWGFError) as error:  # of log p outside its domain, or of the map's inverse
+        _log.info("sample: log Z by importance alone, since a chain met %s: %s", type(error).__name__, error)
         return None
-    if not bool(torch.isfinite(back).all()):
-        return None
-    return _bennett(log_w.cpu(), back)
+    return None if bool(back.isnan().any()) else _bennett(log_w.cpu(), back)
 
 
 def _bennett(forward: Tensor, backward: Tensor) -> Bridged:

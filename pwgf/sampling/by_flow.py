@@ -82,7 +82,7 @@ def sample(
         map: T; None means `ResidualMLP(dim)`.
         reference: λ, in the coordinates of the flow; None means N(0, I).
         whiten: the coordinates y in which the flow runs. "auto": x = m + Ly, N(m, LLᵀ) the Gaussian closest to π, found
-            by natural-gradient steps from N(0, I); x itself where d > 30, where a reference is given, or where a search
+            by natural-gradient steps from N(0, I); x itself where d > 31, where a reference is given, or where a search
             from a hundred wide starts finds a mode farther than √d + 2 from m in y, since the flow would miss it.
             "laplace": m the mode that L-BFGS finds from 0 and LLᵀ the inverse Hessian of −log p there. A pair (m, L),
             (d,) and (d,d): the same with values from elsewhere, such as moments of an earlier run. A function
@@ -94,11 +94,12 @@ def sample(
             map cannot be batched (`torch.func.vmap`), it runs to `max_time`.
         polish: steps of Metropolis-adjusted Langevin that move the samples afterwards, in y. They preserve π, but the
             density is then unknown: log_density, log_weights, ess and both values of log Z are NaN.
-        bridge: steps of Metropolis-adjusted Langevin by which a thousand samples look for mass of π that ρ misses;
-            log Z is then estimated from both sides (Bennett). 0, and after a polish: by importance alone.
+        bridge: steps of Metropolis-adjusted Langevin by which a tenth of the samples, at most a thousand, look for mass
+            of π that ρ misses; log Z is then estimated from both sides (Bennett). 0, after a polish, or for n < 100: by
+            importance alone.
         names: of the coordinates, for `Sampled.summary()` and ArviZ; None: x0, x1, ….
-        out, resume, overwrite, progress: as in `solve`. The samples are stored too, and `sampling.load(out)` returns
-            what this call does.
+        out, resume, overwrite, progress: as in `solve`; a flow is resumed with the `finish` that it was begun with. The
+            samples are stored too, and `sampling.load(out)` returns what this call does.
         seed: of the flow and of the samples.
         settings: of `PWGF`, e.g. num_samples=2000. log p and `whiten` are evaluated on its `device`; results lie on the
             CPU. With `whiten` the flow is expected to be smooth, and `integrator` begins with explicit steps.
@@ -137,17 +138,18 @@ def sample(
     to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite}
     run = solve(scheme, times, **to, seed=seed, callbacks=[watch], progress=progress)
     theta = watch.finished(run.state())
-    z = reference.sample(n, torch.Generator().manual_seed(seed + 1))
-    y, log_rho = _pushed(scheme.map, reference, theta, z.to(device))
-    if polish:
-        y = langevin(target, y, polish, seed=seed)
-        log_rho = torch.full_like(log_rho, math.nan)
+    y, log_rho = _drawn(scheme, target, theta, n, polish, seed)
     found = _weighted(target, y, log_rho, watch.converged, run, theta, named)
     if bridge and not polish:
         law = PushedLaw(scheme.map, reference, theta.double().to(device))
         found = _bridged(found, target, law, y, bridge, seed)
     if run.path is not None:
-        store(found, y, run.path, {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish)})
+        store(
+            found,
+            y,
+            run.path,
+            {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish), "bridge": int(bridge)},
+        )
     return found
 
 
@@ -226,11 +228,7 @@ class _Watch:
         y, log_rho = _pushed(self.scheme.map, self.reference, theta, self.z)
         log_w = self.target(y) - log_rho
         if not bool(torch.isfinite(log_w).all()):
-            raise NonFiniteError(
-                f"sample: log p − log ρ is not finite at {int((~torch.isfinite(log_w)).sum())} of {len(y)} samples at "
-                f"{when}. Causes: (a) log p is infinite or NaN there: make it finite; (b) the map folds: "
-                "maps.ConvexRidge(dim) cannot."
-            )
+            raise _not_finite(log_w, when)
         self.kl = float(torch.logsumexp(log_w, 0) - math.log(len(log_w)) - log_w.mean())
         self.converged = self.kl < self.tolerance
         return y, log_w
@@ -257,7 +255,10 @@ class _Watch:
         self.num_steps = max(len(found.kl) - 1, 0)
         if found.runs_away:
             raise _without_bound(found.energies, found.spreads)
-        self._weighed(found.theta, "the end of the natural-gradient steps")
+        try:
+            self._weighed(found.theta, "the end of the natural-gradient steps")
+        except NonFiniteError:  # at a sample of the new law alone
+            self.kl = math.inf
         if self.kl < before:
             return found.theta
         self._weighed(theta, "the end of the flow")
@@ -265,14 +266,15 @@ class _Watch:
 
     def _warn(self, t: float) -> None:
         """Warns that the law is farther from π than `tolerance`."""
+        cure = "a larger map" if self.num_steps else "a larger map or max_time"
         _log.warning(
             "sample: KL(ρ|π) is still about %.2g (tolerance %.2g) after the flow to t = %g and %d natural-gradient "
-            "steps. Cure: a larger map, a larger max_time, more samples (num_samples), or whiten='laplace'; the "
-            "weights correct for it where `ess` is not small",
+            "steps. Cure: %s, or more samples (num_samples); the weights correct for it where `ess` is not small",
             self.kl,
             self.tolerance,
             t,
             self.num_steps,
+            cure,
         )
 
     def _check_bound(self) -> None:
@@ -283,6 +285,14 @@ class _Watch:
         falls = all(later > 0.95 * drop > 0 for drop, later in zip(drops, drops[1:], strict=False))
         if falls and all(b > _DIVERGED_GROWTH * a for a, b in zip(sizes, sizes[1:], strict=False)):
             raise _without_bound(energies, sizes)
+
+
+def _not_finite(log_w: Tensor, when: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"sample: log p − log ρ is not finite at {int((~torch.isfinite(log_w)).sum())} of {len(log_w)} samples at "
+        f"{when}. Causes: (a) log p is infinite or NaN there: make it finite; (b) the map folds: "
+        "maps.ConvexRidge(dim) cannot."
+    )
 
 
 def _without_bound(energies: Sequence[float], sizes: Sequence[float]) -> SolverError:
@@ -301,6 +311,15 @@ def _pushed(map: PushForward, reference: Reference, theta: Tensor, z: Tensor) ->
         return torch.cat([rho.x for rho in parts]), torch.cat([rho.log_density for rho in parts])
 
 
+def _drawn(scheme: PWGF, target: Target, theta: Tensor, n: int, polish: int, seed: int) -> tuple[Tensor, Tensor]:
+    """y and log ρ there, (n,d) and (n,); after a polish log ρ is NaN."""
+    z = scheme.reference.sample(n, torch.Generator().manual_seed(seed + 1)).to(scheme.device)
+    y, log_rho = _pushed(scheme.map, scheme.reference, theta, z)
+    if not polish:
+        return y, log_rho
+    return langevin(target, y, polish, seed=seed), torch.full_like(log_rho, math.nan)
+
+
 def _weighted(
     target: Target,
     y: Tensor,
@@ -314,6 +333,8 @@ def _weighted(
     with torch.no_grad():
         x, log_volume = target.coordinates(y)
         log_w = (target(y) - log_rho).cpu()
+    if bool((log_w.isinf() | (log_w.isnan() & ~log_rho.cpu().isnan())).any()):
+        raise _not_finite(log_w, "the end")
     log_density, end = (log_rho - log_volume).cpu(), float(run.t[-1])
     coordinates = target.coordinates
     return Sampled(x.cpu(), log_density, log_w, *constants(log_w), converged, end, run, theta.cpu(), coordinates, names)

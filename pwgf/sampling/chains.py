@@ -13,6 +13,7 @@ from ..checks import as_tensor, check_integer, plain_numbers, private
 from ..errors import ConfigError, NonFiniteError, ShapeError
 
 LogDensity = Callable[[Tensor], Tensor]
+USER_ERRORS = (ArithmeticError, AssertionError, RuntimeError, ValueError)  # of a log p far from where flows go
 _FINE = 8  # one in this many trajectories takes steps that are 8, 64 and 512 times shorter in turn
 
 

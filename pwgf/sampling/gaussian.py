@@ -11,7 +11,7 @@ from ..checks import private
 from ..errors import PWGFError
 from ..maps import Affine
 from ..measures import Gaussian
-from .chains import LogDensity
+from .chains import USER_ERRORS, LogDensity
 from .natural import NaturalDescent
 
 _TOLERANCE = 1e-4  # nats, of KL(N(m, LLᵀ)|π) where π is Gaussian
@@ -23,7 +23,7 @@ _FAR = 2.0  # beyond √d standard deviations: a mode that N(m, LLᵀ) does not 
 def closest_gaussian(log_density: LogDensity, dim: int, device: str, seed: int) -> tuple[Tensor, Tensor] | None:
     """m (d,) and L (d,d) of the Gaussian N(m, LLᵀ) that natural-gradient steps from N(0, I) reach.
 
-    None where it would not serve: d > 30, where the steps are expensive; log p is not finite on the way; p has no
+    None where it would not serve: d > 31, where the steps are expensive; log p is not finite on the way; p has no
     finite integral; or a search from a hundred wide starts finds a mode that N(m, LLᵀ) does not reach.
     """
     descent = NaturalDescent(Affine(dim), Gaussian(dim), log_density, device, seed + 5)
@@ -53,6 +53,6 @@ def _modes(log_density: LogDensity, m: Tensor, scale: Tensor, seed: int) -> Tens
 
     try:
         search.step(closure)
-    except (ArithmeticError, AssertionError, RuntimeError, ValueError, PWGFError):  # of log p, far from where flows go
+    except (*USER_ERRORS, PWGFError):
         return torch.full_like(y, math.nan)
     return y.detach()

@@ -72,7 +72,7 @@ class Descended(NamedTuple):
 
     @property
     def rests(self) -> bool:
-        """Has neither KL nor F fallen by a tenth of KL in the last eight steps?"""
+        """Has neither KL nor F fallen by a tenth of KL in the last twelve steps?"""
         if len(self.kl) <= _PATIENCE:
             return False
         best = min(self.kl)
@@ -115,7 +115,7 @@ class NaturalDescent:
     def run(self, theta: Tensor, tolerance: float) -> Descended:
         """Steps from θ (p,) until the estimated KL(ρ|π) is below `tolerance`, in nats.
 
-        It ends before that where in eight steps neither the estimate nor F has fallen by a tenth of it, after sixty
+        It ends before that where in twelve steps neither the estimate nor F has fallen by a tenth of it, after sixty
         steps, and where log p is not finite.
         """
         theta = theta.double().to(self.device)
@@ -156,6 +156,8 @@ class NaturalDescent:
     def _stepped(self, theta: Tensor, z: Tensor, look: _Look) -> Tensor:
         """θ after the longest step along which KL falls and no sample comes to lie on a fold; θ where there is none."""
         kept = ~look.folded
+        if not bool(kept.any()):
+            return theta
         rows = self._rows(theta, z[kept], look.score[kept])
         slope = self._pulled(theta, z[kept], look.force[kept])
         for _ in range(_HALVINGS):
@@ -207,7 +209,8 @@ def _solved(rows: Tensor, slope: Tensor, damping: float) -> Tensor:
     few = n < p
     gram = (rows @ rows.T if few else rows.T @ rows) / n
     epsilon = damping * float(gram.trace()) / p
-    factor = torch.linalg.cholesky(gram + epsilon * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    gram.diagonal().add_(epsilon)
+    factor, _ = torch.linalg.cholesky_ex(gram)  # of a matrix that is not finite: a step that is not, and is refused
     if not few:
         return torch.cholesky_solve(slope[:, None], factor)[:, 0]
     seen = rows.T @ torch.cholesky_solve((rows @ slope)[:, None], factor)[:, 0] / n

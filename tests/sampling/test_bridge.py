@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pwgf import maps
+from pwgf.errors import NonFiniteError
 from pwgf.sampling import sample
 from pwgf.sampling.bridge import _bennett, bridge
 
@@ -59,3 +60,52 @@ def test_missed_mass_is_told(caplog):
 def test_importance_alone_on_request():
     found = sample(lambda x: -x.square().sum(1) / 2, 1, n=500, bridge=0, progress=False)
     assert found.log_z == pytest.approx(float(torch.logsumexp(found.log_weights, 0)) - math.log(500), abs=1e-12)
+
+
+def test_wells_that_no_chain_crosses():
+    """ρ half and half, π .9 and .1: the chains repeat the weights of the samples, and the stated error knows it."""
+    errors, stated = [], []
+    for seed in range(60):
+        side = torch.rand(1000, generator=torch.Generator().manual_seed(seed)) < 0.5
+        x = torch.where(side, -20.0, 20.0).double() + torch.randn(1000, generator=torch.Generator().manual_seed(seed))
+
+        def target(x):
+            return -(x[:, 0].abs() - 20).square() / 2 + torch.where(x[:, 0] < 0, math.log(0.9), math.log(0.1))
+
+        def log_density(x):
+            return -(x[:, 0].abs() - 20).square() / 2 + math.log(0.5)
+
+        x = x[:, None]
+        found = bridge(target, log_density, x, target(x) - log_density(x), 20, seed)
+        errors.append(found.log_z)
+        stated.append(found.log_z_stderr)
+    assert math.sqrt(sum(error**2 for error in errors) / 60) < 1.4 * sum(stated) / 60
+
+
+def test_a_chain_that_leaves_the_domain():
+    """Then log Z comes from importance alone."""
+
+    def log_density(x):
+        if bool((x.abs() > 5).any()):
+            raise ValueError("outside")
+        return -x.square().sum(1) / 2
+
+    x = torch.linspace(-4.99, 4.99, 200).double()[:, None]
+    assert bridge(log_density, log_density, x, torch.zeros(200).double(), 50, 0) is None
+
+
+def test_a_density_that_is_not_finite_at_a_sample():
+    def log_density(x):
+        return torch.where(x[:, 0].abs() < 3.75, -x[:, 0].square() / 2, math.nan)
+
+    with pytest.raises(NonFiniteError, match=r"log p − log ρ is not finite at \d+ of 20000 samples at the end"):
+        sample(log_density, 1, n=20_000, whiten=None, progress=False)
+
+
+def test_steps_that_lose_the_domain_are_taken_back():
+    def log_density(x):
+        return torch.where(x[:, 0].abs() < 5.2, -x[:, 0].square() / 30, -math.inf)
+
+    for seed in range(3):
+        found = sample(log_density, 1, n=100, whiten=None, seed=seed, progress=False)
+        assert math.isfinite(found.log_z_bound)
