@@ -235,7 +235,7 @@ def failures(folder):
     found["full"] = told(lambda: pwgf.solve(scheme(**QUICK), TIMES[:2], out=folder / "full.h5"))
     Writer.append = append
     seen = []
-    Writer.checkpoint = lambda writer, restart: seen.append(restart["t"]) or checkpoint(writer, restart)
+    Writer.checkpoint = lambda writer, restart: seen.append(restart["time"]) or checkpoint(writer, restart)
 
     def terminated(state, info):
         if rank == parallel.world().size - 1 and not seen:

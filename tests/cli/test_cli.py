@@ -254,7 +254,7 @@ def test_plot_without_matplotlib_names_the_extra(ou, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["ornstein-ulenbeck"], "got 'ornstein-ulenbeck'. Did you mean 'ornstein-uhlenbeck'?"),
-        (["aggregation", "--c", "2"], "aggregation has no option --c. The problem has none."),
+        (["aggregation", "--c", "2"], "aggregation has no option --c. The problem has --sigma (number, default 1)."),
         (["barenblatt", "--c", "2"], "barenblatt has no option --c. The problem has --m (number, default 2), --t0"),
         (["barenblatt", "--m", "0.5"], "needs m > 1; got 0.5"),
         (
@@ -372,7 +372,7 @@ def test_help_gives_every_setting_with_default_and_unit(capsys):
 
 def test_misspelt_option_exits_2(capsys):
     said = refused(capsys, "run", "aggregation", "--tolerence", "1e-3")
-    assert "has no option --tolerence. The problem has none. Did you mean --tolerance?" in said
+    assert "has no option --tolerence. The problem has --sigma (number, default 1). Did you mean --tolerance?" in said
     with pytest.raises(SystemExit, match="2"):
         cli.main(["plot", "a.h5", "--outt", "a.png"])
     assert "--out" in capsys.readouterr().err
