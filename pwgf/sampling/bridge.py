@@ -63,10 +63,10 @@ def bridge(
     except (*USER_ERRORS, PWGFError) as error:  # of log p outside its domain, or of the map's inverse
         _log.info("sample: log Z by importance alone, since a chain met %s: %s", type(error).__name__, error)
         return None
-    return None if bool(back.isnan().any()) else _bennett(log_w.cpu(), back)
+    return None if bool(back.isnan().any()) else bennett(log_w.cpu(), back)
 
 
-def _bennett(forward: Tensor, backward: Tensor) -> Bridged:
+def bennett(forward: Tensor, backward: Tensor) -> Bridged:
     """From log p − log ρ at samples of ρ and at samples of π."""
     n, m = len(forward), len(backward)
     log_z = float(torch.logsumexp(forward, 0)) - math.log(n)

@@ -144,12 +144,8 @@ def sample(
         law = PushedLaw(scheme.map, reference, theta.double().to(device))
         found = _bridged(found, target, law, y, bridge, seed)
     if run.path is not None:
-        store(
-            found,
-            y,
-            run.path,
-            {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish), "bridge": int(bridge)},
-        )
+        about = {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish), "bridge": int(bridge)}
+        store(found, y, run.path, about)
     return found
 
 

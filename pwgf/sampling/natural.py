@@ -137,7 +137,7 @@ class NaturalDescent:
     def _can_be_batched(self) -> bool:
         z = self.reference.sample(2, 0).to(self.device)
         try:
-            self._rows(self.map.initial(0).to(self.device), z, torch.ones_like(z))
+            self.rows(self.map.initial(0).to(self.device), z, torch.ones_like(z))
         except RuntimeError:  # control flow that depends on values, or an operation without a rule
             return False
         return True
@@ -158,10 +158,10 @@ class NaturalDescent:
         kept = ~look.folded
         if not bool(kept.any()):
             return theta
-        rows = self._rows(theta, z[kept], look.score[kept])
+        rows = self.rows(theta, z[kept], look.score[kept])
         slope = self._pulled(theta, z[kept], look.force[kept])
         for _ in range(_HALVINGS):
-            eta = _solved(rows, slope, self.damping)
+            eta = solved(rows, slope, self.damping)
             change = float((rows @ eta).square().mean().sqrt())
             share = min(1.0, _LONGEST / max(change, 1e-300))
             for halving in range(_HALVINGS):
@@ -183,7 +183,7 @@ class NaturalDescent:
         lower = before.objective(kept) - then.objective(kept) > fall
         return lower and not bool((then.folded & kept).any())
 
-    def _rows(self, theta: Tensor, z: Tensor, score: Tensor) -> Tensor:
+    def rows(self, theta: Tensor, z: Tensor, score: Tensor) -> Tensor:
         """−∂_θ log ρ_θ at fixed x = T(z), (n,p), less their mean."""
 
         def log_density(theta: Tensor, z: Tensor, score: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class NaturalDescent:
         return slope / len(z)
 
 
-def _solved(rows: Tensor, slope: Tensor, damping: float) -> Tensor:
+def solved(rows: Tensor, slope: Tensor, damping: float) -> Tensor:
     """(RᵀR/n + ε)⁻¹ s for rows R (n,p), with ε relative to the mean eigenvalue; the smaller Gram matrix is factored."""
     n, p = rows.shape
     few = n < p

@@ -258,6 +258,11 @@ def test_arguments_of_single_problems_are_checked():
             lambda: problems.NewtonianAggregation(3),
             r"NewtonianAggregation\(dim=…\) must be 2, where −log\|x\| is Newtonian; got 3",
         ),
+        (lambda: problems.Aggregation(2, sigma=0), r"Aggregation\(sigma=…\) must be positive and finite; got 0"),
+        (
+            lambda: problems.GaussianMixture(2, centres=[[1.0, math.nan]]),
+            r"GaussianMixture\(centres=…\) must be finite; got NaN or infinite entries in 1 of 1 rows",
+        ),
         (lambda: problems.NewtonianAggregation(sigma=0), r"NewtonianAggregation\(sigma=…\) must be positive"),
         (lambda: problems.ConfinedPorousMedium(1, m=1), r"ConfinedPorousMedium\(m=…\) needs m > 1; got 1"),
         (lambda: problems.ConfinedPorousMedium(1, ratio=1), r"ratio=1\) starts at the equilibrium; give another"),

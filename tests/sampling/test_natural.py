@@ -32,7 +32,7 @@ def test_rows_are_derivatives_of_the_density_at_a_point():
     z = reference.sample(40, 2)
     law = PushedLaw(map, reference, theta)
     x = law.push(z)
-    rows = descent(map, wells)._rows(theta, z, law.score(x))
+    rows = descent(map, wells).rows(theta, z, law.score(x))
     for k in range(0, map.num_params, 3):
         there = [PushedLaw(map, reference, theta + s * h * torch.eye(len(theta))[k]).log_density(x) for s in (1, -1)]
         slope = (there[0] - there[1]) / (2 * h)
@@ -45,7 +45,7 @@ def test_the_step_solves_its_equation(shape):
     rows, slope = torch.randn(shape, generator=g).double(), torch.randn(shape[1], generator=g).double()
     gram = rows.T @ rows / len(rows)
     dense = gram + 0.01 * gram.trace() / shape[1] * torch.eye(shape[1]).double()
-    found = natural._solved(rows, slope, 0.01)
+    found = natural.solved(rows, slope, 0.01)
     torch.testing.assert_close(dense @ found, slope, rtol=1e-8, atol=1e-8)
 
 

@@ -159,6 +159,7 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
         (lambda: sample(3, 2), ConfigError, r"must be a function \(n,d\) → \(n,\); got int"),
         (lambda: sample(gaussian, 2, tolerance=0), ConfigError, r"tolerance"),
         (lambda: sample(gaussian, 2, polish=-1), ConfigError, r"polish"),
+        (lambda: sample(gaussian, 2, bridge=-1), ConfigError, r"sample\(bridge=…\) must be an integer ≥ 0; got -1"),
         (lambda: hmc(gaussian, torch.zeros(1, 2)), ShapeError, r"m ≥ 2 chains; got \(1, 2\)"),
         (lambda: hmc(3, torch.zeros(2, 2)), ConfigError, r"hmc\(log_density=…\) must be a function"),
         (lambda: hmc(gaussian, torch.zeros(2, 2), 1), ConfigError, "steps"),
