@@ -192,7 +192,12 @@ ALONE = Group()
 
 
 class Shared:
-    """n samples (`num_samples`, of all processes together) divided among a group; the rows `own` are this rank's."""
+    """n samples (`num_samples`, of all processes together) divided among a group; the rows `own` are this rank's.
+
+    `weights`, (own rows,) with mean 1 over all samples, are those of each in `mean`; None where all count alike.
+    """
+
+    weights: Tensor | None = None
 
     def __init__(self, num_samples: int, group: Group = ALONE) -> None:
         self.num_samples = num_samples
@@ -205,6 +210,8 @@ class Shared:
         The value is the same on all; only the part of this rank is differentiable, so that the gradient is the sum of
         the gradients of the processes.
         """
+        if self.weights is not None:
+            values = values * self.weights.view(-1, *(1,) * (values.ndim - 1))
         if self.group.size == 1:
             return values.mean(0)
         share = values.sum(0) / self.num_samples

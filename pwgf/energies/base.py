@@ -34,7 +34,9 @@ class Energy(ABC):
 
     `pairwise` marks energies whose sampled value couples the samples (interactions, functionals): they get antithetic,
     moment-matched samples and are never split into blocks. `time` marks those that depend on `rho.t`, the
-    time. Those with `has_value` False, such as drifts, have a velocity but no value whose gradient it is.
+    time. Those with `has_value` False, such as drifts, have a velocity but no value whose gradient it is. `weighable`
+    marks those whose value averages by `rho.mean` alone and whose velocity at a sample depends on that sample alone:
+    right sides may then give the samples weights, and see more of the tails.
 
     A subclass supplies `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
     implicitly. For F = ½E|x − a|², for instance, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in
@@ -42,6 +44,7 @@ class Energy(ABC):
     """
 
     pairwise: bool = False
+    weighable: bool = False
     time: bool = False
     has_value: bool = True
     __array_ufunc__ = None  # NumPy's scalars leave their products to `__rmul__`
@@ -147,6 +150,7 @@ class Combination(Energy):
             seen[base] = seen.get(base, 0) + 1
             self._terms.append(term._replace(name=base if seen[base] == 1 else f"{base}_{seen[base]}"))
         self.pairwise = any(term.energy.pairwise for term in self._terms)
+        self.weighable = all(term.energy.weighable for term in self._terms)
         self.time = any(term.energy.time for term in self._terms)
         self.has_value = all(term.energy.has_value for term in self._terms)
 

@@ -45,6 +45,8 @@ class Diffusion(Energy):
         H. Risken, The Fokker–Planck equation, 1989, chapter 4.
     """
 
+    weighable = True
+
     def __init__(self, D: Any, form: str = "divergence", time: bool = False) -> None:
         if form not in FORMS:
             raise ConfigError(

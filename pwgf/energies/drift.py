@@ -35,6 +35,8 @@ class Drift(Energy):
         ['drift', 'entropy']
     """
 
+    weighable = True
+
     has_value = False
 
     def __init__(self, b: Callable[..., Tensor], time: bool = False) -> None:

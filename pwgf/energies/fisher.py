@@ -43,6 +43,8 @@ class FisherInformation(Energy):
         Wu, Liu, Ye, Zhou, Parameterized Wasserstein Hamiltonian flow, 2023, arXiv 2306.00191.
     """
 
+    weighable = True
+
     @plain_numbers
     def __init__(self, sigma: float = 1.0) -> None:
         check_number(sigma, "sigma", "FisherInformation", low=0.0, high=float("inf"), open_low=True)

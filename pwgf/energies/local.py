@@ -34,6 +34,8 @@ class Local(Energy):
         >>> weighted_entropy = energies.Local(lambda x, log_rho: (1 + x.square().sum(-1)) * log_rho)
     """
 
+    weighable = True
+
     def __init__(self, g: Callable[..., Tensor], time: bool = False) -> None:
         self._function = Timed(g, type(self).__name__, "g", "x, log_rho", time)
         self.g = g

@@ -33,6 +33,8 @@ class Potential(Energy):
         >>> dragged = energies.Potential(lambda t, x: (x - t).square().sum(-1) / 2, time=True)
     """
 
+    weighable = True
+
     def __init__(self, V: Callable[..., Tensor], time: bool = False) -> None:
         self._function = Timed(V, "Potential", "V", "x", time)
         self.V = V
@@ -74,6 +76,8 @@ class KL(Energy):
     Raises:
         ConfigError, ShapeError: as `Potential`.
     """
+
+    weighable = True
 
     def __init__(self, log_target: Callable[..., Tensor], time: bool = False) -> None:
         self._function = Timed(log_target, "KL", "log_target", "x", time)

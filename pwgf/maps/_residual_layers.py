@@ -80,18 +80,18 @@ class Activations:
         torch.mul(g_outT.T, self.map._weight, out=g_out)
         return g
 
-    def diagonal(self) -> Tensor:
-        """Σ_rows J², (p,), for one hidden layer: there |∂T/∂(unit u)|² = s_u² |o_u|²."""
+    def diagonal(self, weights: Tensor) -> Tensor:
+        """Σ_i w_i Σ_k J_ik², (p,), for one hidden layer: there |∂T/∂(unit u)|² = s_u² |o_u|²."""
         total = torch.zeros(self.map.num_params, dtype=self.out.dtype, device=self.out.device)
         affine, (first,), out, single = self.map._split(total)
         if single is not None:
-            for part in self.features:
-                single += part.square().sum(2).view_as(single)
-        for z, h in self.inputs:
-            z2, h2 = z.square(), h[:-1].square()
+            for part, w in zip(self.features, weights.split(self.block), strict=True):
+                single += (part.square() @ w).view_as(single)
+        for (z, h), w in zip(self.inputs, weights.split(self.block), strict=True):
+            z2, h2 = z.square() * w, h[:-1].square()
             affine += z2.sum(1)
             first += self.out.square().sum(0).unsqueeze(1) * ((1 - h2).square() @ z2.T)
-            out += self.map._weight**2 * h2.sum(1)
+            out += self.map._weight**2 * (h2 @ w)
         return total
 
     def layers(self) -> list[Layer]:

@@ -105,21 +105,21 @@ class RidgeActivations:
         raw *= self.rates.view(-1, 1)
         return total
 
-    def diagonal(self) -> Tensor:
-        """Σ_rows J², (p,)."""
+    def diagonal(self, weights: Tensor) -> Tensor:
+        """Σ_i w_i Σ_k J_ik², (p,)."""
         d, total = self.map.dim, torch.zeros(self.map.num_params, dtype=self.units.dtype, device=self.units.device)
         shift, units, centres, sharpness, raw = self.map.unpack(total)
         by_p, by_q = raw.view(2, -1, 1)
         squares = self.units.square().sum(1, keepdim=True)
-        for part in self.parts:
+        for part, w in zip(self.parts, weights.split(self.block), strict=True):
             slopes = torch.cat([torch.ones_like(part.values[:d]), part.slopes])
-            units += part.values.square().sum(1, keepdim=True)
-            units += 2 * self.units * ((part.values * slopes) @ part.z.T)
-            units += squares * (slopes.square() @ part.z.square().T)
+            units += (part.values.square() @ w).unsqueeze(1)
+            units += 2 * self.units * ((part.values * slopes * w) @ part.z.T)
+            units += squares * ((slopes.square() * w) @ part.z.square().T)
             own = ((centres, part.slopes), (sharpness, part.sharper), (by_p, part.h), (by_q, part.rest))
             for block, factor in own:
-                block += squares[d:] * factor.square().sum(1, keepdim=True)
-            shift += part.z.shape[1]
+                block += squares[d:] * (factor.square() @ w).unsqueeze(1)
+            shift += w.sum()
         raw *= self.rates.square().view(-1, 1)
         return total
 

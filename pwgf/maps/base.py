@@ -55,15 +55,15 @@ class Layer(NamedTuple):
 class Linearisation:
     """The tangent J = ∂_θT at fixed (θ, z): `jv` η (p,) → Jη (n,d), `jtu` u (n,d) → Jᵀu (p,).
 
-    `layers` gives the factors of J where the map is made of per-sample linear layers, else None; `diagonal` Σ_rows J²
-    (p,) where it can be computed faster than through them. `repeats` says that some matrix acts more than once: it has
-    a layer for each use, and their sum is its part of J.
+    `layers` gives the factors of J where the map is made of per-sample linear layers, else None; `diagonal` the sums
+    Σ_i w_i Σ_k J_ik² (p,) for weights w (n,) where they can be computed faster than through them. `repeats` says that
+    some matrix acts more than once: it has a layer for each use, and their sum is its part of J.
     """
 
     jv: Callable[[Tensor], Tensor]
     jtu: Callable[[Tensor], Tensor]
     layers: Callable[[], list[Layer]] | None = None
-    diagonal: Callable[[], Tensor] | None = None
+    diagonal: Callable[[Tensor], Tensor] | None = None
     repeats: bool = False
 
 

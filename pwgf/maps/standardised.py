@@ -152,7 +152,7 @@ class Standardised(PushForward):
             lambda eta: s * own.jv(eta),
             lambda u: own.jtu(s * u),
             None if layers is None else lambda: [layer._replace(a=s * layer.a) for layer in layers()],
-            None if diagonal is None else lambda: s**2 * diagonal(),
+            None if diagonal is None else lambda weights: s**2 * diagonal(weights),
             own.repeats,
         )
 

@@ -38,13 +38,11 @@ class FlooredMeasure(PushedMeasure):
 
     Args:
         floor: in units of x over z; None: `FLOOR` times the median slope over these samples.
-        *arguments: those of `PushedMeasure`.
-        t: time, as for `PushedMeasure`.
+        *arguments, **options: those of `PushedMeasure`.
     """
 
-    def __init__(self, *arguments: Any, floor: float | None = None, t: float | None = None) -> None:
-        super().__init__(*arguments)
-        self.t = t
+    def __init__(self, *arguments: Any, floor: float | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._floor = floor
 
     @cached_property

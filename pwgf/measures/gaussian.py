@@ -13,6 +13,9 @@ from ..errors import ConfigError, ShapeError
 from .base import Reference, even_uniforms
 from .law import as_generator
 
+WORTH = 0.7
+"""Samples of the law itself that a sample of the wider one is worth."""
+
 
 class Gaussian(Reference):
     """The normal law N(mean, cov).
@@ -72,14 +75,32 @@ class Gaussian(Reference):
 
         The covariance is that of division by n. Plain samples when n < 4d, where no such transformation is sensible.
         """
+        unit = self._even_units(n, seed)
+        if unit is None:
+            return self.sample(n, seed)
+        return self._mean + _standardised(unit, torch.ones(n, dtype=torch.float64)) @ self._factor.T
+
+    def wide_sample(self, n: int, seed: int | torch.Generator = 0) -> tuple[Tensor, Tensor | None]:
+        """n evenly spread samples (n,d) of N(mean, s²·cov) and weights (n,); weighted mean and covariance are exact.
+
+        s is such that they are worth `WORTH`·n samples of this law in a weighted mean: 1.8 in d = 1, 1.5 in d = 2, 1.16
+        in d = 10. Without weights (None) when n < 4d.
+        """
+        unit = self._even_units(n, seed)
+        if unit is None:
+            return self.sample(n, seed), None
+        square = WORTH ** (-2 / self.dim)
+        wider = square + math.sqrt(square * square - square)  # s², from s²/√(2s² − 1) = WORTH^(−1/d)
+        weights = torch.exp(-0.5 * (wider - 1) * unit.square().sum(1))
+        weights = weights / weights.mean()
+        return self._mean + _standardised(unit, weights) @ self._factor.T, weights
+
+    def _even_units(self, n: int, seed: int | torch.Generator) -> Tensor | None:
+        """n evenly spread samples (n,d) of N(0, I); None for so few that they cannot be standardised."""
         uniform = None if n < 4 * self.dim else even_uniforms(n, self.dim, seed, "Gaussian.matched_sample")
         if uniform is None:
-            return self.sample(n, seed)
-        unit = torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))  # a Sobol coordinate can be 0 exactly
-        unit = unit - unit.mean(0)
-        factor = torch.linalg.cholesky(unit.T @ unit / n)
-        unit = torch.linalg.solve_triangular(factor, unit.T, upper=False).T
-        return self._mean + unit @ self._factor.T
+            return None
+        return torch.special.ndtri(uniform.clamp(2.0**-31, 1 - 2.0**-31))  # a Sobol coordinate can be 0 exactly
 
     def log_density(self, z: Tensor) -> Tensor:
         """log N(z; mean, cov): (n,d) → (n,); −∞ where z is infinite, NaN where it is."""
@@ -93,6 +114,14 @@ class Gaussian(Reference):
     def to_config(self) -> dict[str, Any]:
         """JSON from which `measures.from_config` rebuilds this law."""
         return {"name": "Gaussian", "dim": self.dim, "mean": self._mean.tolist(), "cov": self._cov.tolist()}
+
+
+def _standardised(unit: Tensor, weights: Tensor) -> Tensor:
+    """Samples (n,d) shifted and scaled so that their mean by the weights (n,) is 0 and their covariance I."""
+    w = weights.unsqueeze(1)
+    unit = unit - (w * unit).mean(0)
+    factor = torch.linalg.cholesky((w * unit).T @ unit / len(unit))
+    return torch.linalg.solve_triangular(factor, unit.T, upper=False).T
 
 
 def check_cov(cov: Tensor, call: str) -> Tensor:

@@ -29,6 +29,7 @@ class PushedMeasure(Shared):
         group: processes that share the samples; all give the same z, and each keeps its own part: below, n counts that
             part. `mean` and `gather` extend over all.
         t: the time, for energies that depend on it; None where none is known.
+        weights: (n,) of the samples in means, with mean 1; None where z are samples of λ itself.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class PushedMeasure(Shared):
         chunk_size: int | None = None,
         group: Group = ALONE,
         t: float | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__(len(z), group)
         self.t = t
+        self.weights = None if weights is None else group.slice_rows(weights)
         self.map, self.reference, self.theta, self.z = map, reference, theta, group.slice_rows(z)
         self.chunk_size = chunk_size or max(len(self.z), 1)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -54,6 +55,8 @@ class Tangent:
     """
 
     num_directions = 1  # factors of a sample
+    weights: Tensor | None = None  # (n,) of every sample in every process; None: all count alike
+    _root: Tensor  # of the weights, for each own row of J
     h = 0.0  # the rows are those of Ĝ alone
 
     def __init__(
@@ -71,6 +74,18 @@ class Tangent:
     def _linearised(self) -> list[Linearisation]:
         return [self.map.linearise(self.theta, part) for part in self.z.split(self.chunk_size)]
 
+    def weighted(self, weights: Tensor) -> Self:
+        """The same with each sample's rows times the root of its weight, (n,) of every sample in every process."""
+        found = copy.copy(self)
+        for name in ("_diagonal", "_trace", "output_share"):
+            found.__dict__.pop(name, None)
+        found.weights = weights
+        own = self.group.slice_rows(weights.sqrt()).repeat_interleave(self.num_directions).unsqueeze(1)
+        found._root = own.repeat_interleave(self.d, 0)
+        pieces = own.split(self.chunk_size * self.num_directions)
+        found._parts = [_scaled(part, piece) for part, piece in zip(self._parts, pieces, strict=True)]
+        return found
+
     def jv(self, eta: Tensor) -> Tensor:
         """Jη: (p,) → (n,d), the velocities that θ̇ = η gives the samples."""
         return torch.cat([part.jv(eta) for part in self._parts])
@@ -83,11 +98,13 @@ class Tangent:
 
     def subset(self, index: Tensor) -> Tangent:
         """The tangent at some of the samples, index (m,); whole on every process."""
-        return Tangent(self.map, self.theta, self._every_z[index], self.chunk_size)
+        found = Tangent(self.map, self.theta, self._every_z[index], self.chunk_size)
+        return found if self.weights is None else found.weighted(self.weights[index])
 
     def to(self, dtype: torch.dtype) -> Tangent:
         """The tangent at the same (θ, z) in another precision."""
-        return Tangent(self.map, self.theta.to(dtype), self._every_z.to(dtype), self.chunk_size, self.group)
+        found = Tangent(self.map, self.theta.to(dtype), self._every_z.to(dtype), self.chunk_size, self.group)
+        return found if self.weights is None else found.weighted(self.weights.to(dtype))
 
     @cached_property
     def _diagonal(self) -> Tensor:
@@ -96,8 +113,9 @@ class Tangent:
             count = min(self.n, _FEW_SAMPLES)
             few = self.subset(torch.arange(count, device=self.device) * self.n // count)
             return sum((rows.square().sum(0) for rows in few._rows()), total) / few.n
-        for part in self._parts:
-            total += part.diagonal() if part.diagonal is not None else _layer_squares(part.layers(), total)  # type: ignore[misc]
+        for part, z in zip(self._parts, self.z.split(self.chunk_size), strict=True):
+            known = part.diagonal
+            total += _layer_squares(part.layers(), total) if known is None else known(z.new_ones(len(z)))  # type: ignore[misc]
         return self.group.sum(total) / self.n
 
     def diagonal(self) -> Tensor:
@@ -193,8 +211,15 @@ class Tangent:
     def _rows(self) -> Iterator[Tensor]:
         """Rows of J in blocks of whole samples, (b·d, p), by differentiating T."""
         per_block = max(1, entries_at_once(_ENTRIES, self.z) // max(self.d * self.p, 1))
-        for block in self.z.split(per_block):
-            yield self.map.tangent_rows(self.theta, block).reshape(-1, self.p)
+        blocks = (self.map.tangent_rows(self.theta, block).reshape(-1, self.p) for block in self.z.split(per_block))
+        yield from self._weighed(blocks)
+
+    def _weighed(self, blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Rows in blocks, times the roots of the weights."""
+        start = 0
+        for rows in blocks:
+            yield rows if self.weights is None else self._root[start : start + len(rows)] * rows
+            start += len(rows)
 
     def _layered_rows(self) -> Iterator[Tensor]:
         """The same from the factors."""
@@ -267,17 +292,19 @@ class SlopeTangent(Tangent):
 
     def subset(self, index: Tensor) -> SlopeTangent:
         """D at some of the samples, index (m,); whole on every process."""
-        return SlopeTangent(self.map, self.theta, self._every_z[index], self._every_xi[index], self.chunk_size)
+        found = SlopeTangent(self.map, self.theta, self._every_z[index], self._every_xi[index], self.chunk_size)
+        return found if self.weights is None else found.weighted(self.weights[index])
 
     def to(self, dtype: torch.dtype) -> SlopeTangent:
         """D at the same (θ, z, ξ) in another precision."""
         z, xi = self._every_z.to(dtype), self._every_xi.to(dtype)
-        return SlopeTangent(self.map, self.theta.to(dtype), z, xi, self.chunk_size, self.group)
+        found = SlopeTangent(self.map, self.theta.to(dtype), z, xi, self.chunk_size, self.group)
+        return found if self.weights is None else found.weighted(self.weights.to(dtype))
 
     def _rows(self) -> Iterator[Tensor]:
         per_block = max(1, entries_at_once(_ENTRIES, self.z) // max(self.num_directions * self.d * self.p, 1))
-        for z, xi in self._pairs(per_block):
-            yield self.map.slope_rows(self.theta, z, xi).reshape(-1, self.p)
+        pairs = self._pairs(per_block)
+        yield from self._weighed(self.map.slope_rows(self.theta, z, xi).reshape(-1, self.p) for z, xi in pairs)
 
 
 def row_gram(left: list[Layer], right: list[Layer], dim: int) -> Tensor:
@@ -305,6 +332,19 @@ def row_gram(left: list[Layer], right: list[Layer], dim: int) -> Tensor:
             outputs = (g @ other_g.T).view(n, dim, m, dim)
         total += outputs * inputs[:, None, :, None]
     return total.view(n * dim, m * dim)
+
+
+def _scaled(part: Linearisation, roots: Tensor) -> Linearisation:
+    """The same with the rows of each sample times a number, (n,1)."""
+    layers, diagonal = part.layers, part.diagonal
+
+    return Linearisation(
+        lambda eta: roots * part.jv(eta),
+        lambda u: part.jtu(roots * u),
+        None if layers is None else lambda: [layer._replace(a=roots * layer.a) for layer in layers()],
+        None if diagonal is None else lambda weights: diagonal(roots.squeeze(1).square() * weights),
+        part.repeats,
+    )
 
 
 def _joined(group: tuple[Layer, ...]) -> Layer:

@@ -69,6 +69,8 @@ class Curvature:
         self.slopes = SlopeTangent(
             tangent.map, tangent.theta, tangent._every_z, group.gather_rows(xi), tangent.chunk_size, group
         )
+        if tangent.weights is not None:
+            self.slopes = self.slopes.weighted(tangent.weights)
         c = 1.0 if exact else 1.0 / own.shape[1]
         w = own.flatten(1)
         size = w.norm(dim=1, keepdim=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pwgf.energies import Diffusion
+from pwgf.measures import PushedMeasure
 from tests.energies.members import NAMES, PRECISION, WITHOUT_VALUE, field, measure, member, points_for, small
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
@@ -26,6 +27,19 @@ def test_the_velocity_is_the_derivative_of_the_value(name, dim):
     products = (energy.velocity(rho) * field(rho.x)).sum(-1)
     assert abs(derivative) > 0.05 * float(products.abs().mean())  # the test has something to see
     assert -float(products.mean()) == pytest.approx(derivative, rel=PRECISION.get(name, 1e-5))
+
+
+def test_weights_count_samples_where_the_energy_takes_any(name):
+    """Whole weights are repetitions."""
+    energy, rho = member(name), small(6)
+    if not energy.weighable:
+        assert energy.pairwise
+        return
+    times = torch.tensor([3, 1, 0, 2, 0, 0])
+    again = PushedMeasure(rho.map, rho.reference, rho.theta, rho.z.repeat_interleave(times, 0), t=rho.t)
+    weighted = PushedMeasure(rho.map, rho.reference, rho.theta, rho.z, t=rho.t, weights=times.to(rho.z))
+    torch.testing.assert_close(energy(weighted), energy(again))
+    torch.testing.assert_close(energy.velocity(weighted)[times > 0], energy.velocity(rho)[times > 0])
 
 
 def test_the_value_is_differentiable_in_theta(name):

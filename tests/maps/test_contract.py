@@ -206,6 +206,12 @@ def test_gram_matrices_trace_and_rows(name):
         torch.testing.assert_close(tangent.gram_dual(), rows @ rows.T, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(tangent.gram_primal(), rows.T @ rows / 5, rtol=1e-8, atol=1e-10)
         torch.testing.assert_close(tangent.diagonal(), rows.square().sum(0) / 5, rtol=1e-8, atol=1e-10)
+        weights = torch.tensor([0.5, 1.0, 2.0, 0.25, 1.25], dtype=torch.float64)
+        weighted, own = tangent.weighted(weights), weights.sqrt().repeat_interleave(map.dim).unsqueeze(1) * rows
+        torch.testing.assert_close(weighted.gram_dual(), own @ own.T, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(weighted.gram_primal(), own.T @ own / 5, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(weighted.diagonal(), own.square().sum(0) / 5, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(weighted.dense(), own, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(map.tangent_rows(theta, z), J, rtol=1e-8, atol=1e-10)
 
 

@@ -85,6 +85,34 @@ def test_matched_gaussian_samples_stay_gaussian():
     assert radius.statistic < 0.5 / n**0.5
 
 
+@pytest.mark.parametrize("n", [12, 101, 1000])
+def test_wide_gaussian_samples_have_exact_moments_by_their_weights(n):
+    x, weights = Gaussian(3, MEAN, COV).wide_sample(n, seeded(2))
+    w = weights.unsqueeze(1)
+    assert float(weights.mean()) == pytest.approx(1.0, abs=1e-12)
+    torch.testing.assert_close((w * x).mean(0), MEAN, rtol=0, atol=1e-12)
+    torch.testing.assert_close((w * (x - MEAN)).T @ (x - MEAN) / n, COV, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5, 20])
+def test_wide_gaussian_samples_stand_for_the_law_and_show_more_of_its_tails(dim):
+    """Their weights give P(|x|² > c) of χ²; beyond its quantile of .999 lie several times as many as .1 %."""
+    x, weights = Gaussian(dim).wide_sample(4096, seeded(4))
+    size2 = x.square().sum(1)
+    for share in (0.5, 0.9, 0.99):
+        beyond = size2 > scipy.stats.chi2(dim).ppf(share)
+        assert float((weights * beyond).mean()) == pytest.approx(1 - share, abs=0.02)
+    assert float((size2 > scipy.stats.chi2(dim).ppf(0.999)).double().mean()) > 0.01
+    assert float(1 / weights.square().mean()) == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize("law", [Gaussian(3), Barenblatt(2, t=1.0, m=2)])
+def test_samples_without_a_wider_law_have_no_weights(law):
+    x, weights = law.wide_sample(5, seeded(2))
+    assert weights is None
+    assert torch.equal(x, law.matched_sample(5, seeded(2)))
+
+
 # --- Barenblatt -----------------------------------------------------------------------------------------------------
 
 
@@ -245,10 +273,13 @@ def test_an_unnormalised_reference_runs_like_the_law_itself_but_for_the_constant
     law = Gaussian(3, MEAN, COV)
 
     class Even(Unnormalised):
-        """With the evenly spread samples that the law itself gives to right sides."""
+        """With the samples that the law itself gives to right sides."""
 
         def matched_sample(self, n, generator):
             return law.matched_sample(n, generator)
+
+        def wide_sample(self, n, generator):
+            return law.wide_sample(n, generator)
 
     by_functions = Even(lambda z: law.log_density(z) + 1.5, law.sample, 3)
     runs = [

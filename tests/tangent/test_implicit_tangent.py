@@ -68,10 +68,11 @@ class Case:
             "nacp,ncb->nabp", jacobian(lambda t: self.map.jacobian(t, self.z), self.theta), self.inverse
         )
 
-    def curvature(self, probes: torch.Tensor | None = None) -> Curvature:
+    def curvature(self, probes: torch.Tensor | None = None, weights: torch.Tensor | None = None) -> Curvature:
         bends = self.form.slope is not None or self.form.divergence is not None
         exact = probes is None
         tangent = Tangent(self.map, self.theta, self.z)
+        tangent = tangent if weights is None else tangent.weighted(weights)
         return Curvature(tangent, self.form, self.inverse if bends else None, self.eye if exact else probes, exact)
 
     def stacked(self, h: float) -> list[torch.Tensor]:
@@ -136,6 +137,24 @@ def test_products_and_gram_matrices_agree_with_the_rows(map_name, energy_name):
     assert float(system.trace()) == pytest.approx(float(case.J.square().sum()) / case.n, rel=1e-10)
     v = random(case.n, case.map.dim, seed=7)
     assert_near(system.jtu(system.right_side(v)), torch.einsum("ndp,nd->p", case.J, v))
+
+
+@pytest.mark.parametrize("energy_name", ["potential-entropy", "porous"])
+@each_map
+def test_weights_multiply_the_equations_of_each_sample(map_name, energy_name):
+    case, weights = Case(map_name, energy_name), torch.linspace(0.2, 1.8, N, dtype=torch.float64)
+    system = ImplicitTangent(case.curvature(weights=weights), H)
+    rows = (weights.sqrt().view(-1, 1, 1) * torch.cat(case.stacked(H), 1)).flatten(0, 1)
+    assert_near(system.gram_primal(), rows.T @ rows / N)
+    dense, subset = system.dense(), system.subset(torch.arange(3)).dense()
+    assert_near(system.gram_dual(), dense @ dense.T)
+    assert_near(subset, dense[: len(subset)])
+    v = random(N, case.map.dim, seed=7)
+    rhs = system.right_side(weights.sqrt().unsqueeze(1) * v)
+    assert_near(system.jtu(rhs), torch.einsum("n,ndp,nd->p", weights, case.J, v))
+    if system.layered:
+        blocks, whole = system.output_blocks(), rows.T @ rows / N
+        assert_near(blocks.gram(H), torch.stack([whole[index][:, index] for index in blocks.places]))
 
 
 @each_energy

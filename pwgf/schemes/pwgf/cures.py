@@ -27,8 +27,8 @@ NOT_TRIED = dict.fromkeys(CURES, math.nan)
 
 
 def errors_with_cures(
-    setup: Setup, state: State, num_samples: int, draw: Callable[[int], Tensor], fresh: Tensor, elapsed: float,
-    damping: float,
+    setup: Setup, state: State, num_samples: int, draw: Callable[[int], tuple[Tensor, Tensor | None]], fresh: Tensor,
+    elapsed: float, damping: float,
 ) -> dict[str, float]:  # fmt: skip
     """The error estimate with each of `CURES`, in units of x, by one solve each; NaN where that fails.
 
@@ -39,14 +39,14 @@ def errors_with_cures(
         setup: of a single process.
         state: θ (p,) and t.
         num_samples: of the solves of the run.
-        draw: n → z (n,d) of λ.
+        draw: n → z (n,d) and its weights (n,) or None, of a right side.
         fresh: (n,d) further samples, for the estimate.
         elapsed: T since the start of the flow.
         damping: of the solves.
     """
 
-    def error(setup: Setup, theta: Tensor, z: Tensor) -> float:
-        side = RightSide(setup, z, torch.zeros_like(theta), state.t, momentum=0.0, damping=damping)
+    def error(setup: Setup, theta: Tensor, z: Tensor, weights: Tensor | None) -> float:
+        side = RightSide(setup, z, torch.zeros_like(theta), state.t, momentum=0.0, damping=damping, weights=weights)
         try:
             return error_estimate(setup, theta, side(theta), fresh, elapsed, state.t).error
         except (SolverError, NonFiniteError):
@@ -56,10 +56,10 @@ def errors_with_cures(
     map = setup.map
     box = setup.reference.box
     if box is None or not map.closes(*box):
-        z = draw(num_samples)
+        z, weights = draw(num_samples)
         second = Standardised.about(ResidualMLP(map.dim), map(state.theta, z).detach().cpu())
         both = dataclasses.replace(setup, map=Composed([map, second]))
-        found["error_second_map"] = error(both, torch.cat([state.theta, second.initial().to(state.theta)]), z)
+        found["error_second_map"] = error(both, torch.cat([state.theta, second.initial().to(state.theta)]), z, weights)
     if not setup.energy.pairwise:
-        found["error_more_samples"] = error(setup, state.theta, draw(MORE_SAMPLES * num_samples))
+        found["error_more_samples"] = error(setup, state.theta, *draw(MORE_SAMPLES * num_samples))
     return found

@@ -9,6 +9,24 @@ from ...errors import ConfigError, NonFiniteError, SolverError
 from ...measures import PushedMeasure
 from .setup import Setup
 
+MOST_TINY = 100
+"""Tiny steps in a row after which a run gives up."""
+
+NO_TINY = torch.zeros(2, dtype=torch.float64)
+"""No tiny steps in a row so far: their number, and the length of the first."""
+
+_TINY = 1e-5  # share of what is left to the next stored time below which a step is tiny
+_GROWN = 2.0  # by what a step exceeds the first of these where they grow
+
+
+def tiny_steps(before: Tensor, dt: float, left: float) -> Tensor:
+    """Number and first length (2,) of the tiny steps in a row; steps that grow, as from a tight start, begin anew."""
+    if dt >= _TINY * left:
+        return NO_TINY
+    count, first = before[0], before[-1]  # version 0.1 stored the number alone
+    same = bool(count > 0) and dt < _GROWN * float(first)
+    return torch.stack([count + 1, first]) if same else torch.tensor([1.0, dt], dtype=torch.float64)
+
 
 def check_shared(setup: Setup, theta: Tensor, z: Tensor, t: float) -> None:
     """Whether several processes would compute one flow: the same energy in all, and terms that go over all samples.

@@ -46,6 +46,7 @@ class RightSide:
         implicit_damping, implicit_momentum: the same of the solves of implicit steps.
         probes: (n,q,d) directions in which implicit steps see slopes; None where only explicit ones are taken.
         in_spreads: whether displacements are measured in units of the spread of ρ at the first stage, not of x.
+        weights: (n,) of mean 1, by which z stand for samples of λ; None where they are such samples.
     """
 
     def __init__(
@@ -61,10 +62,12 @@ class RightSide:
         implicit_momentum: float = 0.0,
         probes: Tensor | None = None,
         in_spreads: bool = False,
+        weights: Tensor | None = None,
     ) -> None:
         self.setup, self.z, self.t, self.damping, self.probes = setup, z, t, damping, probes
         self.implicit_damping, self.implicit_momentum = implicit_damping, implicit_momentum
         self.in_spreads, self.unit = in_spreads, 1.0
+        self.weights = weights
         self.prepared: Any = None  # what the solver has of the latest J, and may use again at the next
         self.last, self.momentum = last, momentum
         self.floor: float | None = None  # that of the first stage, so that the field is one function of θ
@@ -88,10 +91,23 @@ class RightSide:
         if self.setup.form == "gradient":
             self.num_stages += 1
             self.tangent = self.setup.tangent(theta, self.z)
-            self.rho = self.setup.floored(theta, self.z, None, self.t + since)
+            self.rho = self._measure(theta, self.t + since)
             return self._accepted(self._gradient_form())
         v = self._look(theta, since)
-        return self.solved(self.tangent, v, self.damping, self.momentum)
+        return self.solved(self._system, self.weighted(v), self.damping, self.momentum)
+
+    @property
+    def _system(self) -> Tangent:
+        """J at the latest stage as it is solved with: each sample's rows times the root of its weight."""
+        return self.tangent if self.weights is None else self.tangent.weighted(self.weights)
+
+    def weighted(self, v: Tensor) -> Tensor:
+        """The right side (n,d) that belongs to it."""
+        return v if self.rho.weights is None else self.rho.weights.sqrt().unsqueeze(1) * v
+
+    def _measure(self, theta: Tensor, t: float) -> FlooredMeasure:
+        """ρ at θ and t on the samples, with the floor of the first stage."""
+        return self.setup.floored(theta, self.z, self.floor, t, self.weights)
 
     def solved(self, system: Tangent | ImplicitTangent, rhs: Tensor, damping: float, momentum: float) -> Tensor:
         """η = argmin |Rη − r|²/n + damping, centred at the multiple of the last θ̇ that fits r best, up to momentum.
@@ -116,7 +132,7 @@ class RightSide:
         """v (n,d) at θ and the time `since` after the start; keeps ρ and J there."""
         self.num_stages += 1
         self.tangent = self.setup.tangent(theta, self.z)
-        self.rho = self.setup.floored(theta, self.z, self.floor, self.t + since)
+        self.rho = self._measure(theta, self.t + since)
         v = self.velocity_at(self.rho)
         if self.floor is None and self.rho.asked_for_density:
             self.floor = self.rho.floor
@@ -192,7 +208,7 @@ class RightSide:
         bends = form.slope is not None or form.divergence is not None
         inverse = self.rho.inverse_jacobian if bends else None
         exact = self.z.shape[1] <= EXACT_SLOPES
-        return Linearised(self, self.rho, v, Curvature(self.tangent, form, inverse, self.probes, exact))
+        return Linearised(self, self.rho, v, Curvature(self._system, form, inverse, self.probes, exact))
 
     def implicit_is_cheap(self, theta: Tensor) -> bool:
         """Whether implicit steps are solved directly, or preconditioned by blocks of J as explicit ones are."""
@@ -206,7 +222,7 @@ class RightSide:
         with drifts need not fall at all.
         """
         end = start.t + h
-        rho = self.setup.floored(theta, self.z, self.floor, end)
+        rho = self._measure(theta, end)
         energy = float(self.setup.energy(rho))
         if not math.isfinite(energy):
             return "the energy is not finite at its end"
@@ -218,7 +234,7 @@ class RightSide:
         if not self.setup.energy.has_value or rise <= _ROUNDING * (1 + abs(energy)):
             return None
         # v is the gradient of F, not of its mean over these samples: along the step that mean may rise at first order
-        near = self.setup.floored(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), self.z, self.floor, end)
+        near = self._measure(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), end)
         slope = (float(self.setup.energy(near)) - before) / _FIRST_ORDER
         allowed = self._action(start.rho, rho, h) if timed else 0.0
         if rise > 2 * max(slope, 0.0) + 0.5 * start.fallen(h) + allowed:
@@ -264,7 +280,7 @@ class RightSide:
         """
         energy, h = self.setup.energy, t - self.t
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
-        rho = self.rho.at(t) if same else self.setup.floored(theta, self.z, self.floor, t)
+        rho = self.rho.at(t) if same else self._measure(theta, t)
         end, (before, speed2) = float(energy(rho)), self.start or (math.nan, math.nan)
         predicted = h * speed2 * (1 - min(self.fit, 1.0))
         if self.first is not None:
@@ -279,6 +295,7 @@ class Linearised:
 
     def __init__(self, side: RightSide, rho: FlooredMeasure, v: Tensor, curvature: Curvature) -> None:
         self.side, self.rho, self.v, self.curvature = side, rho, v, curvature
+        self.tangent = side.tangent  # without the weights of the samples
         self.t = float(rho.t or 0.0)
         self.w: Tensor | None = None  # J η of the first solve
         self.pull = v  # its v
@@ -294,11 +311,12 @@ class Linearised:
         pull = side.velocity_at(self.rho.at(self.t + h)) if side.setup.energy.time else self.v
         v = pull if moved is None else pull - moved / h
         momentum = side.implicit_momentum if moved is None else 0.0
-        eta = side.solved(system, system.right_side(v), side.extra_damping * side.implicit_damping, momentum)
+        rhs = system.right_side(side.weighted(v))
+        eta = side.solved(system, rhs, side.extra_damping * side.implicit_damping, momentum)
         if self.w is None:
             self.pull = pull
-            self.w = self.curvature.tangent.jv(eta)
-            missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()]))
+            self.w = self.tangent.jv(eta)
+            missed, whole = torch.stack([self.rho.mean(u.square().sum(1)) for u in (self.w - v, v)])
             side.misfit = torch.where(whole > 0, missed / whole, 0.0)
         return eta
 
@@ -312,7 +330,7 @@ class Linearised:
         Where the law is torn the map is a cliff: the few samples on it move far at the least change of θ, and would
         decide the step alone. They are compared in the coordinates of λ.
         """
-        u = self.curvature.tangent.jv(e)
+        u = self.tangent.jv(e)
         size2 = u.square().sum(1)
         if self.rho.asked_for_density:
             back = (self.rho.inverse_jacobian @ u.unsqueeze(2)).squeeze(2)
@@ -321,7 +339,7 @@ class Linearised:
 
     def stiffness(self, e: Tensor) -> float:
         """eᵀHe/E|Je|²."""
-        size2 = self.rho.mean(self.curvature.tangent.jv(e).square().sum(1))
+        size2 = self.rho.mean(self.tangent.jv(e).square().sum(1))
         plain, bent = torch.stack([size2, self.curvature.quadratic(e)]).tolist()
         return bent / plain if plain > 0 else 0.0
 

@@ -31,7 +31,7 @@ from .cures import NOT_TRIED, errors_with_cures
 from .description import described
 from .estimate import error_estimate, samples_for
 from .evaluation import evaluate_row
-from .guards import check_shared, gave_up, stalled
+from .guards import MOST_TINY, NO_TINY, check_shared, gave_up, stalled, tiny_steps
 from .right_side import EXACT_SLOPES, RightSide
 from .settings import (
     auto_solver,
@@ -47,9 +47,6 @@ from .setup import Setup
 from .watch import PWGFWatch
 
 _log = logging.getLogger("pwgf")
-_TINY, _MOST_TINY = 1e-5, 100  # steps below this share of what is left to the next stored time, and how many in a row
-_GROWN = 2.0  # by what a step exceeds the first of these where they grow
-_NO_TINY = torch.zeros(2, dtype=torch.float64)  # their number, and the length of the first
 _REDRAWS = 4  # failed intervals in a row before the run stops
 
 
@@ -57,8 +54,9 @@ class PWGF(MapReplay):
     r"""Parameterised Wasserstein gradient flow of an energy by a push-forward map.
 
     ρ_θ = (T_θ)#λ follows ∂ₜρ = ∇·(ρ∇δF/δρ) through θ̇ = argmin_η E_λ|∂_θT η − v|², v = −∇δF/δρ(T_θ(z)). Each right side
-    is one damped least-squares solve on `num_samples` samples of λ, which are frozen during a sampling interval and
-    redrawn after it.
+    is one damped least-squares solve on `num_samples` samples, which are frozen during a sampling interval and redrawn
+    after it: evenly spread ones of λ or, for a Gaussian λ and an energy without pairs, of a wider law with weights, so
+    that the map is held in the tails.
 
     Args:
         energy: F, e.g. `energies.Potential(V) + energies.Entropy()`.
@@ -226,7 +224,7 @@ class PWGF(MapReplay):
             "num_products": 0,
             "num_implicit": 0,
         }
-        extra = {"integrator": NO_MEMORY, "tiny": _NO_TINY, "began": torch.tensor([t], dtype=torch.float64)}
+        extra = {"integrator": NO_MEMORY, "tiny": NO_TINY, "began": torch.tensor([t], dtype=torch.float64)}
         return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
@@ -239,9 +237,9 @@ class PWGF(MapReplay):
         memory = state.extra.get("integrator", NO_MEMORY).cpu()
         rejected, stages = 0, 0
         for redraw in range(_REDRAWS + 1):
-            z = self._draw(self.num_samples, generator, even=True)
+            z, weights = self._drawn_for_a_side(generator)
             length = t1 - state.t if dt >= (t1 - state.t) * (1 - 1e-9) else dt
-            side = self._side(z, state, generator, momentum)
+            side = self._side(z, state, generator, momentum, weights)
             try:
                 moved = self.integrator.advance(side, state.theta, length, dt, memory)
                 break
@@ -256,15 +254,17 @@ class PWGF(MapReplay):
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        tiny = _tiny_steps(state.extra.get("tiny", _NO_TINY).cpu(), moved.dt, t1 - state.t)
-        if float(tiny[0]) > _MOST_TINY:
-            raise stalled(_MOST_TINY, moved.dt, state.t, side.diagnosis(), moved.reason)
+        tiny = tiny_steps(state.extra.get("tiny", NO_TINY).cpu(), moved.dt, t1 - state.t)
+        if float(tiny[0]) > MOST_TINY:
+            raise stalled(MOST_TINY, moved.dt, state.t, side.diagnosis(), moved.reason)
         extra = {**state.extra, "integrator": moved.memory, "tiny": tiny}
         after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
         after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
 
-    def _side(self, z: Tensor, state: State, generator: torch.Generator, momentum: float | None) -> RightSide:
+    def _side(
+        self, z: Tensor, state: State, generator: torch.Generator, momentum: float | None, weights: Tensor | None = None
+    ) -> RightSide:
         """The right side on the samples z, with random directions for slopes in high dimension."""
         probes = None
         if self.takes_implicit_steps:
@@ -276,8 +276,9 @@ class PWGF(MapReplay):
                 probes = (2 * signs - 1).to(z)
         chosen = solve_settings(self.damping, momentum, self.map.num_params, *z.shape)
         return RightSide(
-            self._setup, z, state.theta_dot, state.t, probes=probes, in_spreads=self._in_spreads, **chosen._asdict()
-        )
+            self._setup, z, state.theta_dot, state.t, probes=probes, in_spreads=self._in_spreads, weights=weights,
+            **chosen._asdict(),
+        )  # fmt: skip
 
     @property
     def takes_implicit_steps(self) -> bool:
@@ -310,7 +311,8 @@ class PWGF(MapReplay):
     def measure(self, state: State) -> Row:
         """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
         generator = fork(state.rng, "measure")
-        side = self._side(self._draw(self.num_samples, generator, even=True), state, generator, self.momentum)
+        z, weights = self._drawn_for_a_side(generator)
+        side = self._side(z, state, generator, self.momentum, weights)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator), state.t))
@@ -319,7 +321,7 @@ class PWGF(MapReplay):
         row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed, state.t)
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:
-            draw = functools.partial(self._draw, generator=generator, even=True)
+            draw = functools.partial(self._drawn_for_a_side, generator)
             row.update(errors_with_cures(self._alone, state, self.num_samples, draw, z, elapsed, side.damping))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
@@ -335,10 +337,21 @@ class PWGF(MapReplay):
         size = max(self.num_samples, 100)
         return [self._draw(min(size, self.num_eval - start), generator) for start in range(0, self.num_eval, size)]
 
+    def _drawn_for_a_side(self, generator: torch.Generator, n: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Samples z (n,d) of a right side, of a law wider than λ where the energy takes weights (n,), and these."""
+        n = self.num_samples if n is None else n
+        if not self.energy.weighable or self._setup.form == "gradient":
+            return self._draw(n, generator, even=True), None
+        z, weights = self.reference.wide_sample(n, generator)
+        return self._checked(z, n), None if weights is None else self._placed(weights)
+
     def _draw(self, n: int, generator: torch.Generator, *, even: bool = False) -> Tensor:
         """n samples of λ (n,d); evenly spread ones for right sides, and where the energy couples the samples."""
         draw = self.reference.matched_sample if even or self.energy.pairwise else self.reference.sample
-        z = draw(n, generator)
+        return self._checked(draw(n, generator), n)
+
+    def _checked(self, z: Tensor, n: int) -> Tensor:
+        """Samples of λ where the scheme computes, if they have the shape that they should."""
         if not isinstance(z, Tensor) or z.shape != (n, self.map.dim):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ShapeError(
@@ -346,7 +359,11 @@ class PWGF(MapReplay):
                 "Return a row per sample."
             )
         self.map.check_domain(z, "PWGF")
-        return z.to(self.dtype).to(self.device)
+        return self._placed(z)
+
+    def _placed(self, values: Tensor) -> Tensor:
+        """In the dtype and on the device of the run."""
+        return values.to(self.dtype).to(self.device)
 
     def fingerprint(self, state: State) -> np.ndarray:
         """F and v on 16 fixed samples at this θ, (1 + 16d,) float64."""
@@ -376,12 +393,3 @@ class PWGF(MapReplay):
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device, **({"tolerance_in_spreads": True} if self._in_spreads else {}),
         }  # fmt: skip
-
-
-def _tiny_steps(before: Tensor, dt: float, left: float) -> Tensor:
-    """Number and first length (2,) of the tiny steps in a row; steps that grow, as from a tight start, begin anew."""
-    if dt >= _TINY * left:
-        return _NO_TINY
-    count, first = before[0], before[-1]  # version 0.1 stored the number alone
-    same = bool(count > 0) and dt < _GROWN * float(first)
-    return torch.stack([count + 1, first]) if same else torch.tensor([1.0, dt], dtype=torch.float64)

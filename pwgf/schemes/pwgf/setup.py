@@ -34,10 +34,14 @@ class Setup:
         group = self.group.for_samples(len(z))
         return PushedMeasure(self.map, self.reference, theta, z, self.chunk_size, group, t)
 
-    def floored(self, theta: Tensor, z: Tensor, floor: float | None, t: float) -> FlooredMeasure:
-        """The same with slopes kept above a floor, for right sides."""
+    def floored(
+        self, theta: Tensor, z: Tensor, floor: float | None, t: float, weights: Tensor | None = None
+    ) -> FlooredMeasure:
+        """The same with slopes kept above a floor, for right sides; weights (n,) of the samples, None: all alike."""
         group = self.group.for_samples(len(z))
-        return FlooredMeasure(self.map, self.reference, theta, z, self.chunk_size, group, floor=floor, t=t)
+        return FlooredMeasure(
+            self.map, self.reference, theta, z, self.chunk_size, group, floor=floor, t=t, weights=weights
+        )
 
     def tangent(self, theta: Tensor, z: Tensor) -> Tangent:
         """J at θ and the samples z (n,d), the same z in every process."""

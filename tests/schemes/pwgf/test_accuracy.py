@@ -53,10 +53,10 @@ def test_what_was_tried_is_named_and_helps(caplog):
 
 
 def test_more_samples_are_named_where_they_are_missing(caplog):
-    """12 samples for 54 parameters."""
+    """8 samples for 54 parameters."""
     problem = problems.StyblinskiTang(1, c=0.06)
     scheme = pwgf.PWGF(
-        problem.energy, maps.ResidualMLP(1, width=1), problem.reference, num_samples=12, num_eval=500, accuracy=0.001
+        problem.energy, maps.ResidualMLP(1, width=1), problem.reference, num_samples=8, num_eval=500, accuracy=0.001
     )
     with caplog.at_level(logging.WARNING, "pwgf"):
         run = pwgf.solve(scheme, [0.0, 0.02], progress=False)

@@ -99,8 +99,8 @@ def test_counters_add_up():
 
 def test_samples_are_redrawn_between_steps_and_frozen_within(monkeypatch):
     scheme, seen = ou_scheme(integrator=pwgf.FixedStep("rk4", 0.1)), []
-    draw = scheme._draw
-    monkeypatch.setattr(scheme, "_draw", lambda *args, **how: seen.append(draw(*args, **how)) or seen[-1])
+    checked = scheme._checked
+    monkeypatch.setattr(scheme, "_checked", lambda z, n: seen.append(checked(z, n)) or seen[-1])
     state = scheme.start()
     del seen[:]
     state, _ = scheme.step(state, 1.0)
