@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..checks import entries_at_once
-from ..maps.base import Layer, Linearisation, PushForward
+from ..maps.base import Layer, Linearisation
 from ..parallel import ALONE, Group
 
 _ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
@@ -38,6 +38,26 @@ class OutputBlocks(NamedTuple):
         return self.metric if self.hessian is None else torch.add(self.metric, self.hessian, alpha=h)
 
 
+class Linearisable(Protocol):
+    """What a tangent asks of a map; see `PushForward`."""
+
+    def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
+        """J at (θ, z)."""
+        ...
+
+    def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
+        """J itself, (n,d,p)."""
+        ...
+
+    def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:
+        """∂_θ(∂_zT·ξ) at (θ, z) and directions ξ (n,d)."""
+        ...
+
+    def slope_rows(self, theta: Tensor, z: Tensor, xi: Tensor) -> Tensor:
+        """The same itself, (n,d,p)."""
+        ...
+
+
 class Tangent:
     """J at (θ, z), seen as an (n·d, p) matrix; Ĝ = JᵀJ/n is the pullback metric.
 
@@ -57,7 +77,7 @@ class Tangent:
     h = 0.0  # the rows are those of Ĝ alone
 
     def __init__(
-        self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None, group: Group = ALONE
+        self, map: Linearisable, theta: Tensor, z: Tensor, chunk_size: int | None = None, group: Group = ALONE
     ) -> None:
         self.map, self.theta, self.group, self._every_z = map, theta.detach(), group, z.detach()
         (self.n, self.d), self.p = z.shape, theta.numel()
@@ -236,7 +256,7 @@ class SlopeTangent(Tangent):
 
     def __init__(
         self,
-        map: PushForward,
+        map: Linearisable,
         theta: Tensor,
         z: Tensor,
         xi: Tensor,
