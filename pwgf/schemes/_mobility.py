@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,18 @@ from ..tangent import Rescaled, Tangent
 from ..tangent.rescaled import Root
 
 COVARIANCE = "covariance"
+
+Given = (
+    Literal["covariance"]
+    | float
+    | Sequence[float]
+    | Sequence[Sequence[float]]
+    | np.ndarray
+    | Tensor
+    | Callable[[Tensor], Tensor]
+    | None
+)
+"""What a user may give as a mobility, see `Mobility`."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class Mobility:
         ConfigError, ShapeError: none of these, or an energy with terms that M does not apply to.
     """
 
-    def __init__(self, given: Any, energy: Energy | None, call: str) -> None:
+    def __init__(self, given: Given, energy: Energy | None, call: str) -> None:
         self.given = given
         self.covariance = isinstance(given, str)
         if isinstance(given, str) and given != COVARIANCE:
@@ -126,6 +139,11 @@ class Mobility:
                     f"{call}(mobility=…) multiplies −∇δF/δρ, and the term '{name}' of the energy is a velocity without "
                     "a value F. Multiply its function yourself, and leave mobility out: Drift(M·b), Diffusion(M·D)."
                 )
+
+    @property
+    def argument(self) -> str:
+        """Its name where there is one, else ""."""
+        return "" if self.given is None else "mobility"
 
     def check_samples(self, dim: int, call: str, **counts: int) -> None:
         """ConfigError where so few samples have a singular covariance."""
@@ -191,8 +209,9 @@ class Mobility:
         """An entry of a scheme's settings; none for the identity."""
         if self.given is None or isinstance(self.given, str):
             return {} if self.given is None else {"mobility": self.given}
-        named = self._function is not None
-        return {"mobility": qualified_name(self.given) if named else as_float64(self.given, "mobility").tolist()}
+        if callable(self.given) and not isinstance(self.given, Tensor):
+            return {"mobility": qualified_name(self.given)}
+        return {"mobility": as_float64(self.given, "mobility").tolist()}
 
 
 NO_MOBILITY = Mobility(None, None, "")

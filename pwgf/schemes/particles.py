@@ -26,7 +26,7 @@ from ..maps.base import Block
 from ..measures import Cloud, Reference
 from ..state import Info, Rows, State
 from ._arguments import check_law
-from ._mobility import Mobility
+from ._mobility import Given, Mobility
 from .base import Answers, Row, member_config, merge_counters, nearest_row
 
 
@@ -117,7 +117,7 @@ class EulerMaruyama(ParticleReplay):
     @plain_numbers
     def __init__(
         self, energy: Energy, reference: Reference, *, num_samples: int = 10_000, dt: float,
-        mobility: Any = None, dtype: torch.dtype = torch.float64, device: str = "cpu",
+        mobility: Given = None, dtype: torch.dtype = torch.float64, device: str = "cpu",
     ) -> None:  # fmt: skip
         check_law(energy, reference, "EulerMaruyama")
         check_integer(num_samples, "num_samples", "EulerMaruyama")
@@ -142,6 +142,10 @@ class EulerMaruyama(ParticleReplay):
         """One with steps of a thousandth of the span of `times` unless dt says otherwise."""
         step = float(times[-1] - times[0]) / 1000 if dt is None else dt
         return cls(energy, reference, dt=step, **settings)
+
+    def altered_by(self) -> str:
+        """A mobility."""
+        return self._mobility.argument
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError where dt is lost in the rounding of the times."""

@@ -26,6 +26,7 @@ from ...parallel import ALONE, world
 from ...state import Info, State
 from .._arguments import in_standard_coordinates, refuse_jump, refuse_kinks, try_functions
 from .._guards import finite_velocity, refuse_folded
+from .._mobility import Given
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .cures import NOT_TRIED, errors_with_cures
 from .description import described
@@ -130,7 +131,7 @@ class PWGF(MapReplay):
         num_eval: int = 10_000,
         solver: str | LinearSolver = "auto",
         theta0: Tensor | None = None,
-        mobility: Any = None,
+        mobility: Given = None,
         form: str = "velocity",
         chunk_size: int | None = None,
         max_memory: float | None = None,
@@ -181,6 +182,10 @@ class PWGF(MapReplay):
                 "integrate.Euler(dt), or form='velocity'."
             )
         return chosen
+
+    def altered_by(self) -> str:
+        """A mobility."""
+        return self._setup.mobility.argument
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError where fixed steps are lost in the rounding of the times."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ...linalg.choice import MAX_PRIMAL
 from ...maps.base import PushForward
 from ...measures import Reference
 from .._arguments import check_law, check_map
-from .._mobility import Mobility
+from .._mobility import Given, Mobility
 
 ACCURACY = 0.02
 """Estimated error of the law, in spreads, that a run warns of when it is given no accuracy."""
@@ -171,7 +171,7 @@ def check_numbers(
     check_dtype(dtype, "PWGF")
 
 
-def checked_mobility(given: Any, energy: Energy, form: str, num_samples: int, dim: int) -> Mobility:
+def checked_mobility(given: Given, energy: Energy, form: str, num_samples: int, dim: int) -> Mobility:
     """The mobility; ConfigError where so few samples have no covariance, or the form has none."""
     if given is not None and form == "gradient":
         raise ConfigError(
