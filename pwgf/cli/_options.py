@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError, ShapeError, nearest
+from ._code import is_own, loaded
 
 N = TypeVar("N", int, float)
 
@@ -204,6 +205,8 @@ _WORD: dict[Any, str] = {bool: "true or false", int: "integer", float: "number",
 def _of_list(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return ", ".join(str(value) for value in typing.get_args(kind))
+    if _of_functions(kind):
+        return "FILE.py:NAME of a function"
     return "values with commas between them"
 
 
@@ -232,7 +235,11 @@ def _simple(kind: Any) -> bool:
     origin = typing.get_origin(kind)
     if origin in _LISTS:
         return all(inner is ... or inner in _SIMPLE for inner in typing.get_args(kind))
-    return kind in _SIMPLE or kind in _LISTS or origin is Literal
+    return kind in _SIMPLE or kind in _LISTS or origin is Literal or _of_functions(kind)
+
+
+def _of_functions(kind: Any) -> bool:
+    return typing.get_origin(kind) is collections.abc.Callable
 
 
 def _read(parameter: inspect.Parameter, text: str, where: str) -> Any:
@@ -241,14 +248,18 @@ def _read(parameter: inspect.Parameter, text: str, where: str) -> Any:
         return _guess(text)
     for kind in kinds:
         try:
-            return _as(kind, text)
+            return _as(kind, text, where)
+        except ConfigError:  # of the user's own code
+            raise
         except (ValueError, KeyError):
             continue
     raise ConfigError(f"{where} got {text!r}; expected: {_words(kinds)}.")
 
 
-def _as(kind: Any, text: str) -> Any:
+def _as(kind: Any, text: str, where: str) -> Any:
     """The text as a value of that type; ValueError or KeyError where it is none."""
+    if _of_functions(kind) and is_own(text):
+        return loaded(text, where, "my.py:f")
     origin, inner = typing.get_origin(kind), [one for one in typing.get_args(kind) if one is not ...]
     if kind is None or kind is bool:
         value = _WORDS[text.lower()]
@@ -258,7 +269,7 @@ def _as(kind: Any, text: str) -> Any:
     if origin is Literal:
         return {str(value): value for value in inner}[text]
     if origin in _LISTS or kind in _LISTS:
-        values = [_as(inner[0], one) if inner else _guess(one) for one in text.split(",")]
+        values = [_as(inner[0], one, where) if inner else _guess(one) for one in text.split(",")]
         return tuple(values) if tuple in (origin, kind) else values
     if kind not in _SIMPLE:
         raise KeyError(text)

@@ -36,12 +36,14 @@ def perform(settings: Run) -> int:
     """Solves, and says how good the run is; exit status 0."""
     what = problem_of(settings)
     out = settings.out or f"results/{what.name}-d{what.reference.dim}.h5"
-    run = solved(settings, what, out)
+    run, altered = solved(settings, what, out)
     if world().rank > 0:  # one process of several speaks
         return 0
-    found = facts(run) | error_facts(run, what.exact)
+    found = facts(run) | error_facts(run, None if altered else what.exact)
     for line in (*about(found), *energy_lines(found), *error_lines(found)):
         say(line)
+    if altered:
+        say(f"With {option(f'scheme.{altered}')} this is another flow than that of {settings.problem}: no exact law.")
     say(f"Written to {out}; see also: pwgf info {out}, pwgf plot {out}")
     return 0
 
@@ -57,17 +59,19 @@ def problem_of(settings: Run) -> Posed:
     return posed(settings.problem, settings.given, settings.dim, CALL, beside=OWN)
 
 
-def solved(settings: Run, what: Posed, out: str) -> Trajectory:
-    """The run, in a file."""
+def solved(settings: Run, what: Posed, out: str) -> tuple[Trajectory, str]:
+    """The run, in a file, and the option that makes it another flow than that of the problem, if any."""
     if settings.threads is not None:
         if settings.threads < 1:
             raise ConfigError(f"pwgf run --threads needs an integer ≥ 1; got {settings.threads}.")
         torch.set_num_threads(settings.threads)
     scheme, times = planned(settings, what)
+    altered = schemes.ask(scheme, "altered_by")()
     same = ("seed", "resume", "overwrite", "max_seconds", "max_steps", "store_samples")
     to: dict[str, Any] = {name: getattr(settings, name) for name in same}
     source = {"problem": settings.problem} if is_own(settings.problem) else None
-    return solve(scheme, times, out=out, problem=what.recorded, metadata=source, **to)
+    recorded = None if altered else what.recorded
+    return solve(scheme, times, out=out, problem=recorded, metadata=source, **to), altered
 
 
 def planned(settings: Run, what: Posed) -> tuple[Scheme, np.ndarray]:

@@ -38,11 +38,11 @@ class LinearDrift(Problem):
         b: (d,), or a function of the time t (a float) that gives (d,); None: 3(cos πt, sin πt) in the first two
             coordinates.
         D: a number, (d,) or (d,d), symmetric positive semidefinite; None: ¼.
-        dim: d, where A does not tell.
+        dim: d, where A does not tell; None: 2.
         mean, cov: of the law at the start, (d,) and (d,d); None: 0 and I/4.
 
     Raises:
-        ConfigError: D or cov is not positive (semi)definite, or neither A nor dim is given.
+        ConfigError: D or cov is not positive (semi)definite.
         ShapeError: the shapes do not agree.
 
     Example:
@@ -61,7 +61,7 @@ class LinearDrift(Problem):
         self, A: Any = None, b: Any = None, D: Any = None, *, dim: int | None = None, mean: Any = None, cov: Any = None
     ) -> None:
         if A is None and dim is None:
-            raise ConfigError("LinearDrift(A, b, D) needs a matrix A, or dim=… for the default one; got neither.")
+            dim = 2
         wanted = "LinearDrift(A, b, D) needs A (d,d), b (d,), D a number, (d,) or (d,d)"
         if A is not None:
             self.A = as_float64(A, wanted).clone()

@@ -206,6 +206,10 @@ class Answers:
         settings = (*shown_settings(config), config["dtype"])
         return Description(config["name"], cls.ROWS, map, settings, no_projection=why)
 
+    def altered_by(self) -> str:
+        """The argument that makes it follow another flow than that of its energy from its reference; "" for none."""
+        return ""
+
     def describe(self) -> Description:
         """What figures, summaries and comparisons say of it."""
         kind = type(self) if isinstance(self, Answers) else Answers

@@ -26,6 +26,7 @@ from ..maps.base import Block
 from ..measures import Cloud, Reference
 from ..state import Info, Rows, State
 from ._arguments import check_law
+from ._mobility import Given, Mobility
 from .base import Answers, Row, member_config, merge_counters, nearest_row
 
 
@@ -83,11 +84,15 @@ class EulerMaruyama(ParticleReplay):
     the particles, (num_samples·d,). With an entropy the free energy needs a density, so the column `energy` is NaN and
     only its parts `energy_potential`, `energy_interaction` are given.
 
+    With a mobility M, X ← X + dt·M v + dt·τ∇·M + √(2τ dt) R ξ with RRᵀ = M. For the covariance, which is that of the n
+    particles and moves with each of them, (d + 1)(X − E X)/n takes the place of ∇·M.
+
     Args:
         energy: sum of Potential, Interaction, KL, Drift, Diffusion, and Entropy with non-negative temperature.
         reference: law of the particles at the start.
         num_samples: number of particles.
         dt: step, in units of t.
+        mobility: M of ∂ₜρ = ∇·(ρM∇δF/δρ), as for `PWGF`: `covariance`, a number, a matrix, or a function of x.
         dtype: torch.float64 or torch.float32.
         device: where the particles live.
 
@@ -103,13 +108,16 @@ class EulerMaruyama(ParticleReplay):
         2
 
     References:
-        Kloeden, Platen, Numerical Solution of Stochastic Differential Equations, 1992, §10.2.
+        Kloeden, Platen, Numerical Solution of Stochastic Differential Equations, 1992, §10.2. Garbuno-Inigo,
+        Hoffmann, Li, Stuart, Interacting Langevin diffusions: gradient structure and ensemble Kalman sampler, 2020,
+        arXiv 1903.08866. Garbuno-Inigo, Nüsken, Reich, Affine invariant interacting Langevin dynamics for Bayesian
+        inference, 2020, arXiv 1912.02859 (the drift (d + 1)(X − E X)/n).
     """
 
     @plain_numbers
     def __init__(
         self, energy: Energy, reference: Reference, *, num_samples: int = 10_000, dt: float,
-        dtype: torch.dtype = torch.float64, device: str = "cpu",
+        mobility: Given = None, dtype: torch.dtype = torch.float64, device: str = "cpu",
     ) -> None:  # fmt: skip
         check_law(energy, reference, "EulerMaruyama")
         check_integer(num_samples, "num_samples", "EulerMaruyama")
@@ -118,6 +126,8 @@ class EulerMaruyama(ParticleReplay):
         super().__init__(reference, dtype)
         self.energy, self.num_samples, self.dt = energy, num_samples, float(dt)
         self.device = check_device(device, "EulerMaruyama")
+        self._mobility = Mobility(mobility, energy, "EulerMaruyama")
+        self._mobility.check_samples(reference.dim, "EulerMaruyama", num_samples=num_samples)
         self._drifts, self.temperature = energy.particle_form()
         self._noises = energy.noises()
         if any(factor < 0 for factor, _ in self._noises):
@@ -133,6 +143,10 @@ class EulerMaruyama(ParticleReplay):
         step = float(times[-1] - times[0]) / 1000 if dt is None else dt
         return cls(energy, reference, dt=step, **settings)
 
+    def altered_by(self) -> str:
+        """A mobility."""
+        return self._mobility.argument
+
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError where dt is lost in the rounding of the times."""
         check_lengths(self.dt, "dt", times, "EulerMaruyama")
@@ -143,25 +157,32 @@ class EulerMaruyama(ParticleReplay):
         x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
         for _, term in [*self._drifts, *self._noises]:
             term.try_functions(Cloud(x[:64], t))
-        self._drift(x[:64], t)
+        self._mobility.try_function(Cloud(x[:64], t))
+        self._drift(x[: max(64, 4 * self.reference.dim)], t)
         theta = x.reshape(-1)
         return State(
             t, theta, torch.zeros_like(theta), self.dt, generator.get_state(), {"num_steps": 0, "num_stages": 0}
         )
 
-    def _drift(self, x: Tensor, t: float) -> tuple[Tensor, float]:
-        """v (n,d) and its rms; NonFiniteError where it is not finite."""
+    def _force(self, x: Tensor, t: float) -> Tensor:
+        """v (n,d) of the energy; NonFiniteError where it is not finite."""
         v = torch.zeros_like(x)
         for coefficient, term in self._drifts:
             v = v + coefficient * term.velocity(Cloud(x, t))
-        speed, finite = torch.stack([v.square().sum(1).mean().sqrt(), torch.isfinite(v).all().to(v.dtype)]).tolist()
-        if not finite:
+        if not bool(torch.isfinite(v).all()):
             bad = int((~torch.isfinite(v).all(1)).sum())
             raise NonFiniteError(
                 f"the drift is NaN or infinite at {bad} of {len(x)} particles at t = {t:.6g}. Causes: (a) the energy "
                 "is not finite there: check it; (b) the step is unstable: smaller dt."
             )
-        return v, speed
+        return v
+
+    def _drift(self, x: Tensor, t: float) -> tuple[Tensor, float]:
+        """The drift (n,d), v times the mobility where there is one, and its rms."""
+        v, cloud = self._force(x, t), Cloud(x, t)
+        if self._mobility.given is not None:
+            v = self._mobility.frame(cloud).velocity(v) + self.temperature * self._mobility.spurious(cloud)
+        return v, float(v.square().sum(1).mean().sqrt())
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One step of length dt, cut at t1."""
@@ -171,6 +192,7 @@ class EulerMaruyama(ParticleReplay):
         x = state.theta.view(self.num_samples, -1)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         v, speed = self._drift(x, state.t)
+        noise = self._mobility.frame(Cloud(x, state.t)).outside(noise)
         moved = x + h * v + math.sqrt(2 * self.temperature * h) * noise
         for factor, source in self._noises:
             gauss = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
@@ -201,9 +223,9 @@ class EulerMaruyama(ParticleReplay):
         return row
 
     def fingerprint(self, state: State) -> np.ndarray:
-        """Drift and noise at the first 16 particles, with the temperature."""
+        """Velocity and noise at the first 16 particles, with the temperature."""
         x = state.theta.view(self.num_samples, -1)[:16]
-        v, _ = self._drift(x, state.t)
+        v = self._force(x, state.t)
         noises = [factor * source.root(Cloud(x, state.t)).double().cpu().numpy() for factor, source in self._noises]
         return np.concatenate([v.double().cpu().numpy().ravel(), [self.temperature], *map(np.ravel, noises)])
 
@@ -216,5 +238,5 @@ class EulerMaruyama(ParticleReplay):
         return {
             "name": "EulerMaruyama", "energy": member_config(self.energy), "reference": member_config(self.reference),
             "num_samples": self.num_samples, "dt": self.dt, "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device,
+            "device": self.device, **self._mobility.to_config(),
         }  # fmt: skip

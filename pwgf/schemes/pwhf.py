@@ -198,6 +198,10 @@ class PWHF(MapReplay):
         step = float(times[-1] - times[0]) / _STEPS if dt is None else dt
         return cls(energy, reference=reference, dt=step, **{"map": ResidualMLP(reference.dim), **settings})
 
+    def altered_by(self) -> str:
+        """A velocity at the start."""
+        return "" if self.velocity0 is None else "velocity0"
+
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError where dt is lost in the rounding of the times."""
         check_lengths(self.dt, "dt", times, "PWHF")

@@ -2,5 +2,13 @@
 
 from .base import OutputBlocks, SlopeTangent, Tangent
 from .implicit import Curvature, ImplicitTangent
+from .rescaled import Rescaled
 
-__all__ = ["Curvature", "ImplicitTangent", "OutputBlocks", "SlopeTangent", "Tangent"]
+__all__ = [
+    "Curvature",
+    "ImplicitTangent",
+    "OutputBlocks",
+    "Rescaled",
+    "SlopeTangent",
+    "Tangent",
+]

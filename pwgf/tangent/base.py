@@ -6,17 +6,16 @@ import copy
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from ..checks import entries_at_once
-from ..maps.base import Layer, Linearisation, PushForward
+from ..maps.base import Layer, Linearisation
 from ..parallel import ALONE, Group
+from ._layers import CACHED, ENTRIES, joined, layer_pair, layer_squares, row_gram, scaled
 
-_ENTRIES = 2**24  # numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)
-_CACHED = 2**20  # the same where they should stay in a core's cache
 _FEW_SAMPLES = 64  # enough for the scale of J where each row costs a backward pass
 _FEW_OUTPUTS = 3  # dimensions up to which JᵀJ is quicker by rows of J than by pairs of layers
 
@@ -37,6 +36,26 @@ class OutputBlocks(NamedTuple):
     def gram(self, h: float) -> Tensor:
         """The blocks of Ĝ + hH, (d,m,m)."""
         return self.metric if self.hessian is None else torch.add(self.metric, self.hessian, alpha=h)
+
+
+class Linearisable(Protocol):
+    """What a tangent asks of a map; see `PushForward`."""
+
+    def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
+        """J at (θ, z)."""
+        ...
+
+    def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
+        """J itself, (n,d,p)."""
+        ...
+
+    def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:
+        """∂_θ(∂_zT·ξ) at (θ, z) and directions ξ (n,d)."""
+        ...
+
+    def slope_rows(self, theta: Tensor, z: Tensor, xi: Tensor) -> Tensor:
+        """The same itself, (n,d,p)."""
+        ...
 
 
 class Tangent:
@@ -60,7 +79,7 @@ class Tangent:
     h = 0.0  # the rows are those of Ĝ alone
 
     def __init__(
-        self, map: PushForward, theta: Tensor, z: Tensor, chunk_size: int | None = None, group: Group = ALONE
+        self, map: Linearisable, theta: Tensor, z: Tensor, chunk_size: int | None = None, group: Group = ALONE
     ) -> None:
         self.map, self.theta, self.group, self._every_z = map, theta.detach(), group, z.detach()
         (self.n, self.d), self.p = z.shape, theta.numel()
@@ -83,7 +102,7 @@ class Tangent:
         own = self.group.slice_rows(weights.sqrt()).repeat_interleave(self.num_directions).unsqueeze(1)
         found._root = own.repeat_interleave(self.d, 0)
         pieces = own.split(self.chunk_size * self.num_directions)
-        found._parts = [_scaled(part, piece) for part, piece in zip(self._parts, pieces, strict=True)]
+        found._parts = [scaled(part, piece) for part, piece in zip(self._parts, pieces, strict=True)]
         return found
 
     def jv(self, eta: Tensor) -> Tensor:
@@ -115,7 +134,7 @@ class Tangent:
             return sum((rows.square().sum(0) for rows in few._rows()), total) / few.n
         for part, z in zip(self._parts, self.z.split(self.chunk_size), strict=True):
             known = part.diagonal
-            total += _layer_squares(part.layers(), total) if known is None else known(z.new_ones(len(z)))  # type: ignore[misc]
+            total += layer_squares(part.layers(), total) if known is None else known(z.new_ones(len(z)))  # type: ignore[misc]
         return self.group.sum(total) / self.n
 
     def diagonal(self) -> Tensor:
@@ -155,7 +174,7 @@ class Tangent:
         for layers in self._layers():
             for k, one in enumerate(layers):
                 for other in layers[k:]:
-                    block = _layer_pair(one, other)
+                    block = layer_pair(one, other)
                     down = slice(one.offset, one.offset + block.shape[0])
                     across = slice(other.offset, other.offset + block.shape[1])
                     gram[down, across] += block
@@ -206,11 +225,11 @@ class Tangent:
     def all_layers(self) -> list[Layer]:
         """The factors of all own samples; of a layered tangent."""
         groups = zip(*self._layers(), strict=True)
-        return [_joined(group) for group in groups]
+        return [joined(group) for group in groups]
 
     def _rows(self) -> Iterator[Tensor]:
         """Rows of J in blocks of whole samples, (b·d, p), by differentiating T."""
-        per_block = max(1, entries_at_once(_ENTRIES, self.z) // max(self.d * self.p, 1))
+        per_block = max(1, entries_at_once(ENTRIES, self.z) // max(self.d * self.p, 1))
         blocks = (self.map.tangent_rows(self.theta, block).reshape(-1, self.p) for block in self.z.split(per_block))
         yield from self._weighed(blocks)
 
@@ -224,7 +243,7 @@ class Tangent:
     def _layered_rows(self) -> Iterator[Tensor]:
         """The same from the factors."""
         q = self.num_directions
-        size = max(1, entries_at_once(_CACHED, self.z) // max(q * self.d * self.p, 1)) * q
+        size = max(1, entries_at_once(CACHED, self.z) // max(q * self.d * self.p, 1)) * q
         identity = torch.eye(self.d, dtype=self.dtype, device=self.device)
         for layers in self._layers():
             for start in range(0, len(layers[0].a), size):
@@ -261,7 +280,7 @@ class SlopeTangent(Tangent):
 
     def __init__(
         self,
-        map: PushForward,
+        map: Linearisable,
         theta: Tensor,
         z: Tensor,
         xi: Tensor,
@@ -302,98 +321,6 @@ class SlopeTangent(Tangent):
         return found if self.weights is None else found.weighted(self.weights.to(dtype))
 
     def _rows(self) -> Iterator[Tensor]:
-        per_block = max(1, entries_at_once(_ENTRIES, self.z) // max(self.num_directions * self.d * self.p, 1))
+        per_block = max(1, entries_at_once(ENTRIES, self.z) // max(self.num_directions * self.d * self.p, 1))
         pairs = self._pairs(per_block)
         yield from self._weighed(self.map.slope_rows(self.theta, z, xi).reshape(-1, self.p) for z, xi in pairs)
-
-
-def row_gram(left: list[Layer], right: list[Layer], dim: int) -> Tensor:
-    """A Bᵀ, (n·d, m·d), of the rows A and B that two lists of factors stand for.
-
-    Two layers of one matrix W add (a_i·ā_j)(g_ik·ḡ_jl); where one of them acts by Wᵀ they add (g_ik·ā_j)(a_i·ḡ_jl).
-    """
-    n, m = len(left[0].a), len(right[0].a)
-    total = left[0].a.new_zeros(n, dim, m, dim)
-    identity = torch.eye(dim, dtype=total.dtype, device=total.device)
-    shared: dict[tuple[int, int], tuple[Layer, Layer, Tensor]] = {}  # a weight and its bias share g
-    for one in left:
-        for other in (layer for layer in right if layer.offset == one.offset):
-            if one.transposed == other.transposed:
-                key, inputs = (id(one.g), id(other.g)), one.a @ other.a.T
-                shared[key] = (one, other, inputs + shared[key][2] if key in shared else inputs)
-                continue
-            g, back_g = one.outputs(dim).reshape(n * dim, -1), other.outputs(dim).reshape(m * dim, -1)
-            total += (g @ other.a.T).view(n, dim, m, 1) * (one.a @ back_g.T).view(n, 1, m, dim)
-    for one, other, inputs in shared.values():
-        if one.g is None and other.g is None:
-            outputs = identity[None, :, None, :]
-        else:
-            g, other_g = one.outputs(dim).reshape(n * dim, -1), other.outputs(dim).reshape(m * dim, -1)
-            outputs = (g @ other_g.T).view(n, dim, m, dim)
-        total += outputs * inputs[:, None, :, None]
-    return total.view(n * dim, m * dim)
-
-
-def _scaled(part: Linearisation, roots: Tensor) -> Linearisation:
-    """The same with the rows of each sample times a number, (n,1)."""
-    layers, diagonal = part.layers, part.diagonal
-
-    return Linearisation(
-        lambda eta: roots * part.jv(eta),
-        lambda u: part.jtu(roots * u),
-        None if layers is None else lambda: [layer._replace(a=roots * layer.a) for layer in layers()],
-        None if diagonal is None else lambda weights: diagonal(roots.squeeze(1).square() * weights),
-        part.repeats,
-    )
-
-
-def _joined(group: tuple[Layer, ...]) -> Layer:
-    """One layer from its blocks of samples."""
-    if len(group) == 1:
-        return group[0]
-    g = None if group[0].g is None else torch.cat([layer.g for layer in group if layer.g is not None])
-    return group[0]._replace(a=torch.cat([layer.a for layer in group]), g=g)
-
-
-def _both_ways(layers: list[Layer]) -> list[tuple[Layer, Layer]]:
-    """The layers of each matrix that acts both ways: (as it is, transposed)."""
-    plain = {layer.offset: layer for layer in layers if not layer.transposed}
-    return [(plain[layer.offset], layer) for layer in layers if layer.transposed and layer.offset in plain]
-
-
-def _layer_squares(layers: list[Layer], like: Tensor) -> Tensor:
-    """Σ_rows J², (p,): for each layer Σ_i (Σ_k g_ik²) ⊗ a_i²; products of two layers where a matrix acts both ways."""
-    total = torch.zeros_like(like)
-    for layer in layers:
-        a2, outputs = layer.a.square(), layer.shape[layer.transposed]
-        square = a2.sum(0).expand(outputs, -1) if layer.g is None else layer.g.square().sum(1).T @ a2
-        total[layer.offset : layer.offset + square.numel()] += (square.T if layer.transposed else square).reshape(-1)
-    for one, back in _both_ways(layers):
-        d, mixed = one.shape[1] if back.g is None else back.g.shape[1], total[one.offset :][: math.prod(one.shape)]
-        g, back_g, block = one.outputs(d), back.outputs(d), max(1, _CACHED // mixed.numel())
-        for part in (slice(start, start + block) for start in range(0, len(one.a), block)):
-            pairs = g[part].transpose(1, 2) @ back_g[part] * back.a[part].unsqueeze(2) * one.a[part].unsqueeze(1)
-            mixed += 2 * pairs.sum(0).reshape(-1)
-    return total
-
-
-def _layer_pair(one: Layer, other: Layer) -> Tensor:
-    """Σ_i (Σ_k g_ik g′_ikᵀ) ⊗ (a_i a′_iᵀ), (out·in, out′·in′), in blocks of samples."""
-    (o, i), (o2, i2) = one.shape, other.shape
-    if one.g is None and other.g is None:
-        inputs = one.a.T @ other.a
-        eye = torch.eye(o, dtype=inputs.dtype, device=inputs.device)
-        return (eye[:, None, :, None] * inputs[None, :, None, :]).reshape(o * i, o2 * i2)
-    total = one.a.new_zeros(o * o2, i * i2)
-    block = max(1, _ENTRIES // max(o * o2 + i * i2, 1))
-    for start in range(0, len(one.a), block):
-        part = slice(start, start + block)
-        if one.g is None:
-            outputs = other.g[part]  # type: ignore[index]
-        elif other.g is None:
-            outputs = one.g[part].transpose(1, 2)
-        else:
-            outputs = one.g[part].transpose(1, 2) @ other.g[part]
-        inputs = one.a[part].unsqueeze(2) * other.a[part].unsqueeze(1)
-        total.addmm_(outputs.reshape(-1, o * o2).T, inputs.reshape(-1, i * i2))
-    return total.view(o, o2, i, i2).transpose(1, 2).reshape(o * i, o2 * i2)

@@ -66,6 +66,42 @@ def test_settings_of_the_sides_of_an_integrator():
     assert (found.implicit.order, found.explicit.method) == (2, "dopri5")
 
 
+@pytest.fixture
+def functions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fields.py").write_text(
+        "def turned(x):\n    return x.flip(1)\n\n\ndef M(x):\n    return 1 + x[:, 0].square()\n"
+    )
+
+
+def test_functions_are_named_by_file(functions, capsys):
+    """velocity0 of PWHF and a mobility; then the problem's exact law is no longer that of the run."""
+    assert planned("--scheme.mobility", "covariance")._setup.mobility.covariance
+    assert planned("--scheme.mobility", "2,0.5").to_config()["mobility"] == [2.0, 0.5]
+    assert planned("--scheme.mobility", "fields.py:M").to_config()["mobility"] == "fields.M"
+    short = ["--end-time", "0.1", "--num-rows", "2", "--num-eval", "50", "--num-samples", "50", "--dt", "0.05"]
+    swing = ["run", "harmonic-hamiltonian", "--map", "affine", "--scheme.velocity0", "fields.py:turned", *short]
+    assert cli.main(swing) == 0
+    said = capsys.readouterr().out
+    assert "With --scheme.velocity0 this is another flow than that of harmonic-hamiltonian: no exact law." in said
+    assert "Error: not known" in said
+    assert cli.main(["options", "scheme"]) == 0
+    assert "--scheme.velocity0  FILE.py:NAME of a function or none, default None" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("harmonic-hamiltonian --scheme.velocity0 fields.py:turnd", "it defines turned, M. Did you mean"),
+        ("harmonic-hamiltonian --scheme.velocity0 turned", "got 'turned'; expected: FILE.py:NAME of a function"),
+        ("ornstein-uhlenbeck --scheme.mobility covar", "--scheme.mobility got 'covar'; expected: number or covariance"),
+        ("ornstein-uhlenbeck --scheme.mobility 0", "must be positive definite; got"),
+    ],
+)  # fmt: skip
+def test_functions_that_are_not_there_are_reported(functions, words, message, capsys):
+    assert message in refused(capsys, "run", *words.split())
+
+
 def test_a_map_that_is_registered_appears_by_itself(monkeypatch, capsys):
     @dataclasses.dataclass(frozen=True)
     class Wobbly(maps.Affine):

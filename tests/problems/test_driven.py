@@ -63,7 +63,6 @@ def test_flows_have_the_exact_moments(problem, end):
 @pytest.mark.parametrize(
     ("build", "kind", "message"),
     [
-        (lambda: problems.LinearDrift(), ConfigError, r"needs a matrix A, or dim=…"),
         (lambda: problems.LinearDrift(np.eye(2), [1.0]), ShapeError, r"here 2; got b\(t\) of \(1,\)"),
         (lambda: problems.LinearDrift(np.ones((2, 3))), ShapeError, r"here 2; got A of \(2, 3\)"),
         (lambda: problems.LinearDrift(np.eye(2), D=-1.0), ConfigError, r"positive semidefinite; got -1"),
@@ -107,3 +106,7 @@ def test_particles_measure_the_power_too_and_other_flows_have_no_such_columns():
     row = pwgf.PWGF(still.energy, maps.Affine(1), still.reference, num_samples=40, num_eval=100)
     columns = row.measure(row.start())
     assert not {"power", "entropy_production"} & set(columns)
+
+
+def test_a_linear_drift_of_no_dimension_is_in_the_plane():
+    assert problems.LinearDrift().dim == 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...energies import Hessian
+from .._mobility import Frame
 from .setup import Setup
 
 TAIL = 0.005
@@ -36,14 +37,21 @@ def samples_for(dim: int, pairwise: bool) -> int:
 
 
 def error_estimate(
-    setup: Setup, theta: Tensor, theta_dot: Tensor, z: Tensor, elapsed: float, t: float = 0.0
+    setup: Setup,
+    theta: Tensor,
+    theta_dot: Tensor,
+    z: Tensor,
+    elapsed: float,
+    t: float = 0.0,
+    known: Frame | None = None,
 ) -> Estimate:
     r"""The displacement by which ρ lags behind, from the velocity r = v − Jθ̇ that the map misses.
 
     A displacement u that decays at the rate κ under the flow, and is fed by r, stays near r/κ; after the time T it is
     no larger than r·T. All modes at once: u = argmin ½Q(u) + E|u|²/(2T) − E[r·u] over gradient fields, with Q the
-    second variation of F. Only gradient fields move ρ. Rough parts of r, which diffusion removes at once, count little;
-    smooth ones fully. A share of E|v|² tells neither: at equilibrium v vanishes, and any r is all of it.
+    second variation of F. Only gradient fields move ρ. Rough parts of r, which diffusion removes at once, count
+    little; smooth ones fully. A share of E|v|² tells neither: at equilibrium v vanishes, and any r is all of it. With a
+    mobility M = RRᵀ (its mean over the samples) all this is done in the coordinates R⁻¹x.
 
     The estimate sees what the map misses now, and not what is no longer felt: mass on the wrong side of a barrier, or
     errors of time steps. It is no bound: measured errors were .2 to 10 times as large (docs/method.md).
@@ -56,16 +64,19 @@ def error_estimate(
         z: (n,d) samples of λ, fresh to that fit.
         elapsed: T since the start of the flow; 0 gives 0.
         t: the time.
+        known: the frame of the fit, for a mobility that is the same at all samples.
 
     Source:
         Hierarchical a-posteriori estimates: R. Bank, R. Smith, A posteriori error estimates based on hierarchical
         bases, 1993; the choice of fields is ours.
     """
     rho = setup.floored(theta, z, None, t)
-    v = setup.energy.velocity(rho).detach()
+    frame = setup.frame(rho, known)
+    v = frame.velocity(setup.energy.velocity(rho).detach())
     missed = v - setup.tangent(theta, z).jv(theta_dot)
+    frame = frame.uniform()
     with torch.no_grad():
-        form = setup.energy.hessian(rho)
+        form = frame.form(setup.energy.hessian(rho))
     size = v.square().sum(1) + missed.square().sum(1)
     slow = size.topk(len(z) - math.ceil(TAIL * len(z)), largest=False).indices
     x, missed = rho.x.detach()[slow].double(), missed[slow].double()
@@ -74,16 +85,19 @@ def error_estimate(
         return Estimate(math.nan, spread)
     if not elapsed > 0 or not spread > 0:
         return Estimate(0.0, spread)
-    fields = _gradient_fields(x, spread / math.sqrt(x.shape[1]))
-    gram = fields.directions @ fields.directions.T * (fields.along.T @ fields.along) / len(x)
+    y = frame.inside(x)
+    fields = _gradient_fields(y, float((y - y.mean(0)).square().mean().sqrt()))
+    along = fields.along.T @ fields.along / len(x)
+    gram = fields.directions @ fields.directions.T * along
     curvature = _curvature(fields, form, slow)
-    load = ((missed @ fields.directions.T) * fields.along).mean(0)
+    load = ((frame.inside(missed) @ fields.directions.T) * fields.along).mean(0)
     sizes, vectors = torch.linalg.eigh(gram)
     kept = sizes > _RANK * sizes[-1]
     basis = vectors[:, kept] / sizes[kept].sqrt()  # orthonormal in E|u|²
     rates, modes = torch.linalg.eigh(basis.T @ curvature @ basis)
-    lag = (modes.T @ (basis.T @ load)) / (rates.clamp(min=0) + 1 / elapsed)
-    return Estimate(float(lag.norm()), spread)
+    lag = basis @ modes @ ((modes.T @ (basis.T @ load)) / (rates.clamp(min=0) + 1 / elapsed))
+    in_x = frame.outside(fields.directions)
+    return Estimate(float((lag @ ((in_x @ in_x.T) * along) @ lag).clamp(min=0).sqrt()), spread)
 
 
 class _Fields(NamedTuple):

@@ -11,11 +11,14 @@ from ...energies import Energy
 from ...errors import ConfigError
 from ...measures import PushedMeasure
 from ...tangent import Tangent
+from .._mobility import Frame
 from ..base import standard_error
 from .setup import Setup
 
 
-def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor], t: float) -> dict[str, float]:
+def evaluate_row(
+    setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Tensor], t: float, frame: Frame
+) -> dict[str, float]:
     """Averages over blocks of fresh samples z at (θ, θ̇) and t; all from the velocity as it is, also near folds.
 
     Returns:
@@ -23,28 +26,29 @@ def evaluate_row(setup: Setup, theta: Tensor, theta_dot: Tensor, blocks: list[Te
         projection_residual = E|Jθ̇ − v|²/E|v|² (0 where v vanishes); dissipation = E[v·Jθ̇] ≈ −dF/dt where F does not
         depend on time and v is its gradient; velocity_rms = √E|v|²; fold_fraction, the share of samples with
         det ∂_zT ≤ 0. For driven flows also power, the rate of work ∂F/∂t at ρ, where F depends on time, and, at a
-        constant temperature τ, entropy_production = E|v|²/τ.
+        constant temperature τ, entropy_production = E|v|²/τ. With a mobility M, known at one ρ by `frame`, v is M times
+        the force −∇δF/δρ, the norm of all but velocity_rms is that of M⁻¹, and dissipation = E[−∇δF/δρ·Jθ̇].
     """
     terms = setup.energy.terms()
     sums: dict[str, float] = {}
     total = sum(len(z) for z in blocks)
     energies = []
     for z in blocks:
-        values = _block(setup, theta_dot, setup.pushed(theta, z, t), setup.tangent(theta, z))
+        values = _block(setup, theta_dot, setup.pushed(theta, z, t), setup.tangent(theta, z), frame)
         energies.append(sum(c * values[f"energy_{name}"] for name, c, _ in terms))
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value * len(z) / total
     row = {f"energy_{name}": c * sums[f"energy_{name}"] for name, c, _ in terms}
     row["energy"] = sum(row.values())
     row["energy_stderr"] = standard_error(energies)
-    row["projection_residual"] = sums["miss2"] / sums["v2"] if sums["v2"] > 0 else 0.0
+    row["projection_residual"] = sums["miss2"] / sums["falling"] if sums["falling"] > 0 else 0.0
     row["velocity_rms"] = math.sqrt(sums["v2"])
     row.update({name: sums[name] for name in ("dissipation", "fold_fraction")})
     if setup.energy.time:
         row["power"] = sums["power"]
     temperature = _temperature(setup.energy)
     if temperature > 0:
-        row["entropy_production"] = sums["v2"] / temperature
+        row["entropy_production"] = sums["falling"] / temperature
     return row
 
 
@@ -59,13 +63,14 @@ def _temperature(energy: Energy) -> float:
     return 0.0 if energy.noises() else temperature
 
 
-def _block(setup: Setup, theta_dot: Tensor, rho: PushedMeasure, tangent: Tangent) -> dict[str, float]:
-    v = setup.energy.velocity(rho)
-    w = tangent.jv(theta_dot)
+def _block(setup: Setup, theta_dot: Tensor, rho: PushedMeasure, tangent: Tangent, known: Frame) -> dict[str, float]:
+    force, frame = setup.energy.velocity(rho), setup.frame(rho, known)
+    v, w = frame.velocity(force), tangent.jv(theta_dot)
     with torch.no_grad():
         values = {f"energy_{name}": part(rho) for name, _, part in setup.energy.terms()}
-        values["v2"], values["miss2"] = rho.mean(v.square().sum(1)), rho.mean((w - v).square().sum(1))
-        values["dissipation"] = rho.mean((v * w).sum(1))
+        values["v2"], values["falling"] = (rho.mean(u.square().sum(1)) for u in (v, frame.pull(force)))
+        values["miss2"] = rho.mean(frame.inside(w - v).square().sum(1))
+        values["dissipation"] = rho.mean((force * w).sum(1))
         values["fold_fraction"] = rho.mean((rho.det_sign <= 0).to(v.dtype))
         if setup.energy.time:
             values["power"] = setup.energy.power(rho)

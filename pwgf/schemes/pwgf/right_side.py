@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ...measures import FlooredMeasure
 from ...parallel import Group
 from ...tangent import Curvature, ImplicitTangent, Tangent
 from .._guards import finite_velocity, first_point
+from .._mobility import Frame, covariance_root
 from .setup import Setup
 
 EXACT_SLOPES = 2
@@ -32,6 +33,14 @@ FASTEST = 5.0
 
 _FIRST_ORDER = 1e-3  # share of a step over which the energy's slope along it is taken
 _ROUNDING = 1e-6  # relative to 1 + |F|: a rise of the energy below it is none
+
+
+class Start(NamedTuple):
+    """F at the first stage, by how much it should fall per unit of t, and E|velocity|²."""
+
+    energy: float
+    falling: float
+    speed2: float
 
 
 class RightSide:
@@ -74,7 +83,8 @@ class RightSide:
         self.num_stages, self.num_products, self.extra_damping = 0, 0, 1.0
         self.residual = 0.0
         self.misfit: float | Tensor = 0.0  # share of the velocity that the latest solve misses
-        self.start: tuple[float, float] | None = None
+        self.frame = Frame()  # of the latest stage
+        self.start: Start | None = None
         self.first: FlooredMeasure | None = None  # ρ at the first stage, where its energy at a later time is wanted
 
     @property
@@ -94,15 +104,10 @@ class RightSide:
             self.rho = self._measure(theta, self.t + since)
             return self._accepted(self._gradient_form())
         v = self._look(theta, since)
-        return self.solved(self._system, self.weighted(v), self.damping, self.momentum)
-
-    @property
-    def _system(self) -> Tangent:
-        """J at the latest stage as it is solved with: each sample's rows times the root of its weight."""
-        return self.tangent if self.weights is None else self.tangent.weighted(self.weights)
+        return self.solved(self.fitted, self.weighted(v), self.damping, self.momentum)
 
     def weighted(self, v: Tensor) -> Tensor:
-        """The right side (n,d) that belongs to it."""
+        """Own rows v (n,d) of a right side times the roots of their weights, as those of `fitted` are."""
         return v if self.rho.weights is None else self.rho.weights.sqrt().unsqueeze(1) * v
 
     def _measure(self, theta: Tensor, t: float) -> FlooredMeasure:
@@ -116,10 +121,11 @@ class RightSide:
         """
         prior = torch.zeros_like(self.last)
         if momentum > 0 and self._has_last:
-            moved = system.jv(self.last)
+            last = self.frame.coordinates(self.last)
+            moved = system.jv(last)
             fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()]))
-            prior = torch.where(size > 0, fit / size, 0.0).clamp(0.0, momentum) * self.last
-        return self._accepted(self._solution(system, damping, rhs, prior))
+            prior = torch.where(size > 0, fit / size, 0.0).clamp(0.0, momentum) * last
+        return self.frame.rates(self._accepted(self._solution(system, damping, rhs, prior)))
 
     def _solution(
         self, system: Tangent | ImplicitTangent, damping: float, v: Tensor, prior: Tensor, rhs: Tensor | None = None
@@ -129,22 +135,26 @@ class RightSide:
         return solver.solve(self.prepared, v, prior, rhs)
 
     def _look(self, theta: Tensor, since: float = 0.0) -> Tensor:
-        """v (n,d) at θ and the time `since` after the start; keeps ρ and J there."""
+        """v (n,d) at θ and the time `since` after the start, in the coordinates of a frame; keeps ρ, J and it."""
         self.num_stages += 1
         self.tangent = self.setup.tangent(theta, self.z)
         self.rho = self._measure(theta, self.t + since)
-        v = self.velocity_at(self.rho)
+        force = self.velocity_at(self.rho)
+        self.frame = self.setup.frame(self.rho)
+        self.fitted, v = self.frame.tangent(self.tangent), self.frame.pull(force)
+        if self.weights is not None:
+            self.fitted = self.fitted.weighted(self.weights)
         if self.floor is None and self.rho.asked_for_density:
             self.floor = self.rho.floor
         if self.start is None:
-            energy, speed2 = self.setup.energy(self.rho).detach(), self.rho.mean(v.square().sum(1))
-            self.start = tuple(torch.stack([energy, speed2]).tolist())
-            self.unit = self._spread() if self.in_spreads else 1.0
+            speeds = [self.rho.mean(u.square().sum(1)) for u in (v, self.frame.outside(v))]
+            self.start = Start(*torch.stack([self.setup.energy(self.rho).detach(), *speeds]).tolist())
+            self.unit = self._spread() if self.in_spreads and not self.frame.in_spreads else 1.0
             self.first = self.rho if self.setup.energy.time else None
         return v
 
     def velocity_at(self, rho: FlooredMeasure) -> Tensor:
-        """v (n,d), no faster than the others by `FASTEST` where the map is thin.
+        """−∇δF/δρ (n,d), no faster than the others by `FASTEST` where the map is thin.
 
         There the score grows as 1/slope². Of 4000 samples on their way to a banana, one in the tail carried 87 % of
         E|v|²: it alone decided the fit and the step.
@@ -181,14 +191,15 @@ class RightSide:
         if not bool(torch.isfinite(gradient).all()):
             raise NonFiniteError(f"the energy's gradient in θ is NaN or infinite at t = {self.t:.6g}")
         if self.start is None:
-            self.start = (float(energy.detach()), float("nan"))
+            self.start = Start(float(energy.detach()), math.nan, math.nan)
             self.first = self.rho if self.setup.energy.time else None
         unused = torch.zeros_like(self.rho.x)
         return self._solution(self.tangent, self.damping, unused, self.momentum * self.last, -gradient)
 
     def displacement(self, e: Tensor) -> Tensor:
         """rms_i |J_i e| at the latest stage, over the unit of displacements."""
-        return self.rho.mean(self.tangent.jv(e.to(self.z)).square().sum(1)).sqrt() / self.unit
+        u = self.frame.measured(self.tangent.jv(e.to(self.z)))
+        return self.rho.mean(u.square().sum(1)).sqrt() / self.unit
 
     def _spread(self, x: Tensor | None = None) -> float:
         """That of samples, rms over the coordinates; of ρ at the latest stage."""
@@ -204,11 +215,11 @@ class RightSide:
         """v, J and H at θ, for implicit steps from the time `since` after the start."""
         v = self._look(theta, since)
         with torch.no_grad():
-            form = self.setup.energy.hessian(self.rho).majorant()
+            form = self.frame.form(self.setup.energy.hessian(self.rho).majorant())
         bends = form.slope is not None or form.divergence is not None
-        inverse = self.rho.inverse_jacobian if bends else None
+        inverse = self.frame.slopes(self.rho.inverse_jacobian) if bends else None
         exact = self.z.shape[1] <= EXACT_SLOPES
-        return Linearised(self, self.rho, v, Curvature(self._system, form, inverse, self.probes, exact))
+        return Linearised(self, v, Curvature(self.fitted, form, inverse, self.probes, exact))
 
     def implicit_is_cheap(self, theta: Tensor) -> bool:
         """Whether implicit steps are solved directly, or preconditioned by blocks of J as explicit ones are."""
@@ -236,14 +247,14 @@ class RightSide:
         # v is the gradient of F, not of its mean over these samples: along the step that mean may rise at first order
         near = self._measure(start.rho.theta + _FIRST_ORDER * (theta - start.rho.theta), end)
         slope = (float(self.setup.energy(near)) - before) / _FIRST_ORDER
-        allowed = self._action(start.rho, rho, h) if timed else 0.0
+        allowed = self._action(start.rho, start.frame, rho, h) if timed else 0.0
         if rise > 2 * max(slope, 0.0) + 0.5 * start.fallen(h) + allowed:
             return f"the energy would rise by {rise:.2g} on the same samples"
         return None
 
-    def _action(self, start: FlooredMeasure, end: FlooredMeasure, h: float) -> float:
-        """E|Δx|²/h between two measures on the same z."""
-        return float(end.mean((end.x - start.x).detach().square().sum(1))) / h
+    def _action(self, start: FlooredMeasure, frame: Frame, end: FlooredMeasure, h: float) -> float:
+        """E|Δx|²/h between two measures on the same z, in the norm in which velocities are fitted."""
+        return float(end.mean(frame.inside((end.x - start.x).detach()).square().sum(1))) / h
 
     def strain(self) -> tuple[float, float]:
         """Shares of samples that have folded beyond the tail's, and that are at the edge of it, at the latest stage."""
@@ -260,7 +271,7 @@ class RightSide:
 
     def diagnosis(self) -> str:
         """What was measured at the latest stage, for the message of a run that cannot go on."""
-        v2 = self.rho.gather(self.setup.energy.velocity(self.rho).square().sum(1))
+        v2 = self.rho.gather(self.frame.velocity(self.setup.energy.velocity(self.rho)).square().sum(1))
         few = max(1, len(v2) // 100)
         fastest = int(v2.argmax())
         carried = float(v2.topk(few).values.sum() / v2.sum().clamp_min(1e-300))
@@ -281,11 +292,11 @@ class RightSide:
         energy, h = self.setup.energy, t - self.t
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
         rho = self.rho.at(t) if same else self._measure(theta, t)
-        end, (before, speed2) = float(energy(rho)), self.start or (math.nan, math.nan)
-        predicted = h * speed2 * (1 - min(self.fit, 1.0))
+        end, start = float(energy(rho)), self.start or Start(math.nan, math.nan, math.nan)
+        before, predicted = start.energy, h * start.falling * (1 - min(self.fit, 1.0))
         if self.first is not None:
             before = float(energy(self.first.at(t)))
-            predicted = max(predicted, self._action(self.first, rho, h))
+            predicted = max(predicted, self._action(self.first, self.frame, rho, h))
         change = end - before if energy.has_value else math.nan
         return {"energy": end, "energy_change": change, "predicted_change": -predicted}
 
@@ -293,11 +304,11 @@ class RightSide:
 class Linearised:
     """The flow at one θ on frozen samples: v, J and H; see `integrate.Linearised`."""
 
-    def __init__(self, side: RightSide, rho: FlooredMeasure, v: Tensor, curvature: Curvature) -> None:
-        self.side, self.rho, self.v, self.curvature = side, rho, v, curvature
-        self.tangent = side.tangent  # without the weights of the samples
-        self.t = float(rho.t or 0.0)
-        self.w: Tensor | None = None  # J η of the first solve
+    def __init__(self, side: RightSide, v: Tensor, curvature: Curvature) -> None:
+        self.side, self.rho, self.frame, self.tangent = side, side.rho, side.frame, side.tangent
+        self.v, self.curvature = v, curvature
+        self.t = float(self.rho.t or 0.0)
+        self.w: Tensor | None = None  # J η of the first solve, as v in the coordinates of the frame
         self.pull = v  # its v
 
     @cached_property
@@ -308,14 +319,15 @@ class Linearised:
     def velocity(self, h: float, moved: Tensor | None = None) -> Tensor:
         """η = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping, (p,)."""
         side, system = self.side, ImplicitTangent(self.curvature, h)
-        pull = side.velocity_at(self.rho.at(self.t + h)) if side.setup.energy.time else self.v
-        v = pull if moved is None else pull - moved / h
+        side.frame = self.frame
+        pull = self.frame.pull(side.velocity_at(self.rho.at(self.t + h))) if side.setup.energy.time else self.v
+        v = pull if moved is None else pull - self.frame.inside(moved) / h
         momentum = side.implicit_momentum if moved is None else 0.0
         rhs = system.right_side(side.weighted(v))
         eta = side.solved(system, rhs, side.extra_damping * side.implicit_damping, momentum)
         if self.w is None:
             self.pull = pull
-            self.w = self.tangent.jv(eta)
+            self.w = self.frame.inside(self.tangent.jv(eta))
             missed, whole = torch.stack([self.rho.mean(u.square().sum(1)) for u in (self.w - v, v)])
             side.misfit = torch.where(whole > 0, missed / whole, 0.0)
         return eta
@@ -331,16 +343,19 @@ class Linearised:
         decide the step alone. They are compared in the coordinates of λ.
         """
         u = self.tangent.jv(e)
-        size2 = u.square().sum(1)
+        size2 = self.frame.measured(u).square().sum(1)
         if self.rho.asked_for_density:
             back = (self.rho.inverse_jacobian @ u.unsqueeze(2)).squeeze(2)
-            size2 = torch.minimum(size2, (STRETCH * self.rho.typical_slope) ** 2 * back.square().sum(1))
+            slope = self.rho.typical_slope
+            if self.frame.in_spreads:  # then of λ in each direction
+                back, slope = Frame(covariance_root(self.rho.z, self.rho)).inside(back), 1.0
+            size2 = torch.minimum(size2, (STRETCH * slope) ** 2 * back.square().sum(1))
         return float(self.rho.mean(size2).sqrt()) / self.side.unit
 
     def stiffness(self, e: Tensor) -> float:
         """eᵀHe/E|Je|²."""
-        size2 = self.rho.mean(self.tangent.jv(e).square().sum(1))
-        plain, bent = torch.stack([size2, self.curvature.quadratic(e)]).tolist()
+        size2 = self.rho.mean(self.frame.inside(self.tangent.jv(e)).square().sum(1))
+        plain, bent = torch.stack([size2, self.curvature.quadratic(self.frame.coordinates(e))]).tolist()
         return bent / plain if plain > 0 else 0.0
 
     def moved_since(self, start: Linearised) -> Tensor:

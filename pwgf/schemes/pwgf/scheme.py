@@ -26,6 +26,7 @@ from ...parallel import ALONE, world
 from ...state import Info, State
 from .._arguments import in_standard_coordinates, refuse_jump, refuse_kinks, try_functions
 from .._guards import finite_velocity, refuse_folded
+from .._mobility import Given
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .cures import NOT_TRIED, errors_with_cures
 from .description import described
@@ -39,6 +40,7 @@ from .settings import (
     check_coordinates,
     check_members,
     check_numbers,
+    checked_mobility,
     choose_chunk_size,
     default_tolerance,
     solve_settings,
@@ -83,6 +85,10 @@ class PWGF(MapReplay):
         solver: `auto`, `primal`, `dual`, `block-pcg`, `pcg`, `cg`, `lsmr`, or a `linalg` solver with
             its settings.
         theta0: θ at the start, (p,); None means `map.initial(seed)`, the identity.
+        mobility: M of ∂ₜρ = ∇·(ρM∇δF/δρ), positive definite: None, the identity; `covariance`, that of ρ, with which a
+            flow relaxes at the same rate in all directions; a number, a diagonal (d,), a matrix (d,d), or a function
+            of x (n,d) that gives (n,), (n,d) or (n,d,d). θ̇ is fitted in the norm of M⁻¹; with `covariance` the
+            tolerance is in spreads of ρ, each direction in its own.
         form: `velocity`, or `gradient` for the published right side −∇_θF of the sampled energy (for comparison).
         chunk_size: samples per block in densities and tangents; results do not depend on it but for rounding. None: as
             many as `max_memory` allows.
@@ -123,6 +129,7 @@ class PWGF(MapReplay):
         num_eval: int = 10_000,
         solver: str | LinearSolver = "auto",
         theta0: Tensor | None = None,
+        mobility: Given = None,
         form: str = "velocity",
         chunk_size: int | None = None,
         max_memory: float | None = None,
@@ -152,7 +159,8 @@ class PWGF(MapReplay):
         self._in_spreads = default and (accuracy is not None or map.own_coordinates)
         self.damping = damping
         self.chunk_size, self.max_memory = chunk_size, max_memory
-        self._setup = Setup(energy, map, reference, solver_, form, chunk, world())
+        moved_by = checked_mobility(mobility, energy, form, num_samples, map.dim)
+        self._setup = Setup(energy, map, reference, solver_, form, chunk, world(), moved_by)
         self._alone = dataclasses.replace(self._setup, group=ALONE)  # for a few samples, in every process
 
     @classmethod
@@ -173,6 +181,10 @@ class PWGF(MapReplay):
             )
         return chosen
 
+    def altered_by(self) -> str:
+        """A mobility."""
+        return self._setup.mobility.argument
+
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError where fixed steps are lost in the rounding of the times."""
         check_lengths(getattr(self.integrator, "dt", None), "dt", times, type(self.integrator).__name__)
@@ -187,9 +199,10 @@ class PWGF(MapReplay):
         theta = theta.to(self.dtype).to(self.device)
         generator = torch.Generator().manual_seed(seed)
         rng = generator.get_state()
-        z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
+        z = self._draw(min(self.num_samples, max(64, 4 * self.map.dim)), fork(rng, "start"))
         rho = self._alone.pushed(theta, z, t)
         try_functions(self.energy, rho)
+        self._setup.mobility.try_function(rho)
         value, v = self.energy(rho), finite_velocity(self.energy, rho)
         if rho.asked_for_density:
             refuse_jump(self.reference, "PWGF", self.map)
@@ -214,18 +227,13 @@ class PWGF(MapReplay):
                 _log.info("implicit steps take the second variation of these terms as zero: %s", ", ".join(explicit))
         dt = self.integrator.first_step
         if dt is None:  # one per cent of the samples' spread; the error control takes over from there
-            spread, speed = float(rho.x.var(0, unbiased=False).mean().sqrt()), float(v.square().sum(1).mean().sqrt())
+            frame = self._alone.frame(rho)
+            x, v = frame.measured(rho.x.detach()), frame.measured(frame.velocity(v))
+            spread, speed = float(x.var(0, unbiased=False).mean().sqrt()), float(v.square().sum(1).mean().sqrt())
             dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
-        counters = {
-            "num_steps": 0,
-            "num_stages": 0,
-            "num_rejected": 0,
-            "num_redraws": 0,
-            "num_products": 0,
-            "num_implicit": 0,
-        }
+        counted = ("num_steps", "num_stages", "num_rejected", "num_redraws", "num_products", "num_implicit")
         extra = {"integrator": NO_MEMORY, "tiny": NO_TINY, "began": torch.tensor([t], dtype=torch.float64)}
-        return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, counters, extra))
+        return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, dict.fromkeys(counted, 0), extra))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One sampling interval towards t1: draw z, integrate, keep the proposal for the next.
@@ -296,7 +304,7 @@ class PWGF(MapReplay):
         return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
-        speed2 = side.start[1] if side.start else math.nan
+        speed2 = side.start.speed2 if side.start else math.nan
         values = {
             **side.fall(moved.theta, after.t),
             "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
@@ -315,10 +323,12 @@ class PWGF(MapReplay):
         side = self._side(z, state, generator, self.momentum, weights)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
-        row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator), state.t))
+        row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator), state.t, side.frame))
         elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
         z = self._draw(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
-        row["error_estimate"], row["spread"] = error_estimate(self._alone, state.theta, theta_dot, z, elapsed, state.t)
+        row["error_estimate"], row["spread"] = error_estimate(
+            self._alone, state.theta, theta_dot, z, elapsed, state.t, side.frame
+        )
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:
             draw = functools.partial(self._drawn_for_a_side, generator)
@@ -392,4 +402,5 @@ class PWGF(MapReplay):
             "solver": setup.solver.to_config(), "form": setup.form, "chunk_size": self.chunk_size,
             "max_memory": self.max_memory, "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device, **({"tolerance_in_spreads": True} if self._in_spreads else {}),
+            **setup.mobility.to_config(),
         }  # fmt: skip

@@ -17,6 +17,7 @@ from ...linalg.choice import MAX_PRIMAL
 from ...maps.base import PushForward
 from ...measures import Reference
 from .._arguments import check_law, check_map
+from .._mobility import Given, Mobility
 
 ACCURACY = 0.02
 """Estimated error of the law, in spreads, that a run warns of when it is given no accuracy."""
@@ -168,6 +169,17 @@ def check_numbers(
             f"PWGF(form={form!r}) must be 'velocity' or 'gradient'.{nearest(form, ['velocity', 'gradient'])}"
         )
     check_dtype(dtype, "PWGF")
+
+
+def checked_mobility(given: Given, energy: Energy, form: str, num_samples: int, dim: int) -> Mobility:
+    """The mobility; ConfigError where so few samples have no covariance, or the form has none."""
+    if given is not None and form == "gradient":
+        raise ConfigError(
+            "PWGF(mobility=…, form='gradient'): the published form has no mobility. Leave one of the two out."
+        )
+    mobility = Mobility(given, energy, "PWGF")
+    mobility.check_samples(dim, "PWGF", num_samples=num_samples)
+    return mobility
 
 
 def choose_chunk_size(chunk_size: int | None, max_memory: float, map: PushForward, dtype: torch.dtype) -> int:

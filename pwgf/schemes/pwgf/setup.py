@@ -12,11 +12,14 @@ from ...maps.base import PushForward
 from ...measures import FlooredMeasure, PushedMeasure, Reference
 from ...parallel import ALONE, Group
 from ...tangent import Tangent
+from .._mobility import NO_MOBILITY, Frame, Mobility
 
 
 @dataclass(frozen=True)
 class Setup:
     """The fixed part of a right side: energy, map, reference, solver, and the processes (`group`) that share samples.
+
+    `mobility` is what the velocity is multiplied by.
 
     Not a *problem*, which is a flow with a known law (`pwgf.problems`).
     """
@@ -28,6 +31,11 @@ class Setup:
     form: str
     chunk_size: int | None
     group: Group = ALONE
+    mobility: Mobility = NO_MOBILITY
+
+    def frame(self, rho: PushedMeasure, known: Frame | None = None) -> Frame:
+        """Coordinates in which the flow is one without mobility, at ρ; the known ones where they are the same there."""
+        return self.mobility.frame(rho, known)
 
     def pushed(self, theta: Tensor, z: Tensor, t: float) -> PushedMeasure:
         """ρ_θ on the samples z (n,d), the same z in every process, at the time t."""
