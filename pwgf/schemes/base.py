@@ -89,8 +89,8 @@ class Description:
 
     Args:
         name: of the scheme.
-        rows: what a row of θ is: the parameters of a "map", those of one map of a "chain", "particles", or the
-            scheme's "own", which only the scheme itself can read back as a measure.
+        rows: what a row of θ is: the parameters of a "map", those of one map of a "chain", "particles", "fitted
+            particles", to which a density is fitted, or the scheme's "own", which only the scheme itself can read back as a measure.
         map: name of the map; None without one.
         settings: such as "tolerance 0.001"; "{num_steps}" stands for the last value of that column.
         work_unit: what the column `num_stages` counts.
@@ -99,6 +99,7 @@ class Description:
         no_projection: why there is no column `projection_residual`.
         advice: what helps where many steps are rejected.
         cures: columns with the error estimate that a cure gave where it was tried, and what it is.
+        sources: what figures of the law come from, by their names, where they do not all come from the same.
     """
 
     name: str
@@ -110,11 +111,17 @@ class Description:
     no_projection: str = ""
     advice: str = "another step length, or more samples"
     cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def has_density(self) -> bool:
         """Whether ρ_t has one."""
         return self.rows != "particles"
+
+    @property
+    def has_particles(self) -> bool:
+        """Whether rows of θ hold particles."""
+        return self.rows in ("particles", "fitted particles")
 
     def line(self, size: int, dim: int | None) -> str:
         """Scheme and what it moves, such as "PWGF with ResidualMLP (326 parameters)".
@@ -123,7 +130,7 @@ class Description:
             size: numbers in a row of θ.
             dim: d, where it is known.
         """
-        if self.rows == "particles":
+        if self.has_particles:
             return f"{self.name} with {size // dim if dim else 'its'} particles"
         return self.name + (f" with {self.map}" if self.map else "") + f" ({size} parameters)"
 
@@ -193,6 +200,10 @@ class Answers:
         """Estimated rms error of a sample between rows k and k + 1, in units of x; None where it is not known."""
         return None
 
+    def moments(self, rows: Rows, t: float) -> tuple[Tensor, Tensor] | None:
+        """Mean (d,) and covariance (d,d) of ρ_t, where they are known otherwise than by `push`; else None."""
+        return None
+
     def watch(self, span: tuple[float, float]) -> Watch:
         """What to warn of in a run from span[0] to span[1]."""
         return Watch(span)
@@ -201,7 +212,7 @@ class Answers:
     def described(cls, config: Mapping[str, Any]) -> Description:
         """The description, from `stored_config` of a scheme of this class."""
         map = config.get("map", {}).get("name")
-        particles = cls.ROWS == "particles"
+        particles = cls.ROWS in ("particles", "fitted particles")
         why = "particles follow the velocity itself" if particles else "this scheme does not project the velocity"
         settings = (*shown_settings(config), config["dtype"])
         return Description(config["name"], cls.ROWS, map, settings, no_projection=why)
@@ -287,6 +298,16 @@ def nearest_row(times: np.ndarray, t: float) -> int | None:
         )
     k = int(np.abs(times - t).argmin())
     return k if abs(float(times[k]) - t) <= slack else None
+
+
+def rows_around(times: np.ndarray, t: float) -> list[tuple[float, int]]:
+    """Weights and indices of rows whose laws, mixed, stand for that at t: the row itself, or those before and after."""
+    k = nearest_row(times, t)
+    if k is not None:
+        return [(1.0, k)]
+    k = int(np.searchsorted(times, t)) - 1
+    share = (t - float(times[k])) / float(times[k + 1] - times[k])
+    return [(1 - share, k), (share, k + 1)]
 
 
 class MapReplay(Answers):
