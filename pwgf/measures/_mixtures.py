@@ -1,4 +1,4 @@
-"""Gaussian mixtures on the line, one a coordinate, fitted to samples; and the monotone functions that make them normal."""
+"""Gaussian mixtures on the line, one a coordinate: their fit to samples, and the functions that make them normal."""
 
 from __future__ import annotations
 

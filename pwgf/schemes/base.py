@@ -90,7 +90,8 @@ class Description:
     Args:
         name: of the scheme.
         rows: what a row of θ is: the parameters of a "map", those of one map of a "chain", "particles", "fitted
-            particles", to which a density is fitted, or the scheme's "own", which only the scheme itself can read back as a measure.
+            particles", to which a density is fitted, or the scheme's "own", which only the scheme itself can read
+            back as a measure.
         map: name of the map; None without one.
         settings: such as "tolerance 0.001"; "{num_steps}" stands for the last value of that column.
         work_unit: what the column `num_stages` counts.

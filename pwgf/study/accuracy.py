@@ -142,9 +142,7 @@ def _moments(z: Tensor, x: Tensor, start: Law) -> tuple[Tensor, Tensor]:
     return mean, 0.5 * (cov + cov.T)
 
 
-def _moment_errors(
-    z: Tensor, x: Tensor, start: Law, law: Law, known: tuple[Tensor, Tensor] | None
-) -> dict[str, float]:
+def _moment_errors(z: Tensor, x: Tensor, start: Law, law: Law, known: tuple[Tensor, Tensor] | None) -> dict[str, float]:
     mean, cov = _moments(z, x, start) if known is None else known
     half = len(z) // 2
     exact_mean, exact_cov = law.mean(), law.cov()
