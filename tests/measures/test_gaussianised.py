@@ -57,7 +57,7 @@ def test_samples_have_the_density(fitted):
 
 
 def test_a_product_of_wells_takes_few_layers_in_high_dimension():
-    law = problems.StyblinskiTang(20, c=0.5).exact(0.48)
+    law = problems.StyblinskiTang(8, c=0.5).exact(0.48)
     found = Gaussianised(law.sample(5000, 0))
     x = law.sample(5000, 1)
     assert len(found.layers) <= 4
@@ -88,9 +88,9 @@ def test_far_from_all_samples_the_law_goes_on_as_a_gaussian(fitted):
 def test_mixtures_are_turned_into_normals_and_back():
     """Two Gaussians on the line, whose distribution function is known; z from −6 to 6 and in the gap between."""
     two = Mixtures(
-        torch.tensor([[0.3], [0.7]]).log().double(),
+        torch.tensor([[0.3], [0.7]], dtype=torch.float64).log(),
         torch.tensor([[-5.0], [4.0]]).double(),
-        torch.full((2, 1), 0.2).double(),
+        torch.full((2, 1), 0.2, dtype=torch.float64),
     )
     u = torch.tensor([[-6.0], [-5.0], [-1.0], [4.0], [4.9]], dtype=torch.float64)
     z, log_slope = two.normal(u)
