@@ -25,6 +25,18 @@ GPUs, ours of one CPU thread, to which [the conventions](../results/README.md#ma
 of results states the version with which it was measured.
 """
 
+PEERS = {  # what to use when, by problem and alternative
+    ("gaussian-d12", "zuko"): "`sampling.sample`: it finds a Gaussian in its first step",
+    ("wells-d2", "zuko"): "for log Z and samples either; `sampling.sample` needs no schedule and states its error",
+    ("twonorm", "numpyro"): "NUTS for one posterior mean; `sampling.sample` for many samples, or for log Z",
+    ("density-d1", "scipy"): "finite volumes, in one dimension",
+    ("density-d1", "py-pde"): "finite volumes by scipy",
+    ("density-d2", "scipy"): "finite volumes, in two dimensions on a box that is known",
+    ("density-d2", "py-pde"): "finite volumes by scipy",
+    ("wells-d50", "numpy"): "plain particles for moments alone; `FittedParticles` for a density, score or energy too",
+    ("filtering", "particles"): "a bootstrap filter for mean and evidence; `filtering.run` for a density",
+}
+
 OTHERS = """## Where something else is the better choice
 
 - **Mixtures, scored against their stationary law.** On the targets measured in d = 2 and 6 we are behind the published

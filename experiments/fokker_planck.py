@@ -7,7 +7,7 @@ figure 2): symmetric KL against the exact law at t = .5 and .9, beside the publi
     python -m experiments.fokker_planck ornstein-uhlenbeck     # 12 minutes of one core, results/fokker_planck/ou-*.h5
     python -m experiments.fokker_planck high-dimension         # 5 minutes: Gaussian targets in d = 64 and 100
     python -m experiments.fokker_planck styblinski-tang        # 2 minutes, results/fokker_planck/st-*.h5
-    python -m experiments.fokker_planck with-particles         # 3 minutes: deep wells in d = 50 by FittedParticles
+    python -m experiments.fokker_planck with-particles         # minutes: deep wells in d = 50 by FittedParticles
     python -m experiments.fokker_planck styblinski-tang --c .5 --map convex-ridge \
         --dims 10 50 --times .05 .1 .16 .32 .48                # 7 minutes: deep wells that tear the law apart
 
