@@ -194,13 +194,7 @@ class Trajectory(Pictures, Exports):
         return self._read().score(_Rows(self), t, torch.as_tensor(x))
 
     def moments(self, t: float) -> tuple[Tensor, Tensor] | None:
-        """Mean (d,) and covariance (d,d) of ρ_t, float64, where the run knows them otherwise than by samples.
-
-        Those of the particles themselves, of which each counts once; None for a run of maps.
-
-        Raises:
-            ConfigError: t lies outside the run, or only the scheme itself reads its rows.
-        """
+        """Mean (d,) and covariance (d,d) of the particles, float64; None for a run of maps. Errors as `push`."""
         return schemes.ask(self._read(), "moments")(_Rows(self), checked_time(t))
 
     def error_bound(self, convexity: float) -> np.ndarray:

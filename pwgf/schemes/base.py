@@ -90,8 +90,7 @@ class Description:
     Args:
         name: of the scheme.
         rows: what a row of θ is: the parameters of a "map", those of one map of a "chain", "particles", "fitted
-            particles", to which a density is fitted, or the scheme's "own", which only the scheme itself can read
-            back as a measure.
+            particles" that have a density, or the scheme's "own", which only the scheme itself reads as a measure.
         map: name of the map; None without one.
         settings: such as "tolerance 0.001"; "{num_steps}" stands for the last value of that column.
         work_unit: what the column `num_stages` counts.
@@ -122,7 +121,7 @@ class Description:
     @property
     def has_particles(self) -> bool:
         """Whether rows of θ hold particles."""
-        return self.rows in ("particles", "fitted particles")
+        return "particles" in self.rows
 
     def line(self, size: int, dim: int | None) -> str:
         """Scheme and what it moves, such as "PWGF with ResidualMLP (326 parameters)".
@@ -213,8 +212,8 @@ class Answers:
     def described(cls, config: Mapping[str, Any]) -> Description:
         """The description, from `stored_config` of a scheme of this class."""
         map = config.get("map", {}).get("name")
-        particles = cls.ROWS in ("particles", "fitted particles")
-        why = "particles follow the velocity itself" if particles else "this scheme does not project the velocity"
+        of_particles = "particles" in cls.ROWS
+        why = "particles follow the velocity itself" if of_particles else "this scheme does not project the velocity"
         settings = (*shown_settings(config), config["dtype"])
         return Description(config["name"], cls.ROWS, map, settings, no_projection=why)
 
@@ -257,17 +256,6 @@ def shown_settings(config: Mapping[str, Any]) -> list[str]:
     return [f"{name} {config[name]:g}" for name in _SHOWN if is_real(config.get(name))]
 
 
-def even_step(times: np.ndarray, share: float = 0.05) -> float:
-    """The longest step that divides the smallest gap of `times` and is at most a share of their span.
-
-    Example:
-        >>> even_step(np.array([0.0, 0.1, 0.5, 1.0]))
-        0.05
-    """
-    gap, longest = float(np.diff(times).min()), share * float(times[-1] - times[0])
-    return gap / math.ceil(gap / longest * (1 - 1e-9))
-
-
 def hermite(rows: Rows, t: float) -> Tensor:
     """θ(t): the row itself within 1e-6 of the run's range, else the cubic Hermite interpolant of θ and θ̇."""
     times = rows.t
@@ -299,16 +287,6 @@ def nearest_row(times: np.ndarray, t: float) -> int | None:
         )
     k = int(np.abs(times - t).argmin())
     return k if abs(float(times[k]) - t) <= slack else None
-
-
-def rows_around(times: np.ndarray, t: float) -> list[tuple[float, int]]:
-    """Weights and indices of rows whose laws, mixed, stand for that at t: the row itself, or those before and after."""
-    k = nearest_row(times, t)
-    if k is not None:
-        return [(1.0, k)]
-    k = int(np.searchsorted(times, t)) - 1
-    share = (t - float(times[k])) / float(times[k + 1] - times[k])
-    return [(1 - share, k), (share, k + 1)]
 
 
 class MapReplay(Answers):

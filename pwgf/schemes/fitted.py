@@ -17,8 +17,8 @@ from ..energies import Energy
 from ..errors import ConfigError
 from ..measures import Gaussianised, Reference
 from ..state import Info, Rows, State
-from .base import Description, Row, merge_counters, rows_around
-from .particles import EulerMaruyama, ParticleReplay
+from .base import Description, Row, merge_counters
+from .particles import EulerMaruyama, ParticleReplay, rows_around
 
 _KEPT = 4  # densities, of the rows that were asked for last
 _STIFFNESS = 0.04  # step times the rate at which the velocity changes with x, where dt is None

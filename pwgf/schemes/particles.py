@@ -27,7 +27,17 @@ from ..measures import Cloud, Reference
 from ..measures.law import sample_cov
 from ..state import Info, Rows, State
 from ._arguments import check_law
-from .base import Answers, Row, member_config, merge_counters, rows_around
+from .base import Answers, Row, member_config, merge_counters, nearest_row
+
+
+def rows_around(times: np.ndarray, t: float) -> list[tuple[float, int]]:
+    """Weights and indices of rows whose laws, mixed, stand for that at t: the row itself, or those before and after."""
+    k = nearest_row(times, t)
+    if k is not None:
+        return [(1.0, k)]
+    k = int(np.searchsorted(times, t)) - 1
+    share = (t - float(times[k])) / float(times[k + 1] - times[k])
+    return [(1 - share, k), (share, k + 1)]
 
 
 class ParticleReplay(Answers):
