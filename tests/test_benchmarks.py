@@ -107,7 +107,8 @@ def test_peers_print_a_table(capsys):
 
 @pytest.mark.parametrize("dim", [1, 2])
 def test_the_finite_volumes_of_the_alternatives_solve_the_equation(dim):
-    problem, axis = problems.OrnsteinUhlenbeck(dim, cov=0.5 * torch.eye(dim)), torch.linspace(-6, 6, 81).double()
+    problem = problems.OrnsteinUhlenbeck(dim, cov=0.5 * torch.eye(dim), mean=torch.zeros(dim))
+    axis = torch.linspace(-6, 6, 81, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)
     found = alternatives.finite_volumes(lambda x: (x**2).sum(-1), axis.numpy(), dim, 0.3)
     exact = problem.exact(0.3).log_density(grid).exp()
