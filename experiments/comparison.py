@@ -25,6 +25,18 @@ GPUs, ours of one CPU thread, to which [the conventions](../results/README.md#ma
 of results states the version with which it was measured.
 """
 
+PEERS = {  # what to use when, by problem and alternative
+    ("gaussian-d12", "zuko"): "`sampling.sample`: it finds a Gaussian in its first step",
+    ("wells-d2", "zuko"): "`sampling.sample`: more exact, sooner, and without a schedule to be chosen",
+    ("twonorm", "numpyro"): "NUTS for one posterior mean; `sampling.sample` for many samples, or for log Z",
+    ("density-d1", "scipy"): "finite volumes, in one dimension",
+    ("density-d1", "py-pde"): "finite volumes by scipy",
+    ("density-d2", "scipy"): "finite volumes, in two dimensions on a box that is known",
+    ("density-d2", "py-pde"): "finite volumes by scipy",
+    ("wells-d50", "numpy"): "plain particles for moments alone; `FittedParticles` for a density, score or energy too",
+    ("filtering", "particles"): "a bootstrap filter for mean and evidence; `filtering.run` for a density",
+}
+
 OTHERS = """## Where something else is the better choice
 
 - **Mixtures, scored against their stationary law.** On the targets measured in d = 2 and 6 we are behind the published
@@ -49,7 +61,7 @@ def main() -> None:
 
 def page() -> str:
     """The text of docs/comparison.md."""
-    parts = [INTRODUCTION, gaussians(), mixtures(), posteriors(), filtering(), aggregation(), OTHERS]
+    parts = [INTRODUCTION, gaussians(), mixtures(), posteriors(), filtering(), aggregation(), peers(), OTHERS]
     return "\n".join(parts)
 
 
@@ -175,6 +187,33 @@ From N(0, .25² I) to a ring, a disc and an annulus, all schemes by this package
 JKO-ICNN.
 """
     return _section(text, columns, [[row[name] for name in columns] for row in found])
+
+
+def peers() -> str:
+    """A sentence for each row of `benchmarks.peers`: the ratio of errors and of seconds, and what to use when."""
+    found = read("peers.md", "problem", "method", "error", "CPU s")
+    sentences = []
+    for problem in dict.fromkeys(row["problem"] for row in found):
+        rows = [row for row in found if row["problem"] == problem]
+        ours = next(row for row in rows if row["method"].startswith("pwgf"))
+        for other in (row for row in rows if not row["method"].startswith("pwgf")):
+            mine, theirs = _errors(ours), _errors(other)
+            shared = [name for name in mine if name in theirs]
+            told = ", ".join(f"{name} {_ratio(mine[name], theirs[name])}" for name in shared)
+            seconds = _ratio(float(ours["CPU s"]), float(other["CPU s"]))
+            sentences.append([problem, other["method"], told, seconds, PEERS[problem, other["method"]]])
+    text = """## Beside what packages give
+
+`python -m benchmarks.peers` runs this package and plain alternatives on the same questions
+([Beside the alternatives](../results/peers.md)). Ratios are ours over theirs: below 1 we are more exact, or faster.
+"""
+    return _section(text, ["problem", "other", "ratio of errors", "ratio of CPU s", "what to use"], sentences)
+
+
+def _errors(row: Row) -> dict[str, float]:
+    """Errors of a row of results/peers.md by their names: "log Z 1.2e-03; KL 2e-2"."""
+    parts = [part.rpartition(" ") for part in row["error"].split("; ")]
+    return {name: float(value) for name, _, value in parts}
 
 
 def _section(text: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

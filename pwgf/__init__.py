@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .run.loop import evolve
     from .run.solve import solve
     from .run.trajectory import Trajectory, load
-    from .schemes import JKOICNN, PWGF, PWHF, SWJKO, EulerMaruyama
+    from .schemes import JKOICNN, PWGF, PWHF, SWJKO, EulerMaruyama, FittedParticles
 
 __all__ = [
     "JKOICNN",
@@ -43,6 +43,7 @@ __all__ = [
     "Euler",
     "EulerMaruyama",
     "Explicit",
+    "FittedParticles",
     "FixedStep",
     "Gaussian",
     "Implicit",
@@ -80,7 +81,7 @@ _HOMES = {
     "run.loop": ("evolve",),
     "run.solve": ("solve",),
     "run.trajectory": ("Trajectory", "load"),
-    "schemes": ("EulerMaruyama", "JKOICNN", "PWGF", "PWHF", "SWJKO"),
+    "schemes": ("EulerMaruyama", "FittedParticles", "JKOICNN", "PWGF", "PWHF", "SWJKO"),
 }
 """Where the names above are defined that are neither errors nor parts of the package."""
 

@@ -7,8 +7,8 @@ import torch
 
 growth = pytest.importorskip("benchmarks.growth", reason="the benchmarks are not part of this installation")
 
-from benchmarks import common, device, processes, products, runs, solves  # noqa: E402
-from pwgf import linalg, maps  # noqa: E402
+from benchmarks import alternatives, common, device, peers, processes, products, runs, solves  # noqa: E402
+from pwgf import linalg, maps, problems  # noqa: E402
 
 
 @pytest.mark.parametrize("module", [products, solves, growth, runs, device], ids=lambda module: module.__name__)
@@ -85,3 +85,41 @@ def test_products_are_of_the_same_function_for_all_modules():
     zd = z.double()
     assert one.linearise(one.initial(), zd).layers is not None
     assert other.linearise(other.initial(), zd).layers is None
+
+
+def test_peers_give_medians_of_errors_and_name_what_is_left_out(monkeypatch, capsys):
+    def method(name, needs, errors):
+        return peers.Method(name, needs, lambda seed: lambda: peers.Answer({"log Z": errors[seed]}, 10.0 * seed))
+
+    methods = [method("ours", "", [3e-2, 1e-2, 2e-2]), method("theirs", "not_a_module", [0.0] * 3)]
+    monkeypatch.setitem(peers.PROBLEMS, "of a test", lambda sizes: methods)
+    ((problem, name, errors, _, _),) = peers.rows("of a test", peers.FULL)
+    assert (problem, name, errors) == ("of a test", "ours", "log Z 2.0e-02")
+    assert "theirs left out: the module not_a_module is not installed" in capsys.readouterr().out
+
+
+def test_peers_print_a_table(capsys):
+    peers.main(peers.TINY, only=("wells-d50",))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| wells-d50")]
+    assert [line.split(" | ")[1] for line in lines] == ["pwgf, fitted particles", "numpy"]
+    assert all("variance, %" in line for line in lines)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_finite_volumes_of_the_alternatives_solve_the_equation(dim):
+    problem = problems.OrnsteinUhlenbeck(dim, cov=0.5 * torch.eye(dim), mean=torch.zeros(dim))
+    axis = torch.linspace(-6, 6, 81, dtype=torch.float64)
+    grid = torch.cartesian_prod(*[axis] * dim).reshape(-1, dim)
+    found = alternatives.finite_volumes(lambda x: (x**2).sum(-1), axis.numpy(), dim, 0.3)
+    exact = problem.exact(0.3).log_density(grid).exp()
+    assert float((torch.from_numpy(found) - exact).abs().max() / exact.max()) < 0.01
+
+
+def test_the_particles_of_the_alternatives_have_the_variance_of_the_law():
+    x = alternatives.euler_maruyama(lambda x: 2 * x, 20_000, 3, 0.3, seed=0)
+    assert x.var() == pytest.approx(0.5 + 0.5 * math.exp(-1.2), rel=0.02)
+
+
+def test_the_spline_flow_of_the_alternatives_finds_a_gaussian():
+    log_w = alternatives.spline_flow(lambda x: -x.square().sum(-1) / 2, 2, 30, 2000, seed=0)
+    assert float(torch.logsumexp(log_w, 0)) - math.log(2000) == pytest.approx(math.log(2 * math.pi), abs=0.2)

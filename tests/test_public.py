@@ -11,6 +11,7 @@ NAMES = [
     "Euler",
     "EulerMaruyama",
     "Explicit",
+    "FittedParticles",
     "FixedStep",
     "Gaussian",
     "Implicit",

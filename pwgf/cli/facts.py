@@ -107,6 +107,7 @@ def facts(run: Trajectory, status: str = "complete") -> Facts:
         "t_end": float(run.config["times"][-1]),
         **{key: float(run[name][-1]) if name in run.names else None for name, key in columns.items()},
         "work_unit": run.description.work_unit,
+        "sources": dict(run.description.sources),
         "energy_terms": [str(term["name"]) for term in energy.get("terms", [energy])],
         **_energy(run),
         "residual_max": _of(run, "projection_residual", np.max),

@@ -59,6 +59,7 @@ def about(found: Facts) -> list[str]:
         found["title"],
         f"Rows: {found['rows']}, from t = {found['t_first']:g} to {found['t_last']:g}; {work}, {seconds:.3g} s",
         f"Energy terms: {' + '.join(found['energy_terms'])}",
+        *(f"{figures}: {source}" for figures, source in found["sources"].items()),
     ]
 
 

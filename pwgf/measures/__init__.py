@@ -10,6 +10,7 @@ from .base import Reference
 from .cosine_series import CosineSeries
 from .floored import FlooredMeasure
 from .gaussian import Gaussian, check_cov
+from .gaussianised import Gaussianised
 from .law import Law
 from .pushed import PushedLaw, PushedMeasure
 from .sampled import Cloud, Sampled
@@ -23,6 +24,7 @@ __all__ = [
     "CosineSeries",
     "FlooredMeasure",
     "Gaussian",
+    "Gaussianised",
     "Law",
     "PushedLaw",
     "PushedMeasure",

@@ -54,6 +54,10 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _named_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(_text(entry) for pair in value.items() for entry in pair)
+
+
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(_text(entry) for entry in value)
 
@@ -74,8 +78,8 @@ _DESCRIPTION: dict[str, tuple[Callable[[Any], bool], str]] = {  # entries that a
     "work_unit": (_absent_or(_text), "a text"),
     "no_projection": (_absent_or(_text), "a text"),
     "advice": (_absent_or(_text), "a text"),
+    "sources": (_absent_or(_named_texts), "texts by name"),
 }
-_READ_AS = ("map", "chain", "particles")  # what rows of θ are that can be read as measures without their scheme
 _READ: dict[str, tuple[Callable[[Any], bool], str]] = {  # what reading rows as measures needs, of any scheme
     "dtype": (lambda value: isinstance(value, str) and value in DTYPES, f"one of {', '.join(DTYPES)}"),
     "device": (_absent_or(lambda value: isinstance(value, str)), "a text"),
@@ -106,7 +110,7 @@ def check_config(record: storage.Record) -> None:
     _check_values(record)
     if scheme["name"] in _BUILT:
         _check_table(record.path, "config.scheme", scheme, _SCHEME)
-    elif told.get("rows") not in _READ_AS:  # a user's own scheme says what it likes
+    elif told.get("rows") not in schemes.READ_AS:  # a user's own scheme says what it likes
         return
     _check_table(record.path, "config.scheme", scheme, _READ)
     for part, shelf in (("map", maps), ("reference", measures)):

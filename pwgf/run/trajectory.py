@@ -193,6 +193,10 @@ class Trajectory(Pictures, Exports):
         self._check_interpolation(t)
         return self._read().score(_Rows(self), t, torch.as_tensor(x))
 
+    def moments(self, t: float) -> tuple[Tensor, Tensor] | None:
+        """Mean (d,) and covariance (d,d) of the particles, float64; None for a run of maps. Errors as `push`."""
+        return schemes.ask(self._read(), "moments")(_Rows(self), checked_time(t))
+
     def error_bound(self, convexity: float) -> np.ndarray:
         """A bound of W₂ to the exact law at every row, (T,), for a K-convex energy; see `pwgf.run.bound`."""
         if not {"projection_residual", "velocity_rms"} <= set(self.names):
@@ -275,16 +279,16 @@ class RunLaw(Law):
         return finite_score(self._run.score(self.t, x).detach(), self.log_density(x), x)
 
     def mean(self) -> Tensor:
-        """(d,) float64, of 100 000 evenly spread samples: exact but for rounding where an affine map moves a Gaussian,
-        else with a standard error of at most about √(Var x_k/100 000).
-
-        That error comes on top of the particles' own where the run has some: they are drawn with replacement.
+        """(d,) float64, of the particles where the run has some, else of 100 000 evenly spread samples: exact but for
+        rounding where an affine map moves a Gaussian, else with a standard error of at most about √(Var x_k/100 000).
         """
-        return self._even().mean(0)
+        known = self._run.moments(self.t)
+        return self._even().mean(0) if known is None else known[0]
 
     def cov(self) -> Tensor:
-        """(d,d) float64, of the samples of `mean`; for a law near a Gaussian within about 0.5 % of a variance."""
-        return sample_cov(self._even())
+        """(d,d) float64, as `mean`; by samples of a law near a Gaussian within about 0.5 % of a variance."""
+        known = self._run.moments(self.t)
+        return sample_cov(self._even()) if known is None else known[1]
 
     def _even(self) -> Tensor:
         z = self._run.reference.matched_sample(NUM_FOR_MOMENTS, 0)

@@ -15,6 +15,7 @@ from ..maps.base import PushForward
 from ..maps.convex import ConvexGradient
 from ..measures import Reference
 from .base import Answers, Description, MapReplay, Replay, Row, Scheme, Watch, ask
+from .fitted import FittedParticles, FittedReplay
 from .jko import JKOICNN, JKOReplay
 from .jko.replay import stored_map
 from .particles import EulerMaruyama, ParticleReplay
@@ -31,6 +32,8 @@ __all__ = [
     "Answers",
     "Description",
     "EulerMaruyama",
+    "FittedParticles",
+    "FittedReplay",
     "JKOReplay",
     "MapReplay",
     "ParticleReplay",
@@ -46,12 +49,19 @@ __all__ = [
     "suited",
 ]
 
-SCHEMES: dict[str, Any] = {"pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama, "pwhf": PWHF}
+SCHEMES: dict[str, Any] = {
+    "pwgf": PWGF, "jko-icnn": JKOICNN, "sw-jko": SWJKO, "particles": EulerMaruyama, "fitted-particles": FittedParticles,
+    "pwhf": PWHF,
+}  # fmt: skip
 """Classes by the names that the command line and comparisons give them.
 
 Each has a class method `suited(energy, reference, times, **settings)`: one that is ready for rows at these times, at
 default settings but for those given; `dt`, where it is none of the constructor's, is the length of a step.
 """
+
+_OF_PARTICLES: dict[str, type[ParticleReplay]] = {kind.ROWS: kind for kind in (ParticleReplay, FittedReplay)}
+READ_AS = ("map", "chain", *_OF_PARTICLES)
+"""What rows of θ are that can be read as measures without their scheme."""
 
 
 def names_for(flow: str) -> list[str]:
@@ -119,16 +129,16 @@ def replay(config: Mapping[str, Any], *, map: PushForward | None = None, referen
             rows.
     """
     scheme, told = config["scheme"], description(config)
-    if told.rows not in ("map", "chain", "particles"):
+    if told.rows not in READ_AS:
         raise ConfigError(
             f"the rows of scheme {told.name!r} can only be read as measures by the scheme itself, in the process that "
             "solved; from the file come its columns, such as run['theta']. Let it inherit the reading from "
-            "pwgf.schemes.MapReplay, ParticleReplay or JKOReplay."
+            "pwgf.schemes.MapReplay, ParticleReplay, FittedReplay or JKOReplay."
         )
     reference = reference if reference is not None else measures.from_config(scheme["reference"])
     dtype = DTYPES[scheme["dtype"]]
-    if told.rows == "particles":
-        return ParticleReplay(reference, dtype)
+    if told.rows in _OF_PARTICLES:
+        return _OF_PARTICLES[told.rows](reference, dtype)
     family = map if map is not None else stored_map(scheme["map"])
     if told.rows == "map":
         return MapReplay(family, reference, dtype)

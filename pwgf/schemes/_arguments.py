@@ -1,7 +1,10 @@
-"""Checks of what all schemes are made of: an energy, a reference and mostly a map."""
+"""Checks of what all schemes are made of: an energy, a reference and mostly a map; and a step for their times."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -114,3 +117,14 @@ def check_map(map: PushForward, reference: Reference, call: str) -> None:
             f"{call}: map and reference must have the same dimension; got map.dim = {map.dim} and reference.dim = "
             f"{reference.dim}."
         )
+
+
+def even_step(times: np.ndarray, share: float = 0.05) -> float:
+    """The longest step that divides the smallest gap of `times` and is at most a share of their span.
+
+    Example:
+        >>> even_step(np.array([0.0, 0.1, 0.5, 1.0]))
+        0.05
+    """
+    gap, longest = float(np.diff(times).min()), share * float(times[-1] - times[0])
+    return gap / math.ceil(gap / longest * (1 - 1e-9))

@@ -89,8 +89,8 @@ class Description:
 
     Args:
         name: of the scheme.
-        rows: what a row of θ is: the parameters of a "map", those of one map of a "chain", "particles", or the
-            scheme's "own", which only the scheme itself can read back as a measure.
+        rows: what a row of θ is: the parameters of a "map", those of one map of a "chain", "particles", "fitted
+            particles" that have a density, or the scheme's "own", which only the scheme itself reads as a measure.
         map: name of the map; None without one.
         settings: such as "tolerance 0.001"; "{num_steps}" stands for the last value of that column.
         work_unit: what the column `num_stages` counts.
@@ -99,6 +99,7 @@ class Description:
         no_projection: why there is no column `projection_residual`.
         advice: what helps where many steps are rejected.
         cures: columns with the error estimate that a cure gave where it was tried, and what it is.
+        sources: what figures of the law come from, by their names, where they do not all come from the same.
     """
 
     name: str
@@ -110,11 +111,17 @@ class Description:
     no_projection: str = ""
     advice: str = "another step length, or more samples"
     cures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def has_density(self) -> bool:
         """Whether ρ_t has one."""
         return self.rows != "particles"
+
+    @property
+    def has_particles(self) -> bool:
+        """Whether rows of θ hold particles."""
+        return "particles" in self.rows
 
     def line(self, size: int, dim: int | None) -> str:
         """Scheme and what it moves, such as "PWGF with ResidualMLP (326 parameters)".
@@ -123,7 +130,7 @@ class Description:
             size: numbers in a row of θ.
             dim: d, where it is known.
         """
-        if self.rows == "particles":
+        if self.has_particles:
             return f"{self.name} with {size // dim if dim else 'its'} particles"
         return self.name + (f" with {self.map}" if self.map else "") + f" ({size} parameters)"
 
@@ -193,6 +200,10 @@ class Answers:
         """Estimated rms error of a sample between rows k and k + 1, in units of x; None where it is not known."""
         return None
 
+    def moments(self, rows: Rows, t: float) -> tuple[Tensor, Tensor] | None:
+        """Mean (d,) and covariance (d,d) of ρ_t, where they are known otherwise than by `push`; else None."""
+        return None
+
     def watch(self, span: tuple[float, float]) -> Watch:
         """What to warn of in a run from span[0] to span[1]."""
         return Watch(span)
@@ -201,8 +212,8 @@ class Answers:
     def described(cls, config: Mapping[str, Any]) -> Description:
         """The description, from `stored_config` of a scheme of this class."""
         map = config.get("map", {}).get("name")
-        particles = cls.ROWS == "particles"
-        why = "particles follow the velocity itself" if particles else "this scheme does not project the velocity"
+        of_particles = "particles" in cls.ROWS
+        why = "particles follow the velocity itself" if of_particles else "this scheme does not project the velocity"
         settings = (*shown_settings(config), config["dtype"])
         return Description(config["name"], cls.ROWS, map, settings, no_projection=why)
 
@@ -247,17 +258,6 @@ def stored_config(scheme: Any) -> dict[str, Any]:
 def shown_settings(config: Mapping[str, Any]) -> list[str]:
     """The settings of a scheme that its figure names, where it has them and they are numbers."""
     return [f"{name} {config[name]:g}" for name in _SHOWN if is_real(config.get(name))]
-
-
-def even_step(times: np.ndarray, share: float = 0.05) -> float:
-    """The longest step that divides the smallest gap of `times` and is at most a share of their span.
-
-    Example:
-        >>> even_step(np.array([0.0, 0.1, 0.5, 1.0]))
-        0.05
-    """
-    gap, longest = float(np.diff(times).min()), share * float(times[-1] - times[0])
-    return gap / math.ceil(gap / longest * (1 - 1e-9))
 
 
 def hermite(rows: Rows, t: float) -> Tensor:

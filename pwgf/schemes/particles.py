@@ -24,10 +24,21 @@ from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
 from ..measures import Cloud, Reference
+from ..measures.law import sample_cov
 from ..state import Info, Rows, State
 from ._arguments import check_law
 from ._mobility import Given, Mobility
 from .base import Answers, Row, member_config, merge_counters, nearest_row
+
+
+def rows_around(times: np.ndarray, t: float) -> list[tuple[float, int]]:
+    """Weights and indices of rows whose laws, mixed, stand for that at t: the row itself, or those before and after."""
+    k = nearest_row(times, t)
+    if k is not None:
+        return [(1.0, k)]
+    k = int(np.searchsorted(times, t)) - 1
+    share = (t - float(times[k])) / float(times[k + 1] - times[k])
+    return [(1 - share, k), (share, k + 1)]
 
 
 class ParticleReplay(Answers):
@@ -47,24 +58,32 @@ class ParticleReplay(Answers):
         """As many particles as z has rows, (n,d); z serves as a source of randomness, so equal z give equal choices.
 
         Between rows each is taken from the row before or after, with probabilities linear in t, which interpolates
-        the law; more than there are stored are drawn with replacement.
+        the law; of more than there are stored, each is taken as often as the others, up to one time.
         """
+        generator = self._generator(z)
+        n = len(z)
+        (_, before), *after = ((share, rows.theta(k)) for share, k in rows_around(rows.t, t))
+        x = before.view(-1, self.reference.dim)
+        copies = [torch.randperm(len(x), generator=generator) for _ in range(max(math.ceil(n / len(x)), 1))]
+        index = torch.cat(copies)[:n]
+        chosen = x[index]
+        for share, theta in after:
+            later = torch.rand(n, generator=generator, dtype=torch.float64) < share
+            chosen = torch.where(later.unsqueeze(1), theta.view_as(x)[index], chosen)
+        return chosen.to(self.dtype)
+
+    def _generator(self, z: Tensor) -> torch.Generator:
+        """One fixed by the values of z (n,d)."""
         check_points(z, self.reference.dim, "push(t, z): z", finite=True)
         digest = hashlib.sha256(z.double().cpu().contiguous().numpy().tobytes()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        k = nearest_row(rows.t, t)
-        before = int(np.searchsorted(rows.t, t)) - 1 if k is None else k
-        x = rows.theta(before).view(-1, self.reference.dim)
-        n = len(z)
-        index = torch.randperm(len(x), generator=generator)[:n]
-        if n > len(x):
-            index = torch.randint(len(x), (n,), generator=generator)
-        chosen = x[index]
-        if k is None:
-            share = (t - rows.t[before]) / (rows.t[before + 1] - rows.t[before])
-            later = torch.rand(n, generator=generator, dtype=torch.float64) < share
-            chosen = torch.where(later.unsqueeze(1), rows.theta(before + 1).view_as(x)[index], chosen)
-        return chosen.to(self.dtype)
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def moments(self, rows: Rows, t: float) -> tuple[Tensor, Tensor]:
+        """Mean (d,) and covariance (d,d) of the particles, float64; between rows those of the mixture."""
+        parts = [(share, rows.theta(k).view(-1, self.reference.dim).double()) for share, k in rows_around(rows.t, t)]
+        mean = sum((share * x.mean(0) for share, x in parts), torch.zeros(self.reference.dim, dtype=torch.float64))
+        cov = sum(share * (sample_cov(x) + torch.outer(x.mean(0) - mean, x.mean(0) - mean)) for share, x in parts)
+        return mean, torch.as_tensor(cov)
 
     def log_density(self, rows: Rows, t: float, x: Tensor) -> Tensor:
         """Particles have none: ConfigError."""

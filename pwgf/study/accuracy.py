@@ -30,7 +30,7 @@ def problem_of(run: Trajectory) -> Problem | None:
 
 def num_particles(run: Trajectory) -> int | None:
     """How many particles the run's rows hold; None where they hold parameters of maps."""
-    return None if run.description.has_density else len(run.theta(run.t[0])) // run.reference.dim
+    return len(run.theta(run.t[0])) // run.reference.dim if run.description.has_particles else None
 
 
 @plain_numbers
@@ -85,7 +85,8 @@ def errors(
     for k in range(len(run)) if rows is None else rows:
         t = float(run.t[k])
         law, exact_energy = problem.exact(t), problem.exact_energy(t)
-        row = _moment_errors(z, run.push(t, z).double(), start, law)
+        known = run.moments(t) if run.has_density else None  # of all particles, where a law is fitted to them
+        row = _moment_errors(z, run.push(t, z).double(), start, law, known)
         row["sym_kl"] = _sym_kl(run, t, law, min(n, num_kl or n), seed)
         row["energy"] = run["energy"][k] - exact_energy if has_energy and exact_energy is not None else math.nan
         found.append({"t": t, **row})
@@ -141,8 +142,8 @@ def _moments(z: Tensor, x: Tensor, start: Law) -> tuple[Tensor, Tensor]:
     return mean, 0.5 * (cov + cov.T)
 
 
-def _moment_errors(z: Tensor, x: Tensor, start: Law, law: Law) -> dict[str, float]:
-    mean, cov = _moments(z, x, start)
+def _moment_errors(z: Tensor, x: Tensor, start: Law, law: Law, known: tuple[Tensor, Tensor] | None) -> dict[str, float]:
+    mean, cov = _moments(z, x, start) if known is None else known
     half = len(z) // 2
     exact_mean, exact_cov = law.mean(), law.cov()
     halves = [_moments(z[part], x[part], start) for part in (slice(half), slice(half, None))]

@@ -87,6 +87,10 @@ RUNS = {
     "EulerMaruyama": lambda: solved(
         lambda: pwgf.EulerMaruyama(SPRING, pwgf.Gaussian(2), num_samples=N, dt=0.05)
     ).at(0.1),
+    "FittedParticles": lambda: solved(lambda: pwgf.FittedParticles(SPRING, pwgf.Gaussian(2), num_samples=N)).at(0.1),
+    "FittedParticles between rows": lambda: solved(
+        lambda: pwgf.FittedParticles(SPRING, pwgf.Gaussian(2), num_samples=N)
+    ).at(0.03),
     "SWJKO": lambda: solved(
         lambda: pwgf.SWJKO(SPRING, maps.Affine(2), pwgf.Gaussian(2), tau=0.1, num_samples=64, max_iterations=5)
     ).at(0.1),

@@ -70,6 +70,10 @@ def particles(problem, times):
     return pwgf.EulerMaruyama(problem.energy, problem.reference, num_samples=80, dt=0.03)
 
 
+def fitted_particles(problem, times):
+    return pwgf.FittedParticles(problem.energy, problem.reference, num_samples=80, dt=0.03)
+
+
 def sw_jko(problem, times):
     settings = {"tau": 0.05, "num_directions": 4, "num_samples": 50, "num_eval": 100, "max_iterations": 30}
     return pwgf.SWJKO(problem.energy, maps.Affine(2), problem.reference, **settings)
@@ -96,6 +100,7 @@ def of_a_user(problem, times):
 MEMBERS = {  # the name in the registry, and what is made
     "pwgf": ("pwgf", pwgf_),
     "particles": ("particles", particles),
+    "fitted-particles": ("fitted-particles", fitted_particles),
     "sw-jko": ("sw-jko", sw_jko),
     "sw-jko-particles": ("sw-jko", sw_jko_particles),
     "jko-icnn": ("jko-icnn", jko_icnn),

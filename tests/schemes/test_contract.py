@@ -137,7 +137,7 @@ def test_a_file_is_summarised_and_drawn(name, runs, capsys):
     said = capsys.readouterr().out
     told = run.description
     assert f"{plots.run._TITLES[problem_of(name).name]}, d = 2 · {told.name}" in said
-    assert ("particles" if told.rows == "particles" else f"with {told.map} (") in said.splitlines()[1]
+    assert ("particles" if told.has_particles else f"with {told.map} (") in said.splitlines()[1]
     assert (told.work_unit if "num_stages" in run.names else "work not counted") in said
     assert "Error against the exact law at t = 0.2" in said
     figure = plots.draw(pwgf.load(run.path), n=60)

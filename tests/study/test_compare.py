@@ -15,7 +15,7 @@ import pwgf
 from pwgf import cli, distances, energies, maps, problems
 from pwgf.errors import ConfigError, PathError, SchemaError, SolverError, StorageError
 from pwgf.plots import compare as compare_plots
-from pwgf.schemes.base import even_step
+from pwgf.schemes._arguments import even_step
 from pwgf.study.compare import METHODS, NUMBERS, Comparison, compare
 
 TIMES = [0.0, 0.05, 0.1]

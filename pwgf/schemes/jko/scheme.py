@@ -18,8 +18,8 @@ from ...maps.base import Block
 from ...maps.convex import ConvexGradient
 from ...measures import PushedMeasure, Reference
 from ...state import Info, State
-from .._arguments import check_law, check_map, refuse_driven, refuse_jump, try_functions
-from ..base import Description, Row, even_step, fork, member_config, merge_counters
+from .._arguments import check_law, check_map, even_step, refuse_driven, refuse_jump, try_functions
+from ..base import Description, Row, fork, member_config, merge_counters
 from .inner import Cloud, InnerSettings, Objective, Seen, exact_log_det, minimise, stochastic_log_det
 from .quadratic_icnn import QuadraticICNN
 from .replay import JKOReplay

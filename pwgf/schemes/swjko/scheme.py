@@ -19,8 +19,8 @@ from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
-from .._arguments import check_law, refuse_driven, refuse_jump, refuse_kinks, try_functions
-from ..base import Answers, Description, Row, even_step, fork, member_config, merge_counters
+from .._arguments import check_law, even_step, refuse_driven, refuse_jump, refuse_kinks, try_functions
+from ..base import Answers, Description, Row, fork, member_config, merge_counters
 from .carriers import MapCarrier, ParticleCarrier
 from .descent import descend
 from .evaluation import evaluate_law
