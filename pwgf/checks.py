@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, ShapeError, SolverError
+from .errors import ConfigError, ShapeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -226,26 +226,25 @@ def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
     return values
 
 
-def later(t: float, h: float) -> float:
-    """t + h; SolverError where rounding loses more than a hundredth of the step h."""
-    after = t + h
-    if abs(after - t - h) > 0.01 * h:
-        raise SolverError(
-            f"a step of {h:.3g} from t = {t:.17g} is lost in rounding: doubles there lie {math.ulp(t):.2g} apart. "
-            "Count time from the start (times - times[0]), or, where the steps themselves are too short, find what "
-            "makes them so: a dt, or an energy too steep for a tolerance."
-        )
-    return after
+def seeded(seed: object, call: str, offset: int = 0) -> torch.Generator:
+    """A generator of the seed plus an offset; ConfigError unless the seed is an integer in [0, 2⁶³)."""
+    return torch.Generator().manual_seed(check_seed(seed, call) + offset)
+
+
+def check_seed(seed: Any, call: str) -> int:
+    """The seed; ConfigError unless it is an integer in [0, 2⁶³)."""
+    if not is_integer(seed) or not 0 <= seed < 2**63:
+        raise ConfigError(f"{call}(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
+    return int(seed)
 
 
 def check_lengths(length: float | None, name: str, times: np.ndarray, call: str) -> None:
-    """ConfigError where steps of a fixed length (None: there is none) would be lost in the rounding of the times."""
-    last = float(np.abs(times).max())
-    if length is not None and length < 100 * math.ulp(last):
+    """ConfigError where steps of a fixed length (None: there is none) are lost beside the span of the times."""
+    span = float(times[-1] - times[0])
+    if length is not None and length < 2 * math.ulp(span) and len(times) > 1:
         raise ConfigError(
-            f"{call}({name}=…): steps of {length:.3g} are lost in rounding at times up to {last:.17g}, where doubles "
-            f"lie {math.ulp(last):.2g} apart; the run would never end. Give a longer {name}, or count time from the "
-            "start (times - times[0])."
+            f"{call}({name}=…): steps of {length:.3g} are lost in rounding beside the {span:.3g} from times[0] to "
+            f"times[-1]; the run would never end. Give a longer {name}."
         )
 
 

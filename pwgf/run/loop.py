@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..checks import check_ambient, check_integer, check_positive
-from ..errors import ConfigError, ParallelError
+from ..errors import ConfigError, ParallelError, SolverError
 from ..parallel import world
 from ..schemes import Scheme, ask
 from ..state import Info, State
@@ -60,9 +60,16 @@ def evolve(scheme: Scheme, state: State, times: Times) -> Iterator[tuple[State, 
 
 
 def _steps(scheme: Scheme, state: State, times: np.ndarray) -> Iterator[tuple[State, Info]]:
-    for t1 in times:
-        while state.t < t1:
-            state, info = scheme.step(state, float(t1))
+    for t1 in times.tolist():
+        while state.left(t1) > 0:
+            before = state
+            state, info = scheme.step(before, t1)
+            if not 0 <= state.left(t1) < before.left(t1):
+                raise SolverError(
+                    f"{type(scheme).__name__}.step(state, t1) must end after its start and not after t1; from t = "
+                    f"{before.t:.17g} with t1 = {t1:.17g} it ended at t = {state.t:.17g}. Let a step of at least "
+                    "state.left(t1) end at t1 itself, and others at state.later(h, t1), which gives t and rest."
+                )
             yield state, info
 
 
@@ -155,7 +162,7 @@ class Loop:
             Whether the run has ended; False where `max_seconds` or `max_steps` stopped it, after storing its state.
         """
         rows = set(times.tolist())
-        if state.t in rows:
+        if state.t in rows and state.rest == 0:
             self._save(state)
             self._act()
         with self._told_what_is_stored(), contextlib.closing(self._progress()) as bar:
@@ -164,14 +171,14 @@ class Loop:
                 self._warn(self.watch.of_step(info))
                 self.num_steps += 1
                 stop, due, limit = self._decided(after, info)
-                if after.t in rows or stop:
+                if (after.t in rows and after.rest == 0) or (stop and not after.t <= self.last_row):
                     self._save(after)
-                elif due or limit:
+                elif due or limit or stop:
                     self._checkpoint(after)
                 self._act()
                 if stop:
                     return True
-                if limit and after.t < times[-1]:
+                if limit and after.left(times[-1]) > 0:
                     self._report_limit(after.t)
                     return False
         return True

@@ -18,8 +18,8 @@ from ..checks import (
     check_lengths,
     check_number,
     check_theta0,
-    later,
     plain_numbers,
+    seeded,
 )
 from ..energies import Energy
 from ..energies.base import check_callable, evaluate, qualified_name
@@ -199,7 +199,7 @@ class PWHF(MapReplay):
         return cls(energy, reference=reference, dt=step, **{"map": ResidualMLP(reference.dim), **settings})
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
-        """ConfigError where dt is lost in the rounding of the times."""
+        """ConfigError where dt is lost in rounding beside the span of the times."""
         check_lengths(self.dt, "dt", times, "PWHF")
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
@@ -210,7 +210,7 @@ class PWHF(MapReplay):
         """
         theta = self.map.initial(seed) if self.theta0 is None else self.theta0
         theta = theta.to(self.dtype).to(self.device)
-        rng = torch.Generator().manual_seed(seed).get_state()
+        rng = seeded(seed, "PWHF.start").get_state()
         z = self._samples(rng)
         few = self._pushed(theta, z[:64], t)
         try_functions(self.energy, few)
@@ -266,20 +266,22 @@ class PWHF(MapReplay):
         Raises:
             SolverError, NonFiniteError: the equations of the step have no solution that is found; dt is too long.
         """
-        count = max(1, math.ceil((t1 - state.t) / self.dt * (1 - 1e-9)))
-        h, together = (t1 - state.t) / count, min(count, _TOGETHER)
-        slowed, t, eta, iterations = math.exp(-0.5 * self.friction * h), state.t, state.theta_dot, 0
+        left = state.left(t1)
+        count = max(1, math.ceil(left / self.dt * (1 - 1e-9)))
+        h, together = left / count, min(count, _TOGETHER)
+        slowed, eta, iterations = math.exp(-0.5 * self.friction * h), state.theta_dot, 0
+        t, rest = state.t, state.rest
         place = self._place(state.theta, self._samples(state.rng), t)
         for k in range(together):
             before = place
             theta, needed = self._moved(before, slowed * eta, h, t)
-            t = t1 if k + 1 == count else later(t, h)
+            t, rest = (t1, 0.0) if k + 1 == count else state.later((k + 1) * h, t1)
             place = self._place(theta, before.tangent.z, t)
             velocity = (place.x - before.x) / h + 0.5 * h * place.v
             eta = slowed * self._solved(place, velocity, (theta - before.theta) / h)
             iterations += needed
         counters = merge_counters(state.counters, num_steps=1, num_stages=together, num_iterations=iterations)
-        after = State(t, place.theta, eta, self.dt, state.rng, counters)
+        after = State(t, place.theta, eta, self.dt, state.rng, counters, rest=rest)
         return after, Info(state.t, t, h, together, 0, {"num_iterations": float(iterations)})
 
     def _moved(self, place: _Place, eta: Tensor, h: float, t: float) -> tuple[Tensor, int]:

@@ -256,13 +256,13 @@ class RightSide:
             return found
         return f"{found}; the map has folded at {folded:.2g} of the samples and nearly so at {unsound - folded:.2g}"
 
-    def fall(self, theta: Tensor, t: float) -> dict[str, float]:
-        """F at θ and the time t, its change since the first stage by the motion alone, and by how much it should fall.
+    def fall(self, theta: Tensor, h: float) -> dict[str, float]:
+        """F at θ, h after the start, its change since the first stage by the motion alone, and how much it should fall.
 
-        All on the same samples. An energy that depends on time is taken at t both times, and then may fall by the
-        cost E|Δx|²/h of the motion. The change is NaN where terms have no value.
+        All on the same samples. An energy that depends on time is taken at the end both times, and then may fall by
+        the cost E|Δx|²/h of the motion. The change is NaN where terms have no value.
         """
-        energy, h = self.setup.energy, t - self.t
+        energy, t = self.setup.energy, self.t + h
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
         rho = self.rho.at(t) if same else self.setup.floored(theta, self.z, self.floor, t)
         end, (before, speed2) = float(energy(rho)), self.start or (math.nan, math.nan)

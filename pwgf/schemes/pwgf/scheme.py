@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_lengths, check_number, check_theta0, later, memory_for_blocks, plain_numbers
+from ...checks import (
+    check_device,
+    check_lengths,
+    check_number,
+    check_theta0,
+    memory_for_blocks,
+    plain_numbers,
+    seeded,
+)
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
@@ -176,7 +184,7 @@ class PWGF(MapReplay):
         return chosen
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
-        """ConfigError where fixed steps are lost in the rounding of the times."""
+        """ConfigError where fixed steps are lost in rounding beside the span of the times."""
         check_lengths(getattr(self.integrator, "dt", None), "dt", times, type(self.integrator).__name__)
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
@@ -187,7 +195,7 @@ class PWGF(MapReplay):
         """
         theta = self.map.initial(seed) if self.theta0 is None else self.theta0
         theta = theta.to(self.dtype).to(self.device)
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed, "PWGF.start")
         rng = generator.get_state()
         z = self._draw(min(self.num_samples, 64), fork(rng, "start"))
         rho = self._alone.pushed(theta, z, t)
@@ -236,11 +244,11 @@ class PWGF(MapReplay):
             SolverError, NonFiniteError: no interval succeeded, however short; the last good state is untouched.
         """
         generator, dt, momentum = state.generator(), state.dt, self.momentum
-        memory = state.extra.get("integrator", NO_MEMORY).cpu()
+        memory, left = state.extra.get("integrator", NO_MEMORY).cpu(), state.left(t1)
         rejected, stages = 0, 0
         for redraw in range(_REDRAWS + 1):
             z = self._draw(self.num_samples, generator, even=True)
-            length = t1 - state.t if dt >= (t1 - state.t) * (1 - 1e-9) else dt
+            length = left if dt >= left * (1 - 1e-9) else dt
             side = self._side(z, state, generator, momentum)
             try:
                 moved = self.integrator.advance(side, state.theta, length, dt, memory)
@@ -251,16 +259,16 @@ class PWGF(MapReplay):
                 if redraw == _REDRAWS or not self.integrator.adaptive:
                     raise gave_up(error, state.t, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
-        t_end = t1 if moved.length == t1 - state.t else later(state.t, moved.length)
+        t, rest = (t1, 0.0) if moved.length == left else state.later(moved.length, t1)
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        tiny = _tiny_steps(state.extra.get("tiny", _NO_TINY).cpu(), moved.dt, t1 - state.t)
+        tiny = _tiny_steps(state.extra.get("tiny", _NO_TINY).cpu(), moved.dt, left)
         if float(tiny[0]) > _MOST_TINY:
             raise stalled(_MOST_TINY, moved.dt, state.t, side.diagnosis(), moved.reason)
         extra = {**state.extra, "integrator": moved.memory, "tiny": tiny}
-        after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
+        after = State(t, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra, rest)
         after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
 
@@ -290,14 +298,15 @@ class PWGF(MapReplay):
         if group.size == 1:
             return state
         theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
-        t, dt = group.numbers_from_first(state.t, state.dt)
+        t, dt, rest = group.numbers_from_first(state.t, state.dt, state.rest)
         extra = {name: group.from_first(values) for name, values in state.extra.items()}
-        return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
+        return dataclasses.replace(state, t=t, dt=dt, rest=rest, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
         speed2 = side.start[1] if side.start else math.nan
         values = {
-            **side.fall(moved.theta, after.t),
+            **side.fall(moved.theta, moved.length),
+            "length": moved.length,
             "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
             "solver_residual": side.residual,
             "fit": side.fit,
