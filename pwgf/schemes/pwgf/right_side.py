@@ -282,6 +282,7 @@ class Linearised:
         self.t = float(rho.t or 0.0)
         self.w: Tensor | None = None  # J η of the first solve
         self.pull = v  # its v
+        self.pulls: dict[float, Tensor] = {}  # v at a time h after θ's, by h, where the energy depends on time
 
     @cached_property
     def energy(self) -> float:
@@ -292,6 +293,8 @@ class Linearised:
         """η = argmin E|Jη − v + moved/h|² + h·ηᵀHη + damping, (p,)."""
         side, system = self.side, ImplicitTangent(self.curvature, h)
         pull = side.velocity_at(self.rho.at(self.t + h)) if side.setup.energy.time else self.v
+        if side.setup.energy.time:
+            self.pulls[h] = pull
         v = pull if moved is None else pull - moved / h
         momentum = side.implicit_momentum if moved is None else 0.0
         eta = side.solved(system, system.right_side(v), side.extra_damping * side.implicit_damping, momentum)
@@ -301,6 +304,19 @@ class Linearised:
             missed, whole = self.rho.group.sum(torch.stack([(self.w - v).square().sum(), v.square().sum()]))
             side.misfit = torch.where(whole > 0, missed / whole, 0.0)
         return eta
+
+    def unseen(self, h: float) -> float:
+        """How far a jump of v in time would move samples that lies before the first of the steps to h, h/2, h/3; rms.
+
+        v at the ends of these steps, extrapolated to their start, is v there unless it jumps between: for a smooth v
+        the difference is of the order of the method.
+        """
+        ends = [h / k for k in (1, 2, 3) if h / k in self.pulls]
+        if not ends:
+            return 0.0
+        weights = [math.prod(s / (s - end) for s in ends if s != end) for end in ends]
+        gap = self.v - sum(weight * self.pulls[end] for weight, end in zip(weights, ends, strict=True))
+        return min(ends) * float(self.rho.mean(gap.square().sum(1)).sqrt()) / self.side.unit
 
     def fallen(self, h: float) -> float:
         """h·|E v·Jη| of the first solve: by how much F should fall within h."""

@@ -259,7 +259,10 @@ class PWGF(MapReplay):
                 if redraw == _REDRAWS or not self.integrator.adaptive:
                     raise gave_up(error, state.t, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
-        t, rest = (t1, 0.0) if moved.length == left else state.later(moved.length, t1)
+        try:
+            t, rest = (t1, 0.0) if moved.length == left else state.later(moved.length, t1)
+        except SolverError as error:
+            raise SolverError(f"{error} Last rejection: {moved.reason or 'none'}.") from error
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),

@@ -78,6 +78,16 @@ def test_the_error_is_about_the_tolerance(integrator):
     assert error_of(integrator, 3.0) < 1e-3
 
 
+@pytest.mark.parametrize("integrator", ["auto", "implicit", "bosh3"])
+@pytest.mark.parametrize("when", [0.05, 0.021, 0.0999])
+def test_a_force_that_is_switched_on_is_not_stepped_over(integrator, when):
+    """V = x after the switch: the mean falls by the time since then. Implicit steps alone never take v at a start."""
+    energy = energies.Potential(lambda t, x: torch.where(t > when, 1.0, 0.0) * x.sum(-1), time=True)
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=40, num_eval=40, integrator=integrator)
+    run = pwgf.solve(scheme, [0.0, 0.1], progress=False)
+    assert float(run.theta(0.1)[1]) == pytest.approx(when - 0.1, abs=1e-3)
+
+
 @pytest.mark.parametrize("integrator", ["implicit", "bosh3"])
 def test_a_potential_that_rises_in_time_alone_is_no_reason_to_reject_or_warn(integrator, caplog):
     """V = e^{3t} + ½x²: F rises by e^{3t}, the law is that of ½x²."""
