@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checks import (
     check_device,
     check_dtype,
+    check_each_sample,
     check_integer,
     check_lengths,
     check_number,
@@ -21,9 +22,9 @@ from ..checks import (
     plain_numbers,
     seeded,
 )
-from ..energies import Energy
+from ..energies import Diffusion, Energy, refuse_ill_posed
 from ..energies.base import check_callable, evaluate, qualified_name
-from ..errors import NonFiniteError, SolverError
+from ..errors import ConfigError, NonFiniteError, SolverError
 from ..linalg import Auto
 from ..maps import ResidualMLP
 from ..maps.base import PushForward
@@ -173,6 +174,13 @@ class PWHF(MapReplay):
         device: str = "cpu",
     ) -> None:
         check_law(energy, reference, "PWHF")
+        refuse_ill_posed(energy)
+        if any(isinstance(part, Diffusion) for _, _, part in energy.terms()):
+            raise ConfigError(
+                "PWHF(energy=…) has a Diffusion, which is noise of positions; Newton's law has forces. The pressure of "
+                "an isothermal gas is τ·energies.Entropy(); friction is an argument, and noise of velocities belongs "
+                "to PWGF with energies.Drift and Diffusion in phase space, as in problems.KineticTrap."
+            )
         check_map(map, reference, "PWHF")
         check_number(dt, "dt", "PWHF", low=0.0, high=math.inf, open_low=True)
         check_number(friction, "friction", "PWHF", low=0.0, high=math.inf)
@@ -228,8 +236,9 @@ class PWHF(MapReplay):
         return State(t, theta, eta, self.dt, rng, counters)
 
     def _first_velocity(self, x: Tensor) -> Tensor:
-        call = "PWHF: velocity0(x)"
-        velocity = evaluate(self.velocity0, call, x.shape, x, x).detach()  # type: ignore[arg-type]
+        call, f = "PWHF: velocity0(x)", self.velocity0
+        velocity = evaluate(f, call, x.shape, x, x).detach()  # type: ignore[arg-type]
+        check_each_sample(lambda x: evaluate(f, call, x.shape, x, x), [x[:64]], call)  # type: ignore[arg-type]
         if not bool(torch.isfinite(velocity).all()):
             bad = int((~torch.isfinite(velocity).all(1)).sum())
             raise NonFiniteError(f"{call} is NaN or infinite at {bad} of {len(x)} samples; it must be finite there.")
