@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -43,7 +44,7 @@ class State:
         return (t1 - self.t) - self.rest
 
     def later(self, h: float, t1: float) -> tuple[float, float]:
-        """t and rest after a step h on the way to t1.
+        """t and rest after a step h on the way to t1, which does not reach it: t stays below t1.
 
         Raises:
             SolverError: the step is lost beside the time to t1, so that the run would never end.
@@ -59,7 +60,11 @@ class State:
                 f"t = {t1:.17g}. Find what makes the steps so short: a dt, or an energy too steep for a tolerance."
             )
         t, rest = _sum(self.t, h)
-        return _sum(t, rest + self.rest)
+        t, rest = _sum(t, rest + self.rest)
+        if t < t1:
+            return t, rest
+        below = math.nextafter(t1, -math.inf)
+        return below, (t - below) + rest
 
     def copy(self) -> State:
         """An equal state with tensors of its own."""

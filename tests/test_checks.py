@@ -198,6 +198,16 @@ def test_steps_far_below_the_spacing_of_doubles_add_up():
     assert Fraction(state.left(end)) == pytest.approx(2**-10 - 1e-5, rel=1e-15)
 
 
+def test_a_time_that_rounds_to_its_end_has_not_reached_it():
+    """From LATE to the next double but one, by steps of .9 of a spacing."""
+    gap = math.ulp(1.7e9)
+    end = 1.7e9 + 2 * gap
+    t, rest = state_at(1.7e9).later(0.9 * gap, end)
+    t, rest = state_at(t, rest).later(0.9 * gap, end)
+    assert t == 1.7e9 + gap < end
+    assert state_at(t, rest).left(end) == pytest.approx(0.2 * gap, rel=1e-9)
+
+
 def test_a_step_that_is_lost_beside_the_time_to_go_is_refused():
     assert state_at(1.0).later(0.5, 2.0) == (1.5, 0.0)
     with pytest.raises(SolverError, match=r"a step of 1e-17 from t = 1 is lost in rounding beside the 0.5 that remain"):

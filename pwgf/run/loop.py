@@ -61,7 +61,7 @@ def evolve(scheme: Scheme, state: State, times: Times) -> Iterator[tuple[State, 
 
 def _steps(scheme: Scheme, state: State, times: np.ndarray) -> Iterator[tuple[State, Info]]:
     for t1 in times.tolist():
-        while state.left(t1) > 0:
+        while state.t < t1:
             before = state
             state, info = scheme.step(before, t1)
             if not 0 <= state.left(t1) < before.left(t1):
@@ -162,7 +162,7 @@ class Loop:
             Whether the run has ended; False where `max_seconds` or `max_steps` stopped it, after storing its state.
         """
         rows = set(times.tolist())
-        if state.t in rows and state.rest == 0:
+        if state.t in rows:
             self._save(state)
             self._act()
         with self._told_what_is_stored(), contextlib.closing(self._progress()) as bar:
@@ -171,14 +171,14 @@ class Loop:
                 self._warn(self.watch.of_step(info))
                 self.num_steps += 1
                 stop, due, limit = self._decided(after, info)
-                if (after.t in rows and after.rest == 0) or (stop and not after.t <= self.last_row):
+                if (after.t in rows or stop) and not after.t <= self.last_row:  # steps may be shorter than ulp(t)
                     self._save(after)
                 elif due or limit or stop:
                     self._checkpoint(after)
                 self._act()
                 if stop:
                     return True
-                if limit and after.left(times[-1]) > 0:
+                if limit and after.t < times[-1]:
                     self._report_limit(after.t)
                     return False
         return True

@@ -160,7 +160,7 @@ def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State 
     device = stored_config(scheme)["device"]
     theta, theta_dot = (x.detach().to(device, scheme.dtype) for x in (start.theta, start.theta_dot))
     extra = {name: values.detach().to(device) for name, values in start.extra.items()}
-    return dataclasses.replace(start, theta=theta, theta_dot=theta_dot, extra=extra, rest=0.0)
+    return dataclasses.replace(start, theta=theta, theta_dot=theta_dot, extra=extra)
 
 
 def _first(scheme: Scheme, spec: RunSpec, start: State | None) -> tuple[State, np.ndarray]:
