@@ -194,6 +194,7 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
         ConfigError: x is not made of real numbers.
         ShapeError: it has another shape.
     """
+    _refuse_masks(x)
     try:
         points = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
     except (TypeError, ValueError) as error:
@@ -203,6 +204,7 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
 
 def as_float64(value: Any, expected: str) -> Tensor:
     """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
+    _refuse_masks(value)
     try:
         return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -211,7 +213,14 @@ def as_float64(value: Any, expected: str) -> Tensor:
 
 def as_tensor(value: Any) -> Any:
     """A NumPy array of numbers as a tensor of its own; anything else as it is, for the checks that follow."""
+    _refuse_masks(value)
     return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+
+
+def _refuse_masks(value: Any) -> None:
+    """ConfigError for an array with masked entries, whose values a tensor would hold like the others."""
+    if np.ma.is_masked(value):
+        raise ConfigError("an array has masked entries; give the rows that are known: x[~x.mask.any(1)].data.")
 
 
 def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
@@ -236,16 +245,6 @@ def check_seed(seed: Any, call: str) -> int:
     if not is_integer(seed) or not 0 <= seed < 2**63:
         raise ConfigError(f"{call}(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
     return int(seed)
-
-
-def check_lengths(length: float | None, name: str, times: np.ndarray, call: str) -> None:
-    """ConfigError where steps of a fixed length (None: there is none) are lost beside the span of the times."""
-    span = float(times[-1] - times[0])
-    if length is not None and length < 2 * math.ulp(span) and len(times) > 1:
-        raise ConfigError(
-            f"{call}({name}=…): steps of {length:.3g} are lost in rounding beside the {span:.3g} from times[0] to "
-            f"times[-1]; the run would never end. Give a longer {name}."
-        )
 
 
 def private(x: Tensor) -> Tensor:

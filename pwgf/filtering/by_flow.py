@@ -214,6 +214,21 @@ def update(
         **{"num_eval": 1000, **settings},
     )  # fmt: skip
     n = num_fit or max(_PILOT_SAMPLES, -(-4 * law.map.num_params // law.map.dim))
+    new, kl_fit = _one_map(law, map, found, n, max_iterations, generator)
+    if not kl_fit <= _POOR_FIT * tolerance:
+        _log.warning(
+            "filtering: the map that takes the law on after the observation at t = %g differs from it by KL %.2g "
+            "(kl_fit; tolerance %.2g). Cure: a larger map, more samples (num_fit) or iterations (max_iterations)",
+            t, kl_fit, tolerance,
+        )  # fmt: skip
+    return Updated(new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, kl_fit)
+
+
+def _one_map(
+    law: PushedLaw, map: PushForward, found: sampling.Sampled, n: int, max_iterations: int, generator: torch.Generator
+) -> tuple[PushedLaw, float]:
+    """The law by one map in place of T∘S, fitted at n samples, and the KL between the two."""
+    reference = law.reference
     moved = _compose(law, map, found, reference.matched_sample(n, generator))
     middle = reference.mean()
     tails = middle + _TAIL_FACTOR * (reference.matched_sample(n // 5, generator) - middle)  # so that no map folds there
@@ -223,14 +238,7 @@ def update(
         law.map, law.theta, z, x, max_iterations, tolerance=_FIT_TOLERANCE, least_damping=1e-8, call="filtering.update"
     )
     new = PushedLaw(law.map, reference, theta.cpu())
-    kl_fit = _gap(moved, new, reference)
-    if not kl_fit <= _POOR_FIT * tolerance:
-        _log.warning(
-            "filtering: the map that takes the law on after the observation at t = %g differs from it by KL %.2g "
-            "(kl_fit; tolerance %.2g). Cure: a larger map, more samples (num_fit) or iterations (max_iterations)",
-            t, kl_fit, tolerance,
-        )  # fmt: skip
-    return Updated(new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, kl_fit)
+    return new, _gap(moved, new, reference)
 
 
 @dataclass(frozen=True)

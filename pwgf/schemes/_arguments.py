@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +28,16 @@ def check_law(energy: Energy, reference: Reference, call: str) -> None:
         raise ConfigError(
             f"{call}(reference=…) must be a measures.Reference, such as pwgf.Gaussian(dim); got "
             f"{type(reference).__name__}. A class of your own derives from it and gives dim, sample and log_density."
+        )
+
+
+def check_lengths(length: float | None, name: str, times: np.ndarray, call: str) -> None:
+    """ConfigError where steps of a fixed length (None: there is none) are lost beside the span of the times."""
+    span = float(times[-1] - times[0])
+    if length is not None and length < 2 * math.ulp(span) and len(times) > 1:
+        raise ConfigError(
+            f"{call}({name}=…): steps of {length:.3g} are lost in rounding beside the {span:.3g} from times[0] to "
+            f"times[-1]; the run would never end. Give a longer {name}."
         )
 
 

@@ -14,7 +14,6 @@ from ..checks import (
     check_device,
     check_dtype,
     check_integer,
-    check_lengths,
     check_number,
     check_points,
     plain_numbers,
@@ -25,7 +24,7 @@ from ..errors import ConfigError, NonFiniteError
 from ..maps.base import Block
 from ..measures import Cloud, Reference
 from ..state import Info, Rows, State
-from ._arguments import check_law
+from ._arguments import check_law, check_lengths
 from .base import Answers, Row, member_config, merge_counters, nearest_row
 
 

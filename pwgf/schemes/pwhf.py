@@ -16,7 +16,6 @@ from ..checks import (
     check_dtype,
     check_each_sample,
     check_integer,
-    check_lengths,
     check_number,
     check_theta0,
     plain_numbers,
@@ -33,6 +32,7 @@ from ..state import Info, State
 from ..tangent import Tangent
 from ._arguments import (
     check_law,
+    check_lengths,
     check_map,
     in_standard_coordinates,
     refuse_jump,

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ...checks import (
     check_device,
-    check_lengths,
     check_number,
     check_theta0,
     memory_for_blocks,
@@ -32,7 +31,7 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
-from .._arguments import in_standard_coordinates, refuse_jump, refuse_kinks, try_functions
+from .._arguments import check_lengths, in_standard_coordinates, refuse_jump, refuse_kinks, try_functions
 from .._guards import finite_velocity, refuse_folded
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .cures import NOT_TRIED, errors_with_cures

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_lengths, check_number, plain_numbers, seeded
+from ...checks import check_device, check_dtype, check_integer, check_number, plain_numbers, seeded
 from ...distances import sliced_w2
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
@@ -19,7 +19,7 @@ from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
-from .._arguments import check_law, refuse_driven, refuse_jump, refuse_kinks, try_functions
+from .._arguments import check_law, check_lengths, refuse_driven, refuse_jump, refuse_kinks, try_functions
 from ..base import Answers, Description, Row, even_step, fork, member_config, merge_counters
 from .carriers import MapCarrier, ParticleCarrier
 from .descent import descend
