@@ -105,7 +105,7 @@ def check_ambient(call: str) -> None:
             f"{call} cannot work inside torch.autocast(), which computes in another precision than θ's. Call it "
             "outside, and choose the precision by dtype=torch.float32."
         )
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # torch.get_default_device of torch < 2.5 does not see a block `with device`
     if device.type != "cpu":
         raise ConfigError(
             f"{call} cannot work while torch's default device is '{device}'. Leave that as 'cpu', and choose the "
