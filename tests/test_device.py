@@ -3,7 +3,6 @@
 The device is a pretended one (`pretend_device`); nobody has run the package on a real GPU for these tests.
 """
 
-import math
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from pwgf.run.provenance import provenance
 from pwgf.run.resume import check_same
 from tests.energies.members import NAMES, cloud, member
 from tests.linalg.helpers import DenseTangent
-from tests.maps.members import MEMBERS, reference_for, starts_as_identity
+from tests.maps.members import MEMBERS, potential_for, reference_for, starts_as_identity
 from tests.pretend_device import DEVICE, PretendedDevice
 from tests.schemes.contract_members import PROBLEM
 
@@ -79,18 +78,13 @@ def figures(scheme, dense=True):
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def wave(x, periods):
-    """A potential with these periods."""
-    return sum(torch.cos(2 * math.pi * x[:, k] / period) for k, period in enumerate(periods))
-
-
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in MEMBERS])
 def test_every_map(name):
     map = MEMBERS[name]()
     dense = starts_as_identity(map)  # the others may fold, and then have no density
     energy = double_well() if dense else energies.Potential(lambda x: x.square().sum(-1))
     if isinstance(map, maps.OnTorus):
-        energy = energies.Potential(lambda x: wave(x, map.periods)) + energies.Entropy()
+        energy = energies.Potential(potential_for(map)) + energies.Entropy()
     elif reference_for(map).box is not None:  # which may lie far out, where the wells are steep
         energy = 0.1 * energy
     same_on_both(lambda where: figures(flow(MEMBERS[name](), energy, where), dense))
