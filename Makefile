@@ -12,7 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 OLDEST ?= python3.11
-NEWEST ?= $(firstword $(foreach v,3.14 3.13 3.12 3.11,$(shell command -v python$v)))
+# the first that runs: a shim on the PATH need not
+NEWEST ?= $(firstword $(foreach v,3.14 3.13 3.12 3.11,$(shell python$v -c 'import sys; print(sys.executable)' 2>/dev/null)))
 TORCH ?=
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # one thread per process: two test processes already fill two cores, and bits must not depend on the thread count

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, ShapeError, SolverError
+from .errors import ConfigError, ShapeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,7 +105,7 @@ def check_ambient(call: str) -> None:
             f"{call} cannot work inside torch.autocast(), which computes in another precision than θ's. Call it "
             "outside, and choose the precision by dtype=torch.float32."
         )
-    device = torch.get_default_device()
+    device = torch.empty(0).device  # torch.get_default_device of torch < 2.5 does not see a block `with device`
     if device.type != "cpu":
         raise ConfigError(
             f"{call} cannot work while torch's default device is '{device}'. Leave that as 'cpu', and choose the "
@@ -194,6 +194,7 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
         ConfigError: x is not made of real numbers.
         ShapeError: it has another shape.
     """
+    _refuse_masks(x)
     try:
         points = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
     except (TypeError, ValueError) as error:
@@ -203,6 +204,7 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
 
 def as_float64(value: Any, expected: str) -> Tensor:
     """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
+    _refuse_masks(value)
     try:
         return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -211,7 +213,14 @@ def as_float64(value: Any, expected: str) -> Tensor:
 
 def as_tensor(value: Any) -> Any:
     """A NumPy array of numbers as a tensor of its own; anything else as it is, for the checks that follow."""
+    _refuse_masks(value)
     return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
+
+
+def _refuse_masks(value: Any) -> None:
+    """ConfigError for an array with masked entries, whose values a tensor would hold like the others."""
+    if np.ma.is_masked(value):
+        raise ConfigError("an array has masked entries; give the rows that are known: x[~x.mask.any(1)].data.")
 
 
 def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
@@ -226,27 +235,16 @@ def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:
     return values
 
 
-def later(t: float, h: float) -> float:
-    """t + h; SolverError where rounding loses more than a hundredth of the step h."""
-    after = t + h
-    if abs(after - t - h) > 0.01 * h:
-        raise SolverError(
-            f"a step of {h:.3g} from t = {t:.17g} is lost in rounding: doubles there lie {math.ulp(t):.2g} apart. "
-            "Count time from the start (times - times[0]), or, where the steps themselves are too short, find what "
-            "makes them so: a dt, or an energy too steep for a tolerance."
-        )
-    return after
+def seeded(seed: object, call: str, offset: int = 0) -> torch.Generator:
+    """A generator of the seed plus an offset; ConfigError unless the seed is an integer in [0, 2⁶³)."""
+    return torch.Generator().manual_seed(check_seed(seed, call) + offset)
 
 
-def check_lengths(length: float | None, name: str, times: np.ndarray, call: str) -> None:
-    """ConfigError where steps of a fixed length (None: there is none) would be lost in the rounding of the times."""
-    last = float(np.abs(times).max())
-    if length is not None and length < 100 * math.ulp(last):
-        raise ConfigError(
-            f"{call}({name}=…): steps of {length:.3g} are lost in rounding at times up to {last:.17g}, where doubles "
-            f"lie {math.ulp(last):.2g} apart; the run would never end. Give a longer {name}, or count time from the "
-            "start (times - times[0])."
-        )
+def check_seed(seed: Any, call: str) -> int:
+    """The seed; ConfigError unless it is an integer in [0, 2⁶³)."""
+    if not is_integer(seed) or not 0 <= seed < 2**63:
+        raise ConfigError(f"{call}(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
+    return int(seed)
 
 
 def private(x: Tensor) -> Tensor:

@@ -105,9 +105,7 @@ def sliced_w2(
         directions = torch.randn(num_directions, dim, generator=generator, dtype=torch.float64)
     directions = torch.as_tensor(directions, dtype=torch.float64).to(x.device)
     if directions.ndim != 2 or directions.shape[1] != dim:
-        raise ShapeError(
-            f"sliced_w2(directions=…) needs shape (L, {dim}); got {tuple(directions.shape)}. One direction a row."
-        )
+        raise ShapeError(f"sliced_w2(directions=…) needs shape (L, {dim}), a row each; got {tuple(directions.shape)}.")
     directions = directions / directions.norm(dim=1, keepdim=True)
     return _sorted_w2(directions @ x.T, directions @ y.T).mean()
 
@@ -287,7 +285,7 @@ def bures_w2(mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> Tensor
         Scalar, float64.
 
     Raises:
-        ShapeError: shapes that do not belong together.
+        ShapeError, ConfigError: shapes that do not belong together; a matrix that is no covariance.
 
     References:
         R. Bhatia, T. Jain, Y. Lim, On the Bures–Wasserstein distance between positive definite matrices, 2019,
@@ -383,7 +381,6 @@ def _gaussians(call: str, mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tens
     if dim < 1 or shapes != [(dim,), (dim, dim), (dim,), (dim, dim)]:
         raise ShapeError(
             f"{call}(mean0, cov0, mean1, cov1) needs shapes (d,), (d, d), (d,), (d, d) of one d; got {shapes}."
-            " A mean has one axis, a covariance two."
         )
     return arrays
 
@@ -396,5 +393,8 @@ def _cholesky(call: str, name: str, cov: Tensor) -> Tensor:
 
 
 def _symmetric_root(cov: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(cov)
+    sound = bool(torch.isfinite(cov).all()) and torch.allclose(cov, cov.mT)
+    values, vectors = torch.linalg.eigh(cov) if sound else (-cov.new_ones(1), cov)
+    if values[0] < -1e-8 * values[-1].abs():
+        raise ConfigError("bures_w2(cov0=…, cov1=…) needs finite, symmetric, positive semidefinite matrices.")
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

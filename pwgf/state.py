@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -9,6 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from .errors import SolverError
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class State:
         rng: state of the CPU `torch.Generator`, uint8.
         counters: totals since the start, such as `num_stages` and `num_rejected`.
         extra: further tensors that a scheme carries from step to step.
+        rest: what the rounding of t leaves out: the time reached is t + rest. Steps far shorter than the spacing of
+            doubles at t, as after times[0] = 1.7e9, add up in it.
     """
 
     t: float
@@ -32,6 +37,34 @@ class State:
     rng: Tensor
     counters: Mapping[str, int] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    rest: float = 0.0
+
+    def left(self, t1: float) -> float:
+        """The time from here to t1, to the precision of that time and not of t1."""
+        return (t1 - self.t) - self.rest
+
+    def later(self, h: float, t1: float) -> tuple[float, float]:
+        """t and rest after a step h on the way to t1, which does not reach it: t stays below t1.
+
+        Raises:
+            SolverError: the step is lost beside the time to t1, so that the run would never end.
+
+        Example:
+            >>> State(1.7e9, *[torch.zeros(0)] * 2, 0.0, torch.zeros(0)).later(1e-9, 1.7e9 + 1)
+            (1700000000.0, 1e-09)
+        """
+        left = self.left(t1)
+        if not left - h < left:
+            raise SolverError(
+                f"a step of {h:.3g} from t = {self.t:.17g} is lost in rounding beside the {left:.3g} that remain to "
+                f"t = {t1:.17g}. Find what makes the steps so short: a dt, or an energy too steep for a tolerance."
+            )
+        t, rest = _sum(self.t, h)
+        t, rest = _sum(t, rest + self.rest)
+        if t < t1:
+            return t, rest
+        below = math.nextafter(t1, -math.inf)
+        return below, (t - below) + rest
 
     def copy(self) -> State:
         """An equal state with tensors of its own."""
@@ -44,6 +77,13 @@ class State:
         generator = torch.Generator()
         generator.set_state(self.rng)
         return generator
+
+
+def _sum(a: float, b: float) -> tuple[float, float]:
+    """a + b as a double and what its rounding leaves out, exactly (D. E. Knuth, 1969)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ LAYERS = [
 # Imports within a layer, each with its reason.
 BESIDE = {
     ("checks", "errors"): "what a check raises",
+    ("state", "errors"): "what a step raises that is lost in rounding",
     ("problems", "oracles"): "an exact law that no formula gives",
     ("filtering", "sampling"): "samples of a law with a known density",
     ("plots", "study"): "a figure shows measured errors and compared schemes",

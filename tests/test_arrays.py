@@ -6,7 +6,7 @@ import torch
 
 import pwgf
 from pwgf import distances, energies, fitting, maps, sampling
-from pwgf.checks import as_tensor
+from pwgf.checks import as_float64, as_points, as_tensor
 from pwgf.errors import ConfigError, ShapeError
 from pwgf.measures import Cloud
 
@@ -76,3 +76,12 @@ def test_what_is_no_array_of_samples_is_still_refused():
         whitened(np.zeros(3), np.eye(2))
     with pytest.raises(ConfigError, match=r"fit\(target=…\) must be samples .*; got list"):
         fitting.fit(maps.Affine(2), pwgf.Gaussian(2), [1.0])
+
+
+@pytest.mark.parametrize("take", [as_tensor, lambda x: as_float64(x, "x"), lambda x: as_points(x, 1, "x")])
+def test_an_array_with_masked_entries_is_refused(take):
+    """Their values are unknown; a tensor would hold them like the others."""
+    x = np.ma.masked_greater(np.arange(4.0)[:, None], 2)
+    with pytest.raises(ConfigError, match="masked entries; give the rows that are known"):
+        take(x)
+    take(np.ma.masked_greater(np.arange(4.0)[:, None], 9))

@@ -3,6 +3,11 @@
 The device is a pretended one (`pretend_device`); nobody has run the package on a real GPU for these tests.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +20,7 @@ from pwgf.run.provenance import provenance
 from pwgf.run.resume import check_same
 from tests.energies.members import NAMES, cloud, member
 from tests.linalg.helpers import DenseTangent
-from tests.maps.members import MEMBERS, reference_for, starts_as_identity
+from tests.maps.members import MEMBERS, potential_for, reference_for, starts_as_identity
 from tests.pretend_device import DEVICE, PretendedDevice
 from tests.schemes.contract_members import PROBLEM
 
@@ -78,7 +83,9 @@ def test_every_map(name):
     map = MEMBERS[name]()
     dense = starts_as_identity(map)  # the others may fold, and then have no density
     energy = double_well() if dense else energies.Potential(lambda x: x.square().sum(-1))
-    if reference_for(map).box is not None:  # which may lie far out, where the wells are steep
+    if isinstance(map, maps.OnTorus):
+        energy = energies.Potential(potential_for(map)) + energies.Entropy()
+    elif reference_for(map).box is not None:  # which may lie far out, where the wells are steep
         energy = 0.1 * energy
     same_on_both(lambda where: figures(flow(MEMBERS[name](), energy, where), dense))
 
@@ -182,6 +189,21 @@ def test_a_run_goes_on_on_another_device(begun, resumed, integrator, tmp_path, c
         assert run(resumed, [0.02, 0.03], start=start)["theta"].shape == (2, 6)
     assert f"resuming on {resumed} a run begun on {begun}: results may differ in the last bits" in caplog.text
     np.testing.assert_allclose(found["theta"], run("cpu", times)["theta"], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_on_a_device_each(tmp_path):
+    """gloo carries their sums; the rows are those of two processes on the CPU."""
+    worker, environment = Path(__file__).with_name("pretended_ranks.py"), {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[1]), "PWGF_PROGRESS": "0"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker, tmp_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    ranks = [np.load(tmp_path / f"rank-{rank}.npz") for rank in range(2)]
+    for found in ranks:
+        assert found["mixes"] == 0
+        np.testing.assert_allclose(found["there"], found["here"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(ranks[0]["there"], ranks[1]["there"])
 
 
 def test_cuda_is_its_first_gpu():

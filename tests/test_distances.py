@@ -166,6 +166,12 @@ def test_bures_w2_matches_the_matrix_root(dim):
     assert float(distances.bures_w2(mean0, cov0, mean1, cov1)) == pytest.approx(math.sqrt(truth), rel=1e-8)
 
 
+@pytest.mark.parametrize("cov", [-torch.eye(2), torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.full((2, 2), math.nan)])
+def test_bures_w2_refuses_what_is_no_covariance(cov):
+    with pytest.raises(ConfigError, match="finite, symmetric, positive semidefinite matrices"):
+        distances.bures_w2(torch.zeros(2), torch.eye(2), torch.zeros(2), cov)
+
+
 def test_bures_w2_resolves_nearly_equal_covariances():
     mean, cov = random_gaussian(4, 1)
     truth = (math.sqrt(1 + 1e-9) - 1) * math.sqrt(float(cov.trace()))

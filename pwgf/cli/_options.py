@@ -309,6 +309,8 @@ def as_options(message: str, names: Mapping[str, str]) -> str:
         >>> names = {name: name for name in ("num_samples", "overwrite")}
         >>> as_options("PWGF(num_samples=…) must be ≥ 1. Give overwrite=True.", names)
         '--num-samples must be ≥ 1. Give --overwrite.'
+        >>> as_options("run.plot(num_samples=…) must be ≥ 1.", names)
+        '--num-samples must be ≥ 1.'
     """
 
     def as_option(found: re.Match[str]) -> str:
@@ -319,6 +321,6 @@ def as_options(message: str, names: Mapping[str, str]) -> str:
         return option(names[name]) if alone else f"{option(names[name])} {value.strip(chr(39))}"
 
     value = r"(?P<value>…|'[^']*'|[\w.+-]*\w)"
-    message = re.sub(r"\b\w+\((?P<name>[a-z]\w*)(?P<value>)\): (?P=name)\b", as_option, message)
-    message = re.sub(rf"\b\w+\((?P<name>[a-z]\w*)={value}\)", as_option, message)
+    message = re.sub(r"\b[\w.]*\w\((?P<name>[a-z]\w*)(?P<value>)\): (?P=name)\b", as_option, message)
+    message = re.sub(rf"\b[\w.]*\w\((?P<name>[a-z]\w*)={value}\)", as_option, message)
     return re.sub(rf"(?<![\w.(])(?P<name>[a-z]\w*)={value}", as_option, message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import ConfigError
 from .base import Energy
 from .diffusion import Diffusion
+from .fisher import FisherInformation
 from .local import Entropy, InternalEnergy, Local, PorousMedium
 from .potential import KL
 
@@ -22,13 +23,15 @@ def refuse_ill_posed(energy: Energy) -> None:
         ConfigError: the sum of a kind is negative.
     """
     heat, porous = list[float](), dict[float, list[float]]()
-    balanced = False
+    balanced, fisher = False, 0.0
     for term in energy.terms():
         if isinstance(term.energy, (Entropy, KL)):
             heat.append(term.coefficient)
         elif isinstance(term.energy, Diffusion):
             _check_diffusion(term.coefficient)
             balanced = True
+        elif isinstance(term.energy, FisherInformation):
+            fisher += term.coefficient
         elif isinstance(term.energy, PorousMedium):
             porous.setdefault(term.energy.m, []).append(term.coefficient)
         elif isinstance(term.energy, (InternalEnergy, Local)):
@@ -37,6 +40,11 @@ def refuse_ill_posed(energy: Energy) -> None:
         raise ConfigError(
             f"entropy enters with coefficient {sum(heat):g} < 0, which is the backward heat equation and has no "
             "solution for t > 0; write temperature * Entropy() with temperature >= 0."
+        )
+    if fisher < 0:
+        raise ConfigError(
+            f"FisherInformation enters with coefficient {fisher:g} < 0, which is a backward diffusion of fourth order "
+            "and has no solution for t > 0; write it with a coefficient >= 0."
         )
     balanced = balanced or sum(heat) > 0 or any(sum(found) > 0 for found in porous.values())
     for m, found in porous.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import fitting, sampling
-from ..checks import check_device, private
+from ..checks import check_device, check_integer, check_seed, private, seeded
 from ..distances import divergence
+from ..energies.base import check_slope
 from ..errors import ConfigError
 from ..maps import PushForward, ResidualMLP
 from ..measures import PushedLaw, PushedMeasure, Reference
@@ -30,6 +32,9 @@ _EFFECTIVE_PER_COORDINATE = 20  # effective ones of them that are enough
 _TAIL_FACTOR = 1.6  # by which a sixth of the points of the least squares lie further out
 _FIT_TOLERANCE = 1e-8  # mean square misfit, as a share of the spread, at which the least squares stop
 _CHUNK = 2000
+_POOR_FIT = 10.0  # KL of the fit beside the tolerance of the flow: a warning
+
+_log = logging.getLogger("pwgf")
 
 
 def run(
@@ -88,6 +93,7 @@ def run(
     if not isinstance(model, StateSpace):
         raise ConfigError(f"filtering.run(model, …) needs a StateSpace; got {type(model).__name__}.")
     at, end = schedule(times, observations, end)
+    seed = check_seed(seed, "filtering.run")
     map = ResidualMLP(model.dim) if map is None else map
     map = in_standard_coordinates(map, model.initial)
     law = PushedLaw(map, model.initial, map.initial(seed).double())
@@ -97,9 +103,12 @@ def run(
     now = 0.0
 
     def move(law: PushedLaw, to: float) -> PushedLaw:
+        """The law after a flow, which must be the stored one before the update ahead of it replaces a stored one."""
         path = None if out is None else flow_path(out, len(runs))
         there: dict[str, Any] = {"out": path, "resume": resume, "overwrite": overwrite}
         law, flow = predict(model, law, to - now, **there, seed=seed + len(runs), progress=progress, **settings)
+        if updates:
+            store(runs[-1], updates[-1])
         runs.append(flow)
         return law
 
@@ -109,8 +118,11 @@ def run(
         chosen = {"seed": seed + len(runs), **(update_settings or {})}
         updates.append(update(predicted[-1], model.at(y), t=t, **chosen))
         law = updates[-1].law
+    if end > now:
+        law = move(law, end)
+    elif updates:
         store(runs[-1], updates[-1])
-    found = Filtered(at, predicted, updates, end, move(law, end) if end > now else law, runs)
+    found = Filtered(at, predicted, updates, end, law, runs)
     store_table(out, found)
     return found
 
@@ -176,13 +188,17 @@ def update(
     Raises:
         ConfigError: zero likelihood everywhere.
     """
-    reference, generator = law.reference, torch.Generator().manual_seed(seed)
+    reference, generator = law.reference, seeded(seed, "filtering.update")
+    check_integer(max_iterations, "max_iterations", "filtering.update")
+    if num_fit is not None:
+        check_integer(num_fit, "num_fit", "filtering.update")
     device = check_device(settings.get("device", "cpu"), "filtering.update")
     law = PushedLaw(law.map, reference, law.theta.to(device))
     z = reference.matched_sample(_PILOT_SAMPLES, generator)
     with torch.no_grad():
         log_w = log_likelihood(law.push(z).to(device)).cpu()
     check_observation(log_w, t)
+    check_slope(log_likelihood, law.push(z[:64]).to(device), "log_likelihood(y, x)")
     mean, cov, share = weighted_moments(z, log_w)
 
     def target(z: Tensor) -> Tensor:
@@ -198,6 +214,21 @@ def update(
         **{"num_eval": 1000, **settings},
     )  # fmt: skip
     n = num_fit or max(_PILOT_SAMPLES, -(-4 * law.map.num_params // law.map.dim))
+    new, kl_fit = _one_map(law, map, found, n, max_iterations, generator)
+    if not kl_fit <= _POOR_FIT * tolerance:
+        _log.warning(
+            "filtering: the map that takes the law on after the observation at t = %g differs from it by KL %.2g "
+            "(kl_fit; tolerance %.2g). Cure: a larger map, more samples (num_fit) or iterations (max_iterations)",
+            t, kl_fit, tolerance,
+        )  # fmt: skip
+    return Updated(new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, kl_fit)
+
+
+def _one_map(
+    law: PushedLaw, map: PushForward, found: sampling.Sampled, n: int, max_iterations: int, generator: torch.Generator
+) -> tuple[PushedLaw, float]:
+    """The law by one map in place of T∘S, fitted at n samples, and the KL between the two."""
+    reference = law.reference
     moved = _compose(law, map, found, reference.matched_sample(n, generator))
     middle = reference.mean()
     tails = middle + _TAIL_FACTOR * (reference.matched_sample(n // 5, generator) - middle)  # so that no map folds there
@@ -207,9 +238,7 @@ def update(
         law.map, law.theta, z, x, max_iterations, tolerance=_FIT_TOLERANCE, least_damping=1e-8, call="filtering.update"
     )
     new = PushedLaw(law.map, reference, theta.cpu())
-    return Updated(
-        new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, _gap(moved, new, reference)
-    )
+    return new, _gap(moved, new, reference)
 
 
 @dataclass(frozen=True)

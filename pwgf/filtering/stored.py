@@ -71,7 +71,7 @@ def load(
         ConfigError: nothing is there, or a filter that was stopped before its end.
         SchemaError: what is stored is damaged.
     """
-    call = f"filtering.load({os.fspath(folder)!r})"
+    call = f"filtering.load({storage.checked_path(folder, 'filtering.load(folder)')!r})"
     ends, ids, num_updates = _table(folder, call)
     predicted: list[PushedLaw] = []
     updates: list[Updated] = []

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import as_tensor, check_integer, check_number, check_theta0, plain_numbers, private
+from ..checks import as_tensor, check_integer, check_number, check_theta0, plain_numbers, private, seeded
 from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
@@ -92,7 +92,7 @@ def fit(
     target = as_tensor(target)
     settings = {"batch_size": batch_size, "patience": patience}
     _check_settings(map, reference, learning_rate, max_iterations, polish, held_out, settings)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed, "fit")
     theta = check_theta0(theta0, map.num_params, "fit")
     given = target if isinstance(target, Tensor) else theta
     theta = (map.initial(seed) if theta is None else theta).double().to("cpu" if given is None else given.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import distances
-from ..checks import as_tensor, plain_numbers
+from ..checks import as_tensor, plain_numbers, seeded
 from ..errors import ConfigError
 from ..maps import ConvexRidge
 from ..maps.base import PushForward
@@ -82,7 +82,7 @@ def from_samples(
         >>> scheme = pwgf.PWGF(energies.Entropy(), **start.settings)
     """
     x = _checked(x)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed, "from_samples")
     x = x[torch.randperm(len(x), generator=generator)]
     test, seen = x[: int(_TEST_SHARE * len(x))], x[int(_TEST_SHARE * len(x)) :]
     reference = Gaussian(x.shape[1], seen.mean(0), torch.cov(seen.T).reshape(x.shape[1], -1))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_theta0, plain_numbers
+from ..checks import check_integer, check_theta0, plain_numbers, seeded
 from ..errors import ConfigError, NonFiniteError
 from ..linalg import get_solver
 from ..maps.base import PushForward
@@ -84,7 +84,7 @@ def reparametrise(
     start = check_theta0(theta0, new_map.num_params, "reparametrise")
     theta = (new_map.initial(seed) if start is None else start).double().cpu()
     n = num_samples or max(2000, math.ceil(4 * new_map.num_params / new_map.dim))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed, "reparametrise")
     z, fresh = reference.sample(n, generator), reference.sample(num_eval, generator)
     theta, tried = regress(new_map, theta, z, run.push(t, z).double(), max_iterations, call="reparametrise")
     fresh_x = run.push(t, fresh).double()

@@ -35,6 +35,10 @@ class Linearised(Protocol):
         """rms_i |J_i e|."""
         ...
 
+    def unseen(self, h: float) -> float:
+        """How far a jump of v in time moves samples (rms) that the velocities of steps of h, h/2, h/3 do not see."""
+        ...
+
     def stiffness(self, e: Tensor) -> float:
         """eᵀHe/E|Je|², in units of 1/t."""
         ...

@@ -218,6 +218,8 @@ class _Step:
         accepted = min(ratios.values()) <= 1
         if accepted:
             self._check(found, h)
+            if self.start.unseen(h) > tolerance:
+                raise _Rejected("the velocity jumps in time early in the step")
         return _Trial(found, error, ratios, accepted)
 
     def _euler(self, h: float, parts: int) -> Tensor:

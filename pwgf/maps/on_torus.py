@@ -107,6 +107,11 @@ class OnTorus(Displaced):
         cell = "one cell of the torus, lower ≤ z ≤ lower + period"
         refuse_beyond(beyond, z, lower, lower + periods, f"{call}(map=OnTorus(…))", cell, "be counted in two cells")
 
+    def wound(self, x: Tensor) -> Tensor:
+        """x (n,d) with every other sample moved by one period in all coordinates: the same points of the torus."""
+        turns = torch.arange(len(x), device=x.device).remainder(2).to(x)
+        return x + turns.unsqueeze(1) * self._cell(x)[1]
+
     def features(self, z: Tensor) -> Tensor:
         """(cos α, sin α), (n, 2d)."""
         return torch.cat(self._circle(z)[:2], 1)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..checks import is_real, plain
 from ..errors import ConfigError
 from ..measures import Reference
 
@@ -47,10 +48,18 @@ def schedule(times: Sequence[float], observations: Sequence[Any], end: float | N
         ConfigError: they do not increase from above 0, differ in number from the observations, or pass the end.
     """
     try:
-        at = [float(t) for t in times]
+        given = [plain(t) for t in times]
         count = len(observations)
     except TypeError as error:
         raise ConfigError(f"filtering: times and observations must be sequences; {error}.") from error
+    end = plain(end)
+    for t in (*given, end or 0.0):
+        if not is_real(t):
+            raise ConfigError(
+                f"filtering: times and end must be numbers without a unit; got {t!r:.60}. Divide by the unit of t, "
+                "e.g. times / numpy.timedelta64(1, 's')."
+            )
+    at = [float(t) for t in given]
     if len(at) != count:
         raise ConfigError(f"filtering: each observation needs its time; got {len(at)} times, {count} observations.")
     if not all(math.isfinite(t) for t in at) or any(b <= a for a, b in zip([0.0, *at], at, strict=False)):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_integer, check_number, plain_numbers
+from ..checks import check_integer, check_number, plain_numbers, seeded
 from ..measures.base import effective_share
 from ._observations import Observed, check_observation, schedule
 
@@ -56,7 +56,7 @@ def particles(
     at, end = schedule(times, observations, end)
     check_integer(n, "n", "filtering.particles", least=2)
     check_number(dt, "dt", "filtering.particles", low=0.0, high=math.inf, open_low=True)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed, "filtering.particles")
     x, now, evidence, shares = model.initial.sample(n, generator), 0.0, 0.0, []
     for t, y in zip(at, observations, strict=True):
         x = _wander(model, x, t - now, dt, generator)

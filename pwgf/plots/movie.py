@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import storage
 from ..checks import check_integer, check_positive
 from ..errors import ConfigError, PathError
 from ..measures import Law
@@ -41,7 +42,8 @@ def animate(
         check_integer(num_frames, "num_frames", _CALL, least=2)
     check_positive(fps, "fps", _CALL)
     with style():
-        writer = _writer(os.fspath(path), fps)
+        writer = _writer(os.path.expanduser(os.fspath(path)), fps)
+        target = storage.path_without_run(path, f"{_CALL}(path=…)")
         dim = run.reference.dim
         shown = checked_dims(dims, dim, _CALL, default=range(min(dim, 2)), most=2)
         times = _times(run, num_frames)
@@ -55,7 +57,7 @@ def animate(
         scene = _Scene(panel, run, times, shown, known_problem(run, problem))
         frames = FuncAnimation(figure, scene.show, frames=len(times), init_func=list, blit=False)
         try:
-            frames.save(os.fspath(path), writer=writer, dpi=100)
+            frames.save(target, writer=writer, dpi=100)
         except OSError as error:
             raise PathError(
                 f"{_CALL}(path={os.fspath(path)!r}): cannot write there ({error.strerror}). Make the folder first."

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import storage
 from ..errors import ConfigError, PathError
 from ..measures import Law
 from ..problems import Problem
@@ -68,9 +69,10 @@ def write(make: Callable[[], Any], out: str | os.PathLike[str]) -> str:
     endings = sorted(FigureCanvasBase.get_supported_filetypes())
     if os.path.splitext(os.fspath(out))[1].removeprefix(".").lower() not in endings:
         raise ConfigError(f"plots.save(out={os.fspath(out)!r}) must end in one of {', '.join(endings)}. Try .png.")
+    target = storage.path_without_run(out, "plots.save(out=…)")
     figure = make()
     try:
-        figure.savefig(out, dpi=200)
+        figure.savefig(target, dpi=200)
     except OSError as error:
         raise PathError(
             f"plots.save(out={os.fspath(out)!r}): cannot write there ({error.strerror}). Make the folder first."

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..checks import as_call
+from ..checks import as_call, is_real, plain
 from ..energies.base import Energy
 from ..errors import ConfigError, PWGFError, nearest
 from ..maps.base import PushForward
@@ -120,8 +120,8 @@ class Problem(ABC):
         """The constructor's arguments as JSON values."""
 
     def _check_time(self, t: float) -> float:
-        start = float(self.times[0])
-        if not (math.isfinite(t) and t >= start - 1e-12):
+        start, t = float(self.times[0]), plain(t)
+        if not (is_real(t) and math.isfinite(t) and t >= start - 1e-12):
             raise ConfigError(
                 f"{self.name}.exact(t=…) needs a finite time t ≥ {start:g}, where the flow starts; got t={t}. "
                 f"The problem's own times are {self.name}.times."

@@ -17,7 +17,8 @@ from ._stored import checked_restart
 def state_to_restart(state: State, fingerprint: np.ndarray) -> dict[str, Any]:
     """A state as plain arrays and numbers, for the store."""
     plain: dict[str, Any] = {
-        "time": float(state.t), "dt": float(state.dt), "theta": state.theta.detach().cpu().numpy(),
+        "time": float(state.t), "rest": float(state.rest), "dt": float(state.dt),
+        "theta": state.theta.detach().cpu().numpy(),
         "theta_dot": state.theta_dot.detach().cpu().numpy(), "rng": state.rng.numpy(),
         "counters": json.dumps(dict(state.counters)), "fingerprint": np.asarray(fingerprint, dtype=np.float64),
     }  # fmt: skip
@@ -42,4 +43,5 @@ def restart_to_state(plain: Mapping[str, Any], dtype: torch.dtype, device: str =
         rng=torch.from_numpy(np.array(plain["rng"], dtype=np.uint8)),
         counters=plain["counters"],
         extra=extra,
+        rest=plain["rest"],
     )

@@ -184,16 +184,18 @@ def checked_restart(plain: Mapping[str, Any]) -> dict[str, Any]:
         theta, theta_dot, rng = (np.asarray(plain[name]) for name in ("theta", "theta_dot", "rng"))
         counters = storage.load_json(plain["counters"])
         t, dt = float(plain["time" if "time" in plain else "t"]), float(plain["dt"])  # "t": in files of version 0.1
+        rest = float(plain.get("rest", 0.0))  # version 0.1 had none
         fits = theta.ndim == 1 and theta.shape == theta_dot.shape and theta.dtype.kind == theta_dot.dtype.kind == "f"
         fits = fits and bool(np.isfinite(theta).all() and np.isfinite(theta_dot).all())
-        fits = fits and math.isfinite(t) and dt >= 0 and rng.dtype == np.uint8 and rng.shape == (RNG_BYTES,)
+        fits = fits and math.isfinite(t) and abs(rest) <= math.ulp(t) and dt >= 0
+        fits = fits and rng.dtype == np.uint8 and rng.shape == (RNG_BYTES,)
         fits = fits and isinstance(counters, dict) and all(is_integer(n) and 0 <= n < 2**63 for n in counters.values())
         fits = fits and np.asarray(plain["fingerprint"]).dtype.kind == "f"
         own = [value for name, value in plain.items() if name.startswith("extra_")]
         fits = fits and all(isinstance(value, np.ndarray) for value in own)
         if fits:
             torch.Generator().set_state(torch.from_numpy(np.array(rng)))
-            return {**plain, "counters": counters, "time": t, "dt": dt}
+            return {**plain, "counters": counters, "time": t, "rest": rest, "dt": dt}
         why = "its values have other types, sizes or ranges"
     except MISFITS as error:
         why = f"{type(error).__name__}: {error}"

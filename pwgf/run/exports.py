@@ -61,12 +61,13 @@ class Exports:
 
         Raises:
             ConfigError: another ending, a library that is missing, coordinates or times that the run has not.
-            PathError: the folder does not exist or cannot be written.
+            PathError: the folder does not exist or cannot be written, or a run lies there.
         """
-        path = os.fspath(path)
+        path = os.fsdecode(path)
         ending = os.path.splitext(path)[1].lower()
         if ending not in _WRITERS:
             raise ConfigError(f"{_CALL}(path={path!r}) must end in {', '.join(_WRITERS)}. Give e.g. 'samples.nc'.")
+        target = storage.path_without_run(path, f"{_CALL}(path={path!r})")
         libraries, write = _WRITERS[ending]
         for library, extra in libraries.items():
             _needed(library, extra, f"{_CALL}(path={path!r})")
@@ -77,7 +78,7 @@ class Exports:
         samples = np.stack([self.sample(t, n, seed).double().numpy()[:, shown] for t in found], axis=-1)
         told = {"pwgf_version": __version__, "seed": int(seed)}
         try:
-            write(path, samples, np.array(found), shown, json.dumps(self.config), told)
+            write(target, samples, np.array(found), shown, json.dumps(self.config), told)
         except OSError as error:
             raise PathError(f"{_CALL}(path={path!r}): cannot write there ({error}). Make the folder first.") from error
         return path

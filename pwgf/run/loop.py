@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..checks import check_ambient, check_integer, check_positive
-from ..errors import ConfigError, ParallelError
+from ..errors import ConfigError, ParallelError, SolverError
 from ..parallel import world
 from ..schemes import Scheme, ask
 from ..state import Info, State
@@ -60,9 +60,16 @@ def evolve(scheme: Scheme, state: State, times: Times) -> Iterator[tuple[State, 
 
 
 def _steps(scheme: Scheme, state: State, times: np.ndarray) -> Iterator[tuple[State, Info]]:
-    for t1 in times:
+    for t1 in times.tolist():
         while state.t < t1:
-            state, info = scheme.step(state, float(t1))
+            before = state
+            state, info = scheme.step(before, t1)
+            if not 0 <= state.left(t1) < before.left(t1):
+                raise SolverError(
+                    f"{type(scheme).__name__}.step(state, t1) must end after its start and not after t1; from t = "
+                    f"{before.t:.17g} with t1 = {t1:.17g} it ended at t = {state.t:.17g}. Let a step of at least "
+                    "state.left(t1) end at t1 itself, and others at state.later(h, t1), which gives t and rest."
+                )
             yield state, info
 
 
@@ -164,9 +171,9 @@ class Loop:
                 self._warn(self.watch.of_step(info))
                 self.num_steps += 1
                 stop, due, limit = self._decided(after, info)
-                if after.t in rows or stop:
+                if (after.t in rows or stop) and not after.t <= self.last_row:  # steps may be shorter than ulp(t)
                     self._save(after)
-                elif due or limit:
+                elif due or limit or stop:
                     self._checkpoint(after)
                 self._act()
                 if stop:

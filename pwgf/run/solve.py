@@ -153,7 +153,7 @@ def _checked_start(scheme: Scheme, start: State | None, t: np.ndarray) -> State 
             f"{tuple(start.theta.shape)} and {tuple(start.theta_dot.shape)}. Take the state from a run with the same "
             "map (or number of particles)."
         )
-    if abs(start.t - float(t[0])) > 1e-9 * max(1.0, abs(start.t)):
+    if abs(start.t - float(t[0])) > 1e-6 * (float(t[-1] - t[0]) or max(1.0, abs(start.t))):
         raise ConfigError(
             f"solve(start=…) is a state at t = {start.t:g}, but times begin at {t[0]:g}; let times[0] = start.t."
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checks import check_integer, is_integer, is_real, plain
+from ..checks import check_integer, check_seed, is_real, plain
 from ..errors import ConfigError
 from ..schemes import Scheme, ask, names_for
 from ..schemes.base import stored_config
@@ -67,7 +67,7 @@ class RunSpec:
             scheme=stored_config(scheme),
             description=ask(scheme, "describe")().to_config(),
             times=check_times(times),
-            seed=_checked_seed(seed),
+            seed=check_seed(seed, "solve"),
             problem=None if problem is None else problem.to_config(),
             start=None if start is None else {"t": start.t, "counters": dict(start.counters)},
             metadata=None if metadata is None else _checked_metadata(metadata),
@@ -137,12 +137,6 @@ def check_times(times: Times, call: str = "solve") -> np.ndarray:
             "Sort them and drop repeats."
         )
     return t
-
-
-def _checked_seed(seed: object) -> int:
-    if not is_integer(seed) or not 0 <= seed < 2**63:
-        raise ConfigError(f"solve(seed=…) must be an integer in [0, 2⁶³); got {seed!r}. Give e.g. seed=0.")
-    return seed
 
 
 def _check_problem(problem: object, scheme: Scheme) -> None:

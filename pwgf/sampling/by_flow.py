@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import storage
-from ..checks import check_device, check_dim, check_integer, check_number, plain_numbers
+from ..checks import check_device, check_dim, check_integer, check_number, check_seed, plain_numbers
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..integrate import Auto
@@ -123,6 +123,7 @@ def sample(
         M. Girolami, B. Calderhead, 2011, §2 (Langevin proposals with a Metropolis step).
     """
     _check(log_density, dim, n, whiten, tolerance, max_time, polish, bridge)
+    seed = check_seed(seed, "sample")
     named = checked_names(names, dim)
     device = check_device(settings.get("device", "cpu"), "sample")
     target, reference, smooth = _posed(log_density, dim, whiten, reference, device, seed)

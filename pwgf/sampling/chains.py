@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import as_tensor, check_integer, plain_numbers, private
+from ..checks import as_tensor, check_integer, plain_numbers, private, seeded
 from ..errors import ConfigError, NonFiniteError, ShapeError
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -29,7 +29,7 @@ def langevin(log_density: LogDensity, x: Tensor, steps: int, *, seed: int = 0, s
         seed: of the noise.
         step: h at the start, in units of x².
     """
-    generator = torch.Generator().manual_seed(seed + 3)
+    generator = seeded(seed, "langevin", offset=3)
     x = as_tensor(x)
     value, slope = _value_and_slope(log_density, x)
     for k in range(steps):
@@ -100,7 +100,7 @@ def hmc(log_density: LogDensity, x: Tensor, steps: int = 1000, *, warmup: int = 
         raise ShapeError(f"hmc(x=…): starts must have shape (m, d) with m ≥ 2 chains; got {tuple(x.shape)}.")
     if not callable(log_density):
         raise ConfigError(f"hmc(log_density=…) must be a function (m,d) → (m,); got {type(log_density).__name__}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed, "hmc")
     x, step = x.detach().double(), 0.2
     scale = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     value, slope = _value_and_slope(log_density, x)

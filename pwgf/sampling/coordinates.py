@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import Constants, as_tensor
-from ..energies.base import on_copies
+from ..checks import Constants, as_float64
+from ..energies.base import check_slope, evaluate, on_copies
 from ..errors import ConfigError, ShapeError
 from .chains import LogDensity
 from .laplace import laplace
 
 Coordinates = Callable[[Tensor], tuple[Tensor, Tensor]]  # y (n,d) → x(y) (n,d) and log|det ∂x/∂y| (n,)
+_CALL = "sample(log_density=…): log p(x)"
 Whiten = str | tuple[Tensor | np.ndarray, Tensor | np.ndarray] | Coordinates | None
 
 
@@ -43,7 +44,7 @@ def coordinates(log_density: LogDensity, dim: int, whiten: Whiten, device: str) 
         return Linear(torch.zeros(dim), torch.eye(dim))
     if isinstance(whiten, str):
         return Linear(*laplace(log_density, dim, torch.zeros(dim, dtype=torch.float64, device=device)))
-    return Linear(*map(as_tensor, whiten)) if isinstance(whiten, tuple) else whiten
+    return Linear(*_pair(whiten)) if isinstance(whiten, tuple) else whiten
 
 
 class Target:
@@ -64,14 +65,14 @@ class Target:
         return value if not isinstance(value, Tensor) or x.requires_grad else value.detach()
 
     def check_start(self, y: Tensor) -> None:
-        """Refuses coordinates or a log p that have the wrong shape or are not finite where the flow begins."""
+        """Refuses coordinates or a log p that are not finite where the flow begins, or of the wrong shape or dtype."""
         with torch.no_grad():
             x = self._checked(y)
             value = self._log_density(x)
         if not isinstance(value, Tensor) or value.shape != (len(y),):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ShapeError(
-                f"sample(log_density=…): log p(x) must have shape ({len(y)},) for x of shape {tuple(y.shape)}; got "
+                f"{_CALL} must have shape ({len(y)},) for x of shape {tuple(y.shape)}; got "
                 f"{got}. Sum over coordinates: ….sum(-1)."
             )
         bad = ~torch.isfinite(value)
@@ -83,6 +84,7 @@ class Target:
                 "goes. Cure: change variables so that the support is the whole space (x = exp(u) for "
                 "x > 0, with + u in log p), or give a reference inside the support."
             )
+        check_slope(lambda y: evaluate(self, _CALL, y.shape[:1], y, y), y[:64], _CALL)
 
     def _checked(self, y: Tensor) -> Tensor:
         """x(y), after a check of what the coordinates return."""
@@ -107,13 +109,18 @@ class Target:
 def check_whiten(whiten: object, dim: object) -> None:
     """Refuses what `coordinates` cannot use."""
     if isinstance(whiten, tuple):
-        whiten = tuple(map(as_tensor, whiten))
-        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in whiten]
+        pair = _pair(whiten)
+        shapes = [tuple(part.shape) for part in pair]
         if shapes != [(dim,), (dim, dim)]:
             raise ShapeError(f"sample(whiten=(m, L)) needs shapes ({dim},) and ({dim}, {dim}); got {shapes}.")
-        if not bool(torch.isfinite(torch.linalg.slogdet(whiten[1].double())[1])):
-            raise ConfigError("sample(whiten=(m, L)): L is singular or not finite. Give an invertible matrix.")
+        if not bool(torch.isfinite(torch.linalg.slogdet(pair[1])[1]) and torch.isfinite(pair[0]).all()):
+            raise ConfigError("sample(whiten=(m, L)): L is singular or m or L not finite. Give an invertible matrix.")
     elif not (whiten in (None, "auto", "laplace") or callable(whiten)):
         raise ConfigError(
             f"sample(whiten=…) must be 'auto', 'laplace', None, (m, L) or a function y → x, log|det|; got {whiten!r}."
         )
+
+
+def _pair(whiten: tuple[Any, ...]) -> list[Tensor]:
+    """m and L in float64; ConfigError where they are not made of numbers."""
+    return [as_float64(part, "sample(whiten=(m, L)) needs a vector and a matrix") for part in whiten]

@@ -186,15 +186,20 @@ def default_names(dim: int) -> tuple[str, ...]:
     return tuple(f"x{k}" for k in range(dim))
 
 
+def is_name(value: object) -> bool:
+    """Whether it is a text that a table can hold: printable, without line breaks and escapes of a terminal."""
+    return isinstance(value, str) and value != "" and value.isprintable()
+
+
 def checked_names(names: object, dim: int) -> tuple[str, ...]:
     """The names of d coordinates; ConfigError unless they are d different texts, or None."""
     if names is None:
         return default_names(dim)
     listed = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else ()
-    if len(listed) != dim or len(set(listed)) < dim or not all(isinstance(name, str) and name for name in listed):
+    if len(listed) != dim or len(set(listed)) < dim or not all(is_name(name) for name in listed):
         raise ConfigError(
-            f"sample(names=…) needs {dim} different names, one for each coordinate; got {names!r:.60}. Give e.g. "
-            f"names={list(default_names(dim)[:3])}."
+            f"sample(names=…) needs {dim} different names, one for each coordinate, in printable letters; got "
+            f"{names!r:.60}. Give e.g. names={list(default_names(dim)[:3])}."
         )
     return listed
 

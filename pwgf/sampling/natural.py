@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
+from ..energies.base import slope as gradient
 from ..errors import PWGFError
 from ..maps import PushForward
 from ..measures import PushedMeasure, Reference
@@ -148,9 +149,9 @@ class NaturalDescent:
             rho = PushedMeasure(self.map, self.reference, theta, part)
             x = rho.x.detach().requires_grad_(True)
             value = self.target(x)
-            (slope,) = torch.autograd.grad(value.sum(), x)
+            force = gradient(value, x, "log p(x)")
             log_w, squares = value.detach() - rho.log_density, x.detach().square().sum(1)
-            parts.append((log_w, rho.score, slope - rho.score, rho.det_sign <= 0, squares))
+            parts.append((log_w, rho.score, force - rho.score, rho.det_sign <= 0, squares))
         return _Look(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _stepped(self, theta: Tensor, z: Tensor, look: _Look) -> Tensor:

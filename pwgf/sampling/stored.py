@@ -16,7 +16,7 @@ from ..measures import Reference
 from ..run.results import read_result, store_result
 from ..run.trajectory import load as load_run
 from .coordinates import Coordinates, Linear
-from .found import Sampled
+from .found import Sampled, is_name
 
 _KIND = "sampling.sample"
 _ARRAYS = ("x", "log_density", "log_weights", "theta")
@@ -87,6 +87,8 @@ def load(
         raise storage.refused(path, f"its samples are damaged ({type(error).__name__}: {error})") from error
     if not fits:
         raise storage.refused(path, "its samples have other sizes than belong together")
+    if not all(is_name(name) for name in names):
+        raise storage.refused(path, "its coordinates have names that cannot be printed")
     if whiten is not None:
         _check_same(whiten, y, x[: len(y)], path)
     return Sampled(

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..checks import check_each_sample, private
 from ..energies import Energy
 from ..errors import ConfigError
-from ..maps import Standardised
+from ..maps import OnTorus, Standardised
 from ..maps.base import PushForward
-from ..measures import PushedMeasure, Reference, Sampled
+from ..measures import Cloud, PushedMeasure, Reference, Sampled
 
 _FOR_COORDINATES = 1000  # samples behind the coordinates that the map sees
 _FEW = 16  # samples at which a map's second derivative is looked at
@@ -28,6 +28,16 @@ def check_law(energy: Energy, reference: Reference, call: str) -> None:
         raise ConfigError(
             f"{call}(reference=…) must be a measures.Reference, such as pwgf.Gaussian(dim); got "
             f"{type(reference).__name__}. A class of your own derives from it and gives dim, sample and log_density."
+        )
+
+
+def check_lengths(length: float | None, name: str, times: np.ndarray, call: str) -> None:
+    """ConfigError where steps of a fixed length (None: there is none) are lost beside the span of the times."""
+    span = float(times[-1] - times[0])
+    if length is not None and length < 2 * math.ulp(span) and len(times) > 1:
+        raise ConfigError(
+            f"{call}({name}=…): steps of {length:.3g} are lost in rounding beside the {span:.3g} from times[0] to "
+            f"times[-1]; the run would never end. Give a longer {name}."
         )
 
 
@@ -97,7 +107,7 @@ def try_functions(energy: Energy, rho: Sampled) -> None:
     """Tries the user's functions at ρ's samples: those of the energy, λ's density and the map.
 
     Raises:
-        ConfigError: one is random, keeps a state, or mixes samples.
+        ConfigError: one is random, keeps a state, or mixes samples, or has not the periods of the map.
         ShapeError: one returns another shape.
     """
     if isinstance(rho, PushedMeasure):
@@ -105,6 +115,24 @@ def try_functions(energy: Energy, rho: Sampled) -> None:
         check_each_sample(lambda z: rho.reference.log_density(private(z)), [z], "reference.log_density(z)")
         check_each_sample(lambda z: rho.map(theta, private(z)), [z], f"map: {type(rho.map).__name__}(theta, z)")
     energy.try_functions(rho)
+    if isinstance(rho, PushedMeasure) and isinstance(rho.map, OnTorus):
+        _check_periods(energy, rho.x.detach(), rho.map.wound(rho.x.detach()), rho.t)
+
+
+def _check_periods(energy: Energy, x: Tensor, wound: Tensor, t: float | None) -> None:
+    """ConfigError where a term's velocity differs between x and the same points of the torus, (n,d) each."""
+    for name, _, part in energy.terms():
+        try:
+            once, again = (part.velocity(Cloud(at, t)) for at in (x, wound))
+        except ConfigError:  # it reads the density, which has the periods
+            continue
+        apart, size = float((once - again).abs().max()), float(once.abs().max())
+        if apart > 1e3 * torch.finfo(x.dtype).eps ** 0.75 * (1 + size):
+            raise ConfigError(
+                f"the energy term '{name}' has not the periods of maps.OnTorus: its velocity at x and at x + period "
+                f"differs by up to {apart:.2g}, though they are one point of the torus. Write it as a function of "
+                "cosines and sines, or of x wrapped into the cell: lower + (x - lower) % period."
+            )
 
 
 def check_map(map: PushForward, reference: Reference, call: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_number, later, plain_numbers
+from ..checks import check_number, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError
 from ..measures import Gaussianised, Reference
@@ -170,9 +170,10 @@ class FittedParticles(FittedReplay, EulerMaruyama):
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One step, cut at t1."""
         generator = state.generator()
-        last = state.dt >= (t1 - state.t) * (1 - 1e-9)
-        h = t1 - state.t if last else state.dt
-        t = t1 if last else later(state.t, h)
+        left = state.left(t1)
+        last = state.dt >= left * (1 - 1e-9)
+        h = left if last else state.dt
+        t, rest = (t1, 0.0) if last else state.later(h, t1)
         x = state.theta.view(self.num_samples, -1)
         noise = math.sqrt(2 * self.temperature * h) * _matched_noise(x, generator)
         v, speed = self._drift(x, state.t)
@@ -181,7 +182,7 @@ class FittedParticles(FittedReplay, EulerMaruyama):
         after_x = x + 0.5 * h * (v + ahead) + noise
         dt = state.dt if self.chosen_dt is not None else _step(moved, ahead - v)
         counters = merge_counters(state.counters, num_steps=1, num_stages=2)
-        after = State(t, after_x.reshape(-1), v.reshape(-1), dt, generator.get_state(), counters)
+        after = State(t, after_x.reshape(-1), v.reshape(-1), dt, generator.get_state(), counters, rest=rest)
         return after, Info(state.t, t, h, 2, 0, {"velocity_rms": speed})
 
     def measure(self, state: State) -> Row:

@@ -14,11 +14,10 @@ from ..checks import (
     check_device,
     check_dtype,
     check_integer,
-    check_lengths,
     check_number,
     check_points,
-    later,
     plain_numbers,
+    seeded,
 )
 from ..energies import Energy
 from ..errors import ConfigError, NonFiniteError
@@ -26,7 +25,7 @@ from ..maps.base import Block
 from ..measures import Cloud, Reference
 from ..measures.law import sample_cov
 from ..state import Info, Rows, State
-from ._arguments import check_law
+from ._arguments import check_law, check_lengths
 from ._mobility import Given, Mobility
 from .base import Answers, Row, member_config, merge_counters, nearest_row
 
@@ -167,12 +166,12 @@ class EulerMaruyama(ParticleReplay):
         return self._mobility.argument
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
-        """ConfigError where dt is lost in the rounding of the times."""
+        """ConfigError where dt is lost in rounding beside the span of the times."""
         check_lengths(self.dt, "dt", times, "EulerMaruyama")
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
         """Independent particles from the reference; checks the drift once."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed, "EulerMaruyama.start")
         x = self.reference.sample(self.num_samples, generator).to(self.dtype).to(self.device)
         for _, term in [*self._drifts, *self._noises]:
             term.try_functions(Cloud(x[:64], t))
@@ -206,8 +205,9 @@ class EulerMaruyama(ParticleReplay):
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One step of length dt, cut at t1."""
         generator = state.generator()
-        last = self.dt >= (t1 - state.t) * (1 - 1e-9)
-        h = t1 - state.t if last else self.dt
+        left = state.left(t1)
+        last = self.dt >= left * (1 - 1e-9)
+        h = left if last else self.dt
         x = state.theta.view(self.num_samples, -1)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
         v, speed = self._drift(x, state.t)
@@ -217,9 +217,9 @@ class EulerMaruyama(ParticleReplay):
             gauss = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
             moved = moved + math.sqrt(2 * factor * h) * source.noise(Cloud(x, state.t), gauss)
         moved = moved.reshape(-1)
-        t = t1 if last else later(state.t, h)
+        t, rest = (t1, 0.0) if last else state.later(h, t1)
         counters = merge_counters(state.counters, num_steps=1, num_stages=1)
-        after = State(t, moved, v.reshape(-1), self.dt, generator.get_state(), counters)
+        after = State(t, moved, v.reshape(-1), self.dt, generator.get_state(), counters, rest=rest)
         return after, Info(state.t, t, h, 1, 0, {"velocity_rms": speed})
 
     def measure(self, state: State) -> Row:

@@ -14,16 +14,16 @@ from torch import Tensor
 from ..checks import (
     check_device,
     check_dtype,
+    check_each_sample,
     check_integer,
-    check_lengths,
     check_number,
     check_theta0,
-    later,
     plain_numbers,
+    seeded,
 )
-from ..energies import Energy
+from ..energies import Diffusion, Energy, refuse_ill_posed
 from ..energies.base import check_callable, evaluate, qualified_name
-from ..errors import NonFiniteError, SolverError
+from ..errors import ConfigError, NonFiniteError, SolverError
 from ..linalg import Auto
 from ..maps import ResidualMLP
 from ..maps.base import PushForward
@@ -32,6 +32,7 @@ from ..state import Info, State
 from ..tangent import Tangent
 from ._arguments import (
     check_law,
+    check_lengths,
     check_map,
     in_standard_coordinates,
     refuse_jump,
@@ -173,6 +174,13 @@ class PWHF(MapReplay):
         device: str = "cpu",
     ) -> None:
         check_law(energy, reference, "PWHF")
+        refuse_ill_posed(energy)
+        if any(isinstance(part, Diffusion) for _, _, part in energy.terms()):
+            raise ConfigError(
+                "PWHF(energy=…) has a Diffusion, which is noise of positions; Newton's law has forces. The pressure of "
+                "an isothermal gas is τ·energies.Entropy(); friction is an argument, and noise of velocities belongs "
+                "to PWGF with energies.Drift and Diffusion in phase space, as in problems.KineticTrap."
+            )
         check_map(map, reference, "PWHF")
         check_number(dt, "dt", "PWHF", low=0.0, high=math.inf, open_low=True)
         check_number(friction, "friction", "PWHF", low=0.0, high=math.inf)
@@ -203,7 +211,7 @@ class PWHF(MapReplay):
         return "" if self.velocity0 is None else "velocity0"
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
-        """ConfigError where dt is lost in the rounding of the times."""
+        """ConfigError where dt is lost in rounding beside the span of the times."""
         check_lengths(self.dt, "dt", times, "PWHF")
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
@@ -214,7 +222,7 @@ class PWHF(MapReplay):
         """
         theta = self.map.initial(seed) if self.theta0 is None else self.theta0
         theta = theta.to(self.dtype).to(self.device)
-        rng = torch.Generator().manual_seed(seed).get_state()
+        rng = seeded(seed, "PWHF.start").get_state()
         z = self._samples(rng)
         few = self._pushed(theta, z[:64], t)
         try_functions(self.energy, few)
@@ -232,8 +240,9 @@ class PWHF(MapReplay):
         return State(t, theta, eta, self.dt, rng, counters)
 
     def _first_velocity(self, x: Tensor) -> Tensor:
-        call = "PWHF: velocity0(x)"
-        velocity = evaluate(self.velocity0, call, x.shape, x, x).detach()  # type: ignore[arg-type]
+        call, f = "PWHF: velocity0(x)", self.velocity0
+        velocity = evaluate(f, call, x.shape, x, x).detach()  # type: ignore[arg-type]
+        check_each_sample(lambda x: evaluate(f, call, x.shape, x, x), [x[:64]], call)  # type: ignore[arg-type]
         if not bool(torch.isfinite(velocity).all()):
             bad = int((~torch.isfinite(velocity).all(1)).sum())
             raise NonFiniteError(f"{call} is NaN or infinite at {bad} of {len(x)} samples; it must be finite there.")
@@ -270,20 +279,22 @@ class PWHF(MapReplay):
         Raises:
             SolverError, NonFiniteError: the equations of the step have no solution that is found; dt is too long.
         """
-        count = max(1, math.ceil((t1 - state.t) / self.dt * (1 - 1e-9)))
-        h, together = (t1 - state.t) / count, min(count, _TOGETHER)
-        slowed, t, eta, iterations = math.exp(-0.5 * self.friction * h), state.t, state.theta_dot, 0
+        left = state.left(t1)
+        count = max(1, math.ceil(left / self.dt * (1 - 1e-9)))
+        h, together = left / count, min(count, _TOGETHER)
+        slowed, eta, iterations = math.exp(-0.5 * self.friction * h), state.theta_dot, 0
+        t, rest = state.t, state.rest
         place = self._place(state.theta, self._samples(state.rng), t)
         for k in range(together):
             before = place
             theta, needed = self._moved(before, slowed * eta, h, t)
-            t = t1 if k + 1 == count else later(t, h)
+            t, rest = (t1, 0.0) if k + 1 == count else state.later((k + 1) * h, t1)
             place = self._place(theta, before.tangent.z, t)
             velocity = (place.x - before.x) / h + 0.5 * h * place.v
             eta = slowed * self._solved(place, velocity, (theta - before.theta) / h)
             iterations += needed
         counters = merge_counters(state.counters, num_steps=1, num_stages=together, num_iterations=iterations)
-        after = State(t, place.theta, eta, self.dt, state.rng, counters)
+        after = State(t, place.theta, eta, self.dt, state.rng, counters, rest=rest)
         return after, Info(state.t, t, h, together, 0, {"num_iterations": float(iterations)})
 
     def _moved(self, place: _Place, eta: Tensor, h: float, t: float) -> tuple[Tensor, int]:

@@ -6,7 +6,7 @@ any moment.
 """
 
 from pwgf.storage.doctor import Health, examine, salvage
-from pwgf.storage.guard import checked_path, refused
+from pwgf.storage.guard import checked_path, path_without_run, refused
 from pwgf.storage.meanings import attributes, meaning
 from pwgf.storage.packing import pack, set_result
 from pwgf.storage.reader import Record, open_record
@@ -26,6 +26,7 @@ __all__ = [
     "meaning",
     "open_record",
     "pack",
+    "path_without_run",
     "read_table",
     "refused",
     "salvage",

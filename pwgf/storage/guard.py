@@ -83,6 +83,18 @@ def checked_path(path: object, call: str) -> str:
     return os.path.realpath(text) if os.path.islink(text) else text
 
 
+def path_without_run(path: object, call: str) -> str:
+    """As `checked_path`, for a file of another kind; PathError where a run lies there, which it would replace."""
+    text = checked_path(path, call)
+    found = os.path.isdir(text + ".parts")
+    if os.path.isfile(text):
+        with contextlib.suppress(OSError), h5py.File(text, "r") as file:  # OSError: it is no HDF5 file
+            found = found or "pwgf_schema" in file.attrs
+    if found:
+        raise PathError(f"{call}: a run of pwgf lies at {text!r}, and would be replaced. Give another path.")
+    return text
+
+
 def open_stored(path: str) -> Stored:
     """Opens a regular file for reading; PathError for a folder, StorageError without permission.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import distances
-from ..checks import check_integer, plain_numbers
+from ..checks import check_integer, plain_numbers, seeded
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..measures import Law
 from ..problems import Problem, from_config
@@ -79,7 +79,7 @@ def errors(
     if particles is not None:
         n = min(n, particles)
     start = problem.exact(float(problem.times[0]))
-    z = problem.reference.sample(n, torch.Generator().manual_seed(seed))
+    z = problem.reference.sample(n, seeded(seed, "errors"))
     has_energy = "energy" in run.names
     found = []
     for k in range(len(run)) if rows is None else rows:

@@ -280,6 +280,7 @@ def test_smooth_and_affine_maps_are_not_taken_for_piecewise_linear(map):
         lambda energy: pwgf.SWJKO(energy, maps.Affine(2), pwgf.Gaussian(2), tau=0.1),
         lambda energy: pwgf.JKOICNN(energy, pwgf.Gaussian(2), h=0.1),
         lambda energy: pwgf.EulerMaruyama(energy, pwgf.Gaussian(2), dt=0.1),
+        lambda energy: pwgf.PWHF(energy, maps.Affine(2), pwgf.Gaussian(2), dt=0.1),
     ],
 )
 def test_every_scheme_refuses_a_negative_temperature(make):

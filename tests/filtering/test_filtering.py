@@ -8,7 +8,7 @@ import torch
 
 import pwgf
 from pwgf import filtering, maps, storage
-from pwgf.errors import ConfigError, SchemaError, ShapeError
+from pwgf.errors import ConfigError, PathError, ResumeMismatchError, SchemaError, ShapeError
 from pwgf.filtering import Law, StateSpace, update
 from tests.storage.forging import forge, set_value
 
@@ -167,6 +167,13 @@ def test_no_observation_is_a_mere_flow_and_flows_are_stored(tmp_path):
         (lambda: filtering.run(rippled(), [1.0], [0], end=0.5), ConfigError, "before the last observation at t = 1"),
         (lambda: filtering.run(rippled(), 1.0, 2.0), ConfigError, "must be sequences"),
         (
+            lambda: filtering.run(rippled(), np.array([1], "timedelta64[ns]"), [0]),
+            ConfigError,
+            "numbers without a unit; got .*Divide by the unit",
+        ),
+        (lambda: filtering.run(rippled(), [1.0], [0], seed=0.5), ConfigError, r"run\(seed=…\) must be an integer"),
+        (lambda: filtering.load(4), PathError, "needs a path; got int"),
+        (
             lambda: filtering.particles(rippled(), [0.1], [torch.zeros(3, 7)], n=5),
             ConfigError,
             r"log_likelihood\(y, x\) failed for an observation of shape \(3, 7\)",
@@ -195,6 +202,13 @@ def test_no_observation_is_a_mere_flow_and_flows_are_stored(tmp_path):
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("settings", [{"num_fit": -3}, {"max_iterations": 0}, {"seed": 0.5}])
+def test_bad_settings_of_an_update(settings):
+    law = filtering.Law(maps.Affine(1), pwgf.Gaussian(1), maps.Affine(1).initial())
+    with pytest.raises(ConfigError, match=rf"filtering\.update\({next(iter(settings))}=…\) must be an integer"):
+        update(law, lambda x: x.sum(-1), **settings)
 
 
 @pytest.mark.parametrize("filter", [filtering.run, filtering.particles, filtering.finite_volumes])
@@ -284,3 +298,30 @@ def test_a_damaged_update_is_refused(tmp_path):
     storage.write_table(tmp_path / "filter.h5", {"x": [0.5]}, {})
     with pytest.raises(SchemaError, match=r"its table is none of a filter \(KeyError: 't'"):
         filtering.load(tmp_path)
+
+
+def test_a_resume_that_is_refused_leaves_the_stored_filter_alone(tmp_path):
+    options = {"map": maps.Affine(2), "progress": False, "num_samples": 200, "out": tmp_path}
+    made = filtering.run(Linear().model(), TIMES, Linear.seen, **options)
+    others = (double(-0.7), Linear.seen[1])
+    with pytest.raises(ResumeMismatchError, match=r"theta0"):
+        filtering.run(Linear().model(), TIMES, others, resume=True, **options)
+    found = filtering.load(tmp_path)
+    assert found.log_evidence == made.log_evidence
+    assert all(torch.equal(a.law.theta, b.law.theta) for a, b in zip(found.updates, made.updates, strict=True))
+
+
+def test_a_likelihood_without_a_gradient_is_refused():
+    """The gradient of the prior alone would give a wrong law."""
+    law = filtering.Law(maps.Affine(1), pwgf.Gaussian(1), maps.Affine(1).initial())
+    with pytest.raises(ConfigError, match=r"log_likelihood\(y, x\) varies with its input but has no gradient"):
+        update(law, lambda x: -(x.detach() - 1).square().sum(-1))
+    silent = update(law, lambda x: torch.zeros_like(x[:, 0]))  # an observation that tells nothing
+    assert abs(silent.log_evidence) < 1e-6
+
+
+def test_a_fit_that_misses_the_law_is_reported(caplog):
+    """Observed x² of N(0, 1): two modes, of which an affine map makes one."""
+    law = filtering.Law(maps.Affine(1), pwgf.Gaussian(1), maps.Affine(1).initial())
+    found = update(law, lambda x: -(x.square().sum(-1) - 2).square(), map=maps.ResidualMLP(1), tolerance=1e-2)
+    assert found.kl_fit > 0.1 and "kl_fit" in caplog.text

@@ -39,7 +39,7 @@ def flown(scheme, t1, t=0.0):
 def side_of(scheme):
     state = scheme.start()
     generator = state.generator()
-    z = scheme._draw(scheme.num_samples, generator, even=True)
+    z = scheme._draws.samples(scheme.num_samples, generator, even=True)
     return scheme._side(z, state, generator, 0.0), state.theta
 
 
@@ -60,6 +60,9 @@ class Point:
 
     def displacement(self, e):
         return float(e.norm())
+
+    def unseen(self, h):
+        return 0.0
 
     def stiffness(self, e):
         return float(self.field.hessian(self.theta))

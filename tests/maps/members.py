@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import zuko
 from torch import Tensor, nn
@@ -80,6 +82,13 @@ def starts_to_rounding(map: maps.PushForward) -> bool:
         return starts_to_rounding(map.map)
     parts = map.maps if isinstance(map, maps.Composed) else [map]
     return any(isinstance(part, (ConvexGradient, maps.Standardised)) for part in parts)
+
+
+def potential_for(map):
+    """V for a flow of the map: |x|², or on a torus a wave with its periods."""
+    if not isinstance(map, maps.OnTorus):
+        return lambda x: x.square().sum(-1)
+    return lambda x: sum(torch.cos(2 * math.pi * x[:, k] / period) for k, period in enumerate(map.periods))
 
 
 def reference_for(map: maps.PushForward) -> measures.Reference:

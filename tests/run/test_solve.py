@@ -207,7 +207,7 @@ def test_the_loop_warns_when_the_energy_rises(caplog):
 def test_a_rise_of_the_energy_is_judged_beside_how_far_it_has_fallen(rises, warns):
     watch, kinds = PWGFWatch((0.0, 1.0)), []
     for change, energy in rises:
-        values = {"energy_change": change, "predicted_change": 0.0, "energy": energy}
+        values = {"energy_change": change, "predicted_change": 0.0, "energy": energy, "length": 0.1}
         kinds += [kind for kind, _ in watch.of_step(Info(0.0, 0.1, 0.1, 1, 0, values))]
     assert ("increase" in kinds) == warns
 
@@ -218,7 +218,8 @@ def test_ten_tiny_steps_in_a_row_are_a_stall(implicit, cure):
         watch, said = PWGFWatch((0.0, 1.0), implicit=implicit), []
         values = {"energy_change": 0.0, "predicted_change": 0.0, "energy": 1.0}
         for dt in lengths:
-            said += [message for _, message in watch.of_step(Info(0.5, 0.5 + dt, dt, 1, 0, values))]
+            info = Info(0.5, 0.5 + dt, dt, 1, 0, {**values, "length": dt})
+            said += [message for _, message in watch.of_step(info)]
         return said
 
     assert warned([1e-9 * 3**k for k in range(12)]) == []  # a first step that grows

@@ -142,6 +142,16 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
         ),
         (lambda: sample(gaussian, 2, whiten=(torch.zeros(2), torch.ones(2, 2))), ConfigError, "L is singular"),
         (
+            lambda: sample(gaussian, 1, whiten=([0.0], [["a"]])),
+            ConfigError,
+            r"a vector and a matrix.*not made of numbers",
+        ),
+        (lambda: sample(gaussian, 1, whiten=([math.nan], [[1.0]])), ConfigError, "not finite"),
+        (lambda: sample(gaussian, 2, seed=0.5), ConfigError, r"sample\(seed=…\) must be an integer in \[0, 2⁶³\)"),
+        (lambda: hmc(gaussian, torch.zeros(2, 2), seed=-1), ConfigError, r"hmc\(seed=…\) must be an integer"),
+        (lambda: sample(lambda x: (x[:, 0] > 0).long(), 2), ConfigError, r"log p\(x\) varies .* but has no gradient"),
+        (lambda: sample(lambda x: gaussian(x.detach()), 2), ConfigError, r"log p\(x\) varies .* but has no gradient"),
+        (
             lambda: sample(gaussian, 2, whiten=lambda y: y),
             ShapeError,
             r"whiten=f\): f\(y\) must return x and log.*\(1000, 2\) and \(1000,\).*got Tensor",

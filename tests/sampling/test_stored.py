@@ -152,6 +152,13 @@ DAMAGES = [
     ("log_z", "much", r"its samples are damaged \(ValueError"),
     ("about", "{", r"its result is damaged \("),
     ("about", json.dumps({"kind": "sampling.sample", "names": 3}), r"its samples are damaged \(TypeError"),
+    (
+        "about",
+        json.dumps(
+            {"kind": "sampling.sample", "names": ["a", "\x1b[31mb"], "converged": True, "coordinates": "linear"}
+        ),
+        "names that cannot be printed",
+    ),
 ]
 
 
@@ -207,9 +214,11 @@ def test_it_prints_as_a_table(made):
     assert [line[:9].strip() for line in lines[1:]] == NAMES and len({len(line) for line in lines}) == 1
 
 
-@pytest.mark.parametrize("names", [["a"], ["a", "a"], "ab", ["a", 1], ["a", ""]])
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], "ab", ["a", 1], ["a", ""], ["a", "\x1b[31mb"], ["a", "b\n"]])
 def test_names_are_one_for_each_coordinate(names):
-    with pytest.raises(ConfigError, match="needs 2 different names, one for each coordinate; got"):
+    with pytest.raises(
+        ConfigError, match="needs 2 different names, one for each coordinate, in printable letters; got"
+    ):
         sample(names=names)
 
 

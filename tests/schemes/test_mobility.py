@@ -74,7 +74,7 @@ def test_the_rescaled_tangent_is_the_plain_one_between_two_matrices(name):
 def side_of(scheme, n=300):
     state = scheme.start()
     generator = torch.Generator().manual_seed(1)
-    z = scheme._draw(n, generator, even=True)
+    z = scheme._draws.samples(n, generator, even=True)
     theta = state.theta + 0.05 * normals(len(state.theta), seed=4)
     return scheme._side(z, state, generator, None), theta, z
 

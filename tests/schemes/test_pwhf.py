@@ -181,6 +181,11 @@ def test_the_samples_of_a_run_stay_and_its_steps_are_equal():
         ({"dtype": torch.int64}, r"PWHF\(dtype=…\) must be torch\.float64 or torch\.float32"),
         ({"map": maps.Affine(2)}, "PWHF: map and reference must have the same dimension; got map.dim = 2"),
         ({"energy": torch.sin}, r"PWHF\(energy=…\) must be an energy from pwgf.energies; got .*Potential\(V\)"),
+        (
+            {"energy": SPRING + energies.Diffusion(1.0)},
+            r"PWHF\(energy=…\) has a Diffusion, which is noise of positions",
+        ),
+        ({"energy": -1.0 * energies.FisherInformation()}, r"FisherInformation enters with coefficient -1 < 0"),
     ],
 )
 def test_arguments_are_checked(settings, message):
@@ -195,6 +200,8 @@ def test_arguments_are_checked(settings, message):
         (lambda x: 1.0, ShapeError, r"PWHF: velocity0\(x\) must return a torch tensor of shape \(100, 1\).*got float"),
         (lambda x: x.log(), NonFiniteError, r"PWHF: velocity0\(x\) is NaN or infinite at 5. of 100 samples"),
         (lambda x: x @ torch.eye(3), ConfigError, r"PWHF: velocity0\(x\) failed on .*RuntimeError"),
+        (torch.randn_like, ConfigError, r"PWHF: velocity0\(x\) gives other values when it is called again"),
+        (lambda x: x - x.mean(0), ConfigError, r"PWHF: velocity0\(x\) gives a sample other values when other samples"),
     ],
 )
 def test_a_wrong_first_velocity_is_refused(velocity0, error, message):
@@ -211,7 +218,7 @@ def test_laws_with_an_edge_are_refused_where_a_density_is_needed():
 
 
 def test_steps_that_rounding_swallows_are_refused():
-    with pytest.raises(ConfigError, match=r"PWHF\(dt=…\): steps of 1e-17 are lost in rounding at times up to 1"):
+    with pytest.raises(ConfigError, match=r"PWHF\(dt=…\): steps of 1e-17 are lost in rounding beside the 1"):
         solve(scheme(dt=1e-17), [0.0, 1.0])
 
 

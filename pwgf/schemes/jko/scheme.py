@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_number, plain_numbers, private
+from ...checks import check_device, check_dtype, check_integer, check_number, plain_numbers, private, seeded
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, ShapeError, nearest
 from ...maps.base import Block
@@ -172,7 +172,7 @@ class JKOICNN(JKOReplay):
             ConfigError, ShapeError, NonFiniteError: the energy and the reference do not work together.
         """
         theta = self.family.initial(seed).to(self.dtype).to(self.device)
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed, "JKOICNN.start")
         few = self._reference_cloud(64, fork(generator.get_state(), "start"))
         seen = Seen(few)
         try_functions(self.energy, seen)
@@ -204,7 +204,7 @@ class JKOICNN(JKOReplay):
             ConfigError: t1 is further away.
             SolverError: the inner minimisation diverged; the state is untouched.
         """
-        h = t1 - state.t
+        h = state.left(t1)
         if h > self.h * (1 + _SLACK):
             raise ConfigError(_too_far(state.t, t1, self.h))
         generator = state.generator()

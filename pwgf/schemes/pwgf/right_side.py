@@ -283,13 +283,13 @@ class RightSide:
             return found
         return f"{found}; the map has folded at {folded:.2g} of the samples and nearly so at {unsound - folded:.2g}"
 
-    def fall(self, theta: Tensor, t: float) -> dict[str, float]:
-        """F at θ and the time t, its change since the first stage by the motion alone, and by how much it should fall.
+    def fall(self, theta: Tensor, h: float) -> dict[str, float]:
+        """F at θ, h after the start, its change since the first stage by the motion alone, and how much it should fall.
 
-        All on the same samples. An energy that depends on time is taken at t both times, and then may fall by the
-        cost E|Δx|²/h of the motion. The change is NaN where terms have no value.
+        All on the same samples. An energy that depends on time is taken at the end both times, and then may fall by
+        the cost E|Δx|²/h of the motion. The change is NaN where terms have no value.
         """
-        energy, h = self.setup.energy, t - self.t
+        energy, t = self.setup.energy, self.t + h
         same = torch.allclose(theta, self.rho.theta, rtol=1e-12, atol=1e-14)
         rho = self.rho.at(t) if same else self._measure(theta, t)
         end, start = float(energy(rho)), self.start or Start(math.nan, math.nan, math.nan)
@@ -310,6 +310,7 @@ class Linearised:
         self.t = float(self.rho.t or 0.0)
         self.w: Tensor | None = None  # J η of the first solve, as v in the coordinates of the frame
         self.pull = v  # its v
+        self.pulls: dict[float, Tensor] = {}  # v at a time h after θ's, by h, where the energy depends on time
 
     @cached_property
     def energy(self) -> float:
@@ -321,6 +322,8 @@ class Linearised:
         side, system = self.side, ImplicitTangent(self.curvature, h)
         side.frame = self.frame
         pull = self.frame.pull(side.velocity_at(self.rho.at(self.t + h))) if side.setup.energy.time else self.v
+        if side.setup.energy.time:
+            self.pulls[h] = pull
         v = pull if moved is None else pull - self.frame.inside(moved) / h
         momentum = side.implicit_momentum if moved is None else 0.0
         rhs = system.right_side(side.weighted(v))
@@ -331,6 +334,19 @@ class Linearised:
             missed, whole = torch.stack([self.rho.mean(u.square().sum(1)) for u in (self.w - v, v)])
             side.misfit = torch.where(whole > 0, missed / whole, 0.0)
         return eta
+
+    def unseen(self, h: float) -> float:
+        """How far a jump of v in time would move samples that lies before the first of the steps to h, h/2, h/3; rms.
+
+        v at the ends of these steps, extrapolated to their start, is v there unless it jumps between: for a smooth v
+        the difference is of the order of the method.
+        """
+        ends = [h / k for k in (1, 2, 3) if h / k in self.pulls]
+        if not ends:
+            return 0.0
+        weights = [math.prod(s / (s - end) for s in ends if s != end) for end in ends]
+        gap = self.v - sum(weight * self.pulls[end] for weight, end in zip(weights, ends, strict=True))
+        return min(ends) * float(self.rho.mean(gap.square().sum(1)).sqrt()) / self.side.unit
 
     def fallen(self, h: float) -> float:
         """h·|E v·Jη| of the first solve: by how much F should fall within h."""

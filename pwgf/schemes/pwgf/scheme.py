@@ -13,9 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_lengths, check_number, check_theta0, later, memory_for_blocks, plain_numbers
+from ...checks import (
+    check_device,
+    check_number,
+    check_theta0,
+    memory_for_blocks,
+    plain_numbers,
+    seeded,
+)
 from ...energies import Energy, refuse_ill_posed
-from ...errors import ConfigError, NonFiniteError, ShapeError, SolverError
+from ...errors import ConfigError, NonFiniteError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
 from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
@@ -24,12 +31,13 @@ from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
 from ...state import Info, State
-from .._arguments import in_standard_coordinates, refuse_jump, refuse_kinks, try_functions
+from .._arguments import check_lengths, in_standard_coordinates, refuse_jump, refuse_kinks, try_functions
 from .._guards import finite_velocity, refuse_folded
 from .._mobility import Given
 from ..base import Description, MapReplay, Row, fork, member_config, merge_counters, tensor_config
 from .cures import NOT_TRIED, errors_with_cures
 from .description import described
+from .draws import Draws
 from .estimate import error_estimate, samples_for
 from .evaluation import evaluate_row
 from .guards import MOST_TINY, NO_TINY, check_shared, gave_up, stalled, tiny_steps
@@ -162,6 +170,7 @@ class PWGF(MapReplay):
         moved_by = checked_mobility(mobility, energy, form, num_samples, map.dim)
         self._setup = Setup(energy, map, reference, solver_, form, chunk, world(), moved_by)
         self._alone = dataclasses.replace(self._setup, group=ALONE)  # for a few samples, in every process
+        self._draws = Draws(self._alone, num_samples, num_eval, dtype, self.device)
 
     @classmethod
     def suited(cls, energy: Energy, reference: Reference, times: np.ndarray, **settings: Any) -> PWGF:
@@ -186,7 +195,7 @@ class PWGF(MapReplay):
         return self._setup.mobility.argument
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
-        """ConfigError where fixed steps are lost in the rounding of the times."""
+        """ConfigError where fixed steps are lost in rounding beside the span of the times."""
         check_lengths(getattr(self.integrator, "dt", None), "dt", times, type(self.integrator).__name__)
 
     def start(self, seed: int = 0, t: float = 0.0) -> State:
@@ -197,9 +206,9 @@ class PWGF(MapReplay):
         """
         theta = self.map.initial(seed) if self.theta0 is None else self.theta0
         theta = theta.to(self.dtype).to(self.device)
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed, "PWGF.start")
         rng = generator.get_state()
-        z = self._draw(min(self.num_samples, max(64, 4 * self.map.dim)), fork(rng, "start"))
+        z = self._draws.samples(min(self.num_samples, max(64, 4 * self.map.dim)), fork(rng, "start"))
         rho = self._alone.pushed(theta, z, t)
         try_functions(self.energy, rho)
         self._setup.mobility.try_function(rho)
@@ -242,11 +251,11 @@ class PWGF(MapReplay):
             SolverError, NonFiniteError: no interval succeeded, however short; the last good state is untouched.
         """
         generator, dt, momentum = state.generator(), state.dt, self.momentum
-        memory = state.extra.get("integrator", NO_MEMORY).cpu()
+        memory, left = state.extra.get("integrator", NO_MEMORY).cpu(), state.left(t1)
         rejected, stages = 0, 0
         for redraw in range(_REDRAWS + 1):
-            z, weights = self._drawn_for_a_side(generator)
-            length = t1 - state.t if dt >= (t1 - state.t) * (1 - 1e-9) else dt
+            z, weights = self._draws.of_side(generator)
+            length = left if dt >= left * (1 - 1e-9) else dt
             side = self._side(z, state, generator, momentum, weights)
             try:
                 moved = self.integrator.advance(side, state.theta, length, dt, memory)
@@ -257,16 +266,19 @@ class PWGF(MapReplay):
                 if redraw == _REDRAWS or not self.integrator.adaptive:
                     raise gave_up(error, state.t, dt, redraw) from error
                 dt, momentum = dt / 4, 0.0
-        t_end = t1 if moved.length == t1 - state.t else later(state.t, moved.length)
+        try:
+            t, rest = (t1, 0.0) if moved.length == left else state.later(moved.length, t1)
+        except SolverError as error:
+            raise SolverError(f"{error} Last rejection: {moved.reason or 'none'}.") from error
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        tiny = tiny_steps(state.extra.get("tiny", NO_TINY).cpu(), moved.dt, t1 - state.t)
+        tiny = tiny_steps(state.extra.get("tiny", NO_TINY).cpu(), moved.dt, left)
         if float(tiny[0]) > MOST_TINY:
             raise stalled(MOST_TINY, moved.dt, state.t, side.diagnosis(), moved.reason)
         extra = {**state.extra, "integrator": moved.memory, "tiny": tiny}
-        after = State(t_end, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra)
+        after = State(t, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra, rest)
         after = self._agreed(after)
         return after, self._info(side, state, after, moved, rejected)
 
@@ -299,14 +311,15 @@ class PWGF(MapReplay):
         if group.size == 1:
             return state
         theta, theta_dot = group.from_first(torch.stack([state.theta, state.theta_dot]))
-        t, dt = group.numbers_from_first(state.t, state.dt)
+        t, dt, rest = group.numbers_from_first(state.t, state.dt, state.rest)
         extra = {name: group.from_first(values) for name, values in state.extra.items()}
-        return dataclasses.replace(state, t=t, dt=dt, theta=theta, theta_dot=theta_dot, extra=extra)
+        return dataclasses.replace(state, t=t, dt=dt, rest=rest, theta=theta, theta_dot=theta_dot, extra=extra)
 
     def _info(self, side: RightSide, before: State, after: State, moved: Advance, rejected: int) -> Info:
         speed2 = side.start.speed2 if side.start else math.nan
         values = {
-            **side.fall(moved.theta, after.t),
+            **side.fall(moved.theta, moved.length),
+            "length": moved.length,
             "velocity_rms": math.sqrt(speed2) if speed2 >= 0 else math.nan,
             "solver_residual": side.residual,
             "fit": side.fit,
@@ -319,19 +332,21 @@ class PWGF(MapReplay):
     def measure(self, state: State) -> Row:
         """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
         generator = fork(state.rng, "measure")
-        z, weights = self._drawn_for_a_side(generator)
+        z, weights = self._draws.of_side(generator)
         side = self._side(z, state, generator, self.momentum, weights)
         theta_dot = side(state.theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
-        row.update(evaluate_row(self._setup, state.theta, theta_dot, self._blocks(generator), state.t, side.frame))
+        row.update(
+            evaluate_row(self._setup, state.theta, theta_dot, self._draws.blocks(generator), state.t, side.frame)
+        )
         elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
-        z = self._draw(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
+        z = self._draws.samples(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
         row["error_estimate"], row["spread"] = error_estimate(
             self._alone, state.theta, theta_dot, z, elapsed, state.t, side.frame
         )
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:
-            draw = functools.partial(self._drawn_for_a_side, generator)
+            draw = functools.partial(self._draws.of_side, generator)
             row.update(errors_with_cures(self._alone, state, self.num_samples, draw, z, elapsed, side.damping))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
@@ -342,42 +357,9 @@ class PWGF(MapReplay):
         )
         return row
 
-    def _blocks(self, generator: torch.Generator) -> list[Tensor]:
-        """Fresh evaluation samples in blocks of at most num_samples (pairwise energies couple only within a block)."""
-        size = max(self.num_samples, 100)
-        return [self._draw(min(size, self.num_eval - start), generator) for start in range(0, self.num_eval, size)]
-
-    def _drawn_for_a_side(self, generator: torch.Generator, n: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Samples z (n,d) of a right side, of a law wider than λ where the energy takes weights (n,), and these."""
-        n = self.num_samples if n is None else n
-        if not self.energy.weighable or self._setup.form == "gradient":
-            return self._draw(n, generator, even=True), None
-        z, weights = self.reference.wide_sample(n, generator)
-        return self._checked(z, n), None if weights is None else self._placed(weights)
-
-    def _draw(self, n: int, generator: torch.Generator, *, even: bool = False) -> Tensor:
-        """n samples of λ (n,d); evenly spread ones for right sides, and where the energy couples the samples."""
-        draw = self.reference.matched_sample if even or self.energy.pairwise else self.reference.sample
-        return self._checked(draw(n, generator), n)
-
-    def _checked(self, z: Tensor, n: int) -> Tensor:
-        """Samples of λ where the scheme computes, if they have the shape that they should."""
-        if not isinstance(z, Tensor) or z.shape != (n, self.map.dim):
-            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise ShapeError(
-                f"reference.sample(n={n}, generator) must return a tensor of shape ({n}, {self.map.dim}); got {got}. "
-                "Return a row per sample."
-            )
-        self.map.check_domain(z, "PWGF")
-        return self._placed(z)
-
-    def _placed(self, values: Tensor) -> Tensor:
-        """In the dtype and on the device of the run."""
-        return values.to(self.dtype).to(self.device)
-
     def fingerprint(self, state: State) -> np.ndarray:
         """F and v on 16 fixed samples at this θ, (1 + 16d,) float64."""
-        rho = self._alone.pushed(state.theta, self._draw(16, torch.Generator().manual_seed(0)), state.t)
+        rho = self._alone.pushed(state.theta, self._draws.samples(16, torch.Generator().manual_seed(0)), state.t)
         values = torch.cat([self.energy(rho).detach().reshape(1), self.energy.velocity(rho).reshape(-1)])
         return values.double().cpu().numpy()
 

@@ -92,7 +92,7 @@ class PWGFWatch(Watch):
             yield "far", message
         change, predicted, energy = (info.values[name] for name in ("energy_change", "predicted_change", "energy"))
         self._highest = max(self._highest, energy - change)
-        rate = -change / (info.t1 - info.t0)
+        rate = -change / info.values["length"]
         if self._first_rate == 0 and rate > 0:
             self._first_rate = rate
         if math.isfinite(rate) and self._first_rate > 0 and rate > _RUNAWAY * self._first_rate:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...checks import check_device, check_dtype, check_integer, check_lengths, check_number, later, plain_numbers
+from ...checks import check_device, check_dtype, check_integer, check_number, plain_numbers, seeded
 from ...distances import sliced_w2
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, SolverError, nearest
@@ -19,7 +19,7 @@ from ...maps import ResidualMLP
 from ...maps.base import Block, PushForward
 from ...measures import PushedMeasure, Reference, Sampled
 from ...state import Info, Rows, State
-from .._arguments import check_law, even_step, refuse_driven, refuse_jump, refuse_kinks, try_functions
+from .._arguments import check_law, check_lengths, even_step, refuse_driven, refuse_jump, refuse_kinks, try_functions
 from ..base import Answers, Description, Row, fork, member_config, merge_counters
 from .carriers import MapCarrier, ParticleCarrier
 from .descent import descend
@@ -134,7 +134,7 @@ class SWJKO(Answers):
         Raises:
             ConfigError, ShapeError, NonFiniteError: the energy, map and reference do not work together.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed, "SWJKO.start")
         theta = self.carrier.start(seed, generator).to(self.dtype).to(self.device)
         few = self.carrier.draw(min(self.num_samples, 64), fork(generator.get_state(), "start"))
         rho = self.carrier.law(theta, few)
@@ -153,7 +153,7 @@ class SWJKO(Answers):
         return State(t, theta, torch.zeros_like(theta), self.tau, generator.get_state(), counters)
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
-        """ConfigError where tau is lost in the rounding of the times."""
+        """ConfigError where tau is lost in rounding beside the span of the times."""
         check_lengths(self.tau, "tau", times, "SWJKO")
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
@@ -163,8 +163,9 @@ class SWJKO(Answers):
             SolverError: it diverged; the state before it is untouched.
         """
         generator = state.generator()
-        last = self.tau >= (t1 - state.t) * (1 - 1e-9)
-        h = t1 - state.t if last else self.tau
+        left = state.left(t1)
+        last = self.tau >= left * (1 - 1e-9)
+        h = left if last else self.tau
 
         def objective(theta: Tensor) -> Tensor:
             return self._objective(theta, state.theta, h, generator)
@@ -176,12 +177,12 @@ class SWJKO(Answers):
         except SolverError as error:
             raise self._diverged(str(error), state) from error
         values = self._judged(found.theta, state, h, generator)
-        t = t1 if last else later(state.t, h)
+        t, rest = (t1, 0.0) if last else state.later(h, t1)
         counters = merge_counters(
             state.counters, num_steps=1, num_stages=found.num_iterations, num_unsettled=int(not found.settled)
         )
         theta_dot = (found.theta - state.theta) / h
-        after = State(t, found.theta, theta_dot, self.tau, generator.get_state(), counters)
+        after = State(t, found.theta, theta_dot, self.tau, generator.get_state(), counters, rest=rest)
         return after, Info(state.t, t, h, found.num_iterations, 0, {**values, "objective": found.value})
 
     def _objective(self, theta: Tensor, old: Tensor, h: float, generator: torch.Generator) -> Tensor:

@@ -97,16 +97,19 @@ def test_counters_add_up():
     assert stages == 12
 
 
-def test_samples_are_redrawn_between_steps_and_frozen_within(monkeypatch):
-    scheme, seen = ou_scheme(integrator=pwgf.FixedStep("rk4", 0.1)), []
-    checked = scheme._checked
-    monkeypatch.setattr(scheme, "_checked", lambda z, n: seen.append(checked(z, n)) or seen[-1])
-    state = scheme.start()
-    del seen[:]
-    state, _ = scheme.step(state, 1.0)
+def test_samples_are_redrawn_between_steps_and_frozen_within():
+    seen = []
+
+    class Told(pwgf.Gaussian):
+        def wide_sample(self, n, seed=0):
+            seen.append(super().wide_sample(n, seed))
+            return seen[-1]
+
+    scheme = pwgf.PWGF(OU.energy, maps.Affine(2), Told(2), integrator=pwgf.FixedStep("rk4", 0.1), num_samples=60)
+    state, _ = scheme.step(scheme.start(), 1.0)
     scheme.step(state, 1.0)
     assert len(seen) == 2
-    assert not torch.equal(*seen)
+    assert not torch.equal(seen[0][0], seen[1][0])
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -142,7 +145,7 @@ def test_heavy_damping_keeps_of_the_last_theta_dot_what_fits_the_velocity():
     """A last θ̇ ten times too fast is taken up to the multiple that fits, J·last·v/|J·last|²."""
     scheme = ou_scheme(integrator=pwgf.Euler(0.1), damping=1e12, momentum=0.5)
     state = scheme.start()
-    z = scheme._draw(60, state.generator(), even=True)
+    z = scheme._draws.samples(60, state.generator(), even=True)
     rho = scheme._setup.pushed(state.theta, z, state.t)
     tangent, v = scheme._setup.tangent(state.theta, z).dense(), OU.energy.velocity(rho).reshape(-1)
     eta = 10 * torch.linalg.lstsq(tangent, v[:, None]).solution[:, 0]

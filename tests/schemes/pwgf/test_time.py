@@ -67,7 +67,7 @@ def test_extrapolated_implicit_steps_keep_their_order_in_time(order):
     state = scheme.start(t=0.3)
     generator = state.generator()
     for h in (0.1, 0.05):
-        side = scheme._side(scheme._draw(40, generator, even=True), state, generator, 0.0)
+        side = scheme._side(scheme._draws.samples(40, generator, even=True), state, generator, 0.0)
         trial = _Step(side, side.linearise(theta), theta).extrapolated(h, order, 1e9)
         errors.append(abs(float(trial.theta[1]) - mean_of_wave(0.3 + h)))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order + 1, abs=0.35)
@@ -76,6 +76,16 @@ def test_extrapolated_implicit_steps_keep_their_order_in_time(order):
 @pytest.mark.parametrize("integrator", [Auto(), Explicit("dopri5"), Implicit()])
 def test_the_error_is_about_the_tolerance(integrator):
     assert error_of(integrator, 3.0) < 1e-3
+
+
+@pytest.mark.parametrize("integrator", ["auto", "implicit", "bosh3"])
+@pytest.mark.parametrize("when", [0.05, 0.021, 0.0999])
+def test_a_force_that_is_switched_on_is_not_stepped_over(integrator, when):
+    """V = x after the switch: the mean falls by the time since then. Implicit steps alone never take v at a start."""
+    energy = energies.Potential(lambda t, x: torch.where(t > when, 1.0, 0.0) * x.sum(-1), time=True)
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=40, num_eval=40, integrator=integrator)
+    run = pwgf.solve(scheme, [0.0, 0.1], progress=False)
+    assert float(run.theta(0.1)[1]) == pytest.approx(when - 0.1, abs=1e-3)
 
 
 @pytest.mark.parametrize("integrator", ["implicit", "bosh3"])
@@ -95,7 +105,7 @@ def test_a_step_that_raises_the_energy_at_its_end_is_still_rejected():
     scheme = scheme_of("implicit", lambda t, x: torch.exp(-t) + 0.5 * x.square().sum(-1), entropy=1.0)
     state = scheme.start()
     generator = state.generator()
-    side = scheme._side(scheme._draw(40, generator, even=True), state, generator, 0.0)
+    side = scheme._side(scheme._draws.samples(40, generator, even=True), state, generator, 0.0)
     start = side.linearise(state.theta)
     start.velocity(0.1)
     uphill = torch.tensor([1.0, 1.0], dtype=torch.float64)
