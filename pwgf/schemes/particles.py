@@ -183,24 +183,30 @@ class EulerMaruyama(ParticleReplay):
         )
 
     def _force(self, x: Tensor, t: float) -> Tensor:
-        """v (n,d) of the energy; NonFiniteError where it is not finite."""
+        """−∇δF/δρ (n,d), without the noise's part."""
         v = torch.zeros_like(x)
         for coefficient, term in self._drifts:
             v = v + coefficient * term.velocity(Cloud(x, t))
-        if not bool(torch.isfinite(v).all()):
-            bad = int((~torch.isfinite(v).all(1)).sum())
+        return v
+
+    def _drift(self, x: Tensor, t: float) -> tuple[Tensor, float]:
+        """The drift (n,d), the force times the mobility where there is one, and its rms.
+
+        Raises:
+            NonFiniteError: the force is not finite.
+        """
+        force, cloud = self._force(x, t), Cloud(x, t)
+        v = force
+        if self._mobility.given is not None:
+            v = self._mobility.frame(cloud).velocity(force) + self.temperature * self._mobility.spurious(cloud)
+        speed, finite = torch.stack([v.square().sum(1).mean().sqrt(), torch.isfinite(v).all().to(v.dtype)]).tolist()
+        if not finite:
+            bad = int((~torch.isfinite(force).all(1)).sum())
             raise NonFiniteError(
                 f"the drift is NaN or infinite at {bad} of {len(x)} particles at t = {t:.6g}. Causes: (a) the energy "
                 "is not finite there: check it; (b) the step is unstable: smaller dt."
             )
-        return v
-
-    def _drift(self, x: Tensor, t: float) -> tuple[Tensor, float]:
-        """The drift (n,d), v times the mobility where there is one, and its rms."""
-        v, cloud = self._force(x, t), Cloud(x, t)
-        if self._mobility.given is not None:
-            v = self._mobility.frame(cloud).velocity(v) + self.temperature * self._mobility.spurious(cloud)
-        return v, float(v.square().sum(1).mean().sqrt())
+        return v, speed
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One step of length dt, cut at t1."""

@@ -58,8 +58,8 @@ def test_products_and_rows(name, chunk_size):
 def test_blocks_of_rows_hold_whole_samples(name, monkeypatch):
     """However little may be held at once: whoever weighs the rows needs all directions of a sample together."""
     t, dense = case(name)
-    monkeypatch.setattr(base, "_CACHED", 1)
-    monkeypatch.setattr(base, "_ENTRIES", 1)
+    monkeypatch.setattr(base, "CACHED", 1)
+    monkeypatch.setattr(base, "ENTRIES", 1)
     blocks = list(t.rows())
     assert {len(block) for block in blocks} == {dense.shape[1]}
     torch.testing.assert_close(torch.cat(blocks), dense.reshape(-1, t.p), rtol=1e-10, atol=1e-10)
