@@ -84,14 +84,15 @@ class Activations:
         """Σ_i w_i Σ_k J_ik², (p,), for one hidden layer: there |∂T/∂(unit u)|² = s_u² |o_u|²."""
         total = torch.zeros(self.map.num_params, dtype=self.out.dtype, device=self.out.device)
         affine, (first,), out, single = self.map._split(total)
+        pieces = weights.unsqueeze(1).split(self.block)
         if single is not None:
-            for part, w in zip(self.features, weights.split(self.block), strict=True):
+            for part, w in zip(self.features, pieces, strict=True):
                 single += (part.square() @ w).view_as(single)
-        for (z, h), w in zip(self.inputs, weights.split(self.block), strict=True):
-            z2, h2 = z.square() * w, h[:-1].square()
+        for (z, h), w in zip(self.inputs, pieces, strict=True):
+            z2, h2 = z.square() * w.T, h[:-1].square()
             affine += z2.sum(1)
             first += self.out.square().sum(0).unsqueeze(1) * ((1 - h2).square() @ z2.T)
-            out += self.map._weight**2 * (h2 @ w)
+            out += self.map._weight**2 * (h2 @ w).T
         return total
 
     def layers(self) -> list[Layer]:

@@ -111,14 +111,14 @@ class RidgeActivations:
         shift, units, centres, sharpness, raw = self.map.unpack(total)
         by_p, by_q = raw.view(2, -1, 1)
         squares = self.units.square().sum(1, keepdim=True)
-        for part, w in zip(self.parts, weights.split(self.block), strict=True):
+        for part, w in zip(self.parts, weights.unsqueeze(1).split(self.block), strict=True):
             slopes = torch.cat([torch.ones_like(part.values[:d]), part.slopes])
-            units += (part.values.square() @ w).unsqueeze(1)
-            units += 2 * self.units * ((part.values * slopes * w) @ part.z.T)
-            units += squares * ((slopes.square() * w) @ part.z.square().T)
+            units += part.values.square() @ w
+            units += 2 * self.units * ((part.values * slopes * w.T) @ part.z.T)
+            units += squares * ((slopes.square() * w.T) @ part.z.square().T)
             own = ((centres, part.slopes), (sharpness, part.sharper), (by_p, part.h), (by_q, part.rest))
             for block, factor in own:
-                block += squares[d:] * (factor.square() @ w).unsqueeze(1)
+                block += squares[d:] * (factor.square() @ w)
             shift += w.sum()
         raw *= self.rates.square().view(-1, 1)
         return total

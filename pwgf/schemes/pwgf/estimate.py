@@ -97,7 +97,8 @@ def error_estimate(
     rates, modes = torch.linalg.eigh(basis.T @ curvature @ basis)
     lag = basis @ modes @ ((modes.T @ (basis.T @ load)) / (rates.clamp(min=0) + 1 / elapsed))
     in_x = frame.outside(fields.directions)
-    return Estimate(float((lag @ ((in_x @ in_x.T) * along) @ lag).clamp(min=0).sqrt()), spread)
+    size2 = (lag * (((in_x @ in_x.T) * along) @ lag)).sum()
+    return Estimate(float(size2.clamp(min=0).sqrt()), spread)
 
 
 class _Fields(NamedTuple):
