@@ -1,6 +1,7 @@
 """Beside what packages give a user already: error and CPU seconds of this package and of plain alternatives, in turns.
 
-    pip install -c constraints.txt -e ".[peers]"        # zuko, numpyro, py-pde, particles
+    pip install -c constraints.txt -e ".[peers]"        # zuko, numpyro, py-pde
+    pip install particles==0.3                          # for `filtering`; it has no wheels
     python -m benchmarks.peers                          # half an hour of one core
     python -m benchmarks.peers --only wells-d50 filtering
 

@@ -150,7 +150,7 @@ def test_every_dataset_of_a_file_says_what_it_is(run):
 def test_the_columns_of_every_scheme_have_a_meaning(name):
     problem = problems.Aggregation(1)
     kind = pwgf.schemes.find(name, "test")
-    scheme = kind.suited(problem.energy, problem.reference, np.array([0.0, 0.01]), num_samples=20)
+    scheme = kind.suited(problem.energy, problem.reference, np.array([0.0, 0.01]), num_samples=50)
     row = scheme.measure(scheme.start(0))
     known = [n for n in row if storage.meaning(n).description == "a column of the scheme's own"]
     assert known == []

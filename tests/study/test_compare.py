@@ -208,7 +208,9 @@ def test_every_method_makes_a_scheme_or_says_why_not():
     times = np.array([0.0, 0.5, 1.0])
     for name, make in METHODS.items():
         scheme = make(problems.Aggregation(2), times)
-        assert scheme.to_config()["name"] in ("PWGF", "JKOICNN", "SWJKO", "EulerMaruyama", "PWHF"), name
+        assert scheme.to_config()["name"] in ("PWGF", "JKOICNN", "SWJKO", "EulerMaruyama", "FittedParticles", "PWHF"), (
+            name
+        )
     with pytest.raises(ConfigError, match="Give a map"):
         METHODS["sw-jko-particles"](OU, times)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,10 +38,25 @@ class Draws:
     def of_side(self, generator: torch.Generator, n: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Samples z (n,d) of a right side, of a law wider than λ where the energy takes weights (n,), and these."""
         n = self.num_samples if n is None else n
-        if not self.setup.energy.weighable or self.setup.form == "gradient":
+        if not self._reaches_further:
             return self.samples(n, generator, even=True), None
         z, weights = self.setup.reference.wide_sample(n, generator)
         return self._checked(z, n), None if weights is None else self._placed(weights)
+
+    @cached_property
+    def _reaches_further(self) -> bool:
+        """Whether right sides take a wider law: the energy takes weights and, where the map starts, has a value there.
+
+        A target may have none beyond an edge that samples of λ do not reach.
+        """
+        setup = self.setup
+        if not setup.energy.weighable or setup.form == "gradient":
+            return False
+        z, weights = setup.reference.wide_sample(self.num_samples, 0)
+        if weights is None or setup.energy.time:
+            return True
+        theta = self._placed(setup.map.initial())
+        return bool(torch.isfinite(setup.energy(setup.pushed(theta, self._checked(z, len(z)), 0.0))))
 
     def blocks(self, generator: torch.Generator) -> list[Tensor]:
         """Fresh samples of a row in blocks of at most num_samples (energies of pairs couple only within a block)."""
