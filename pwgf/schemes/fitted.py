@@ -92,7 +92,8 @@ class FittedParticles(FittedReplay, EulerMaruyama):
     taken from noise. E log ρ of a fitted law lies below the true one by KL(true|fitted), and so does the energy.
 
     Against a map: no solve and no fold. One row of Styblinski–Tang wells with c = .5 in d = 50 (t = .48, seed 0) was
-    good to .04 % of the variance, .08 % of σ in the mean and .09 nats. The density of a law whose wells lie across the axes in d ≥ 8 is rough.
+    good to .04 % of the variance, .08 % of σ in the mean and .09 nats. The density of a law whose wells lie across the
+    axes in d ≥ 8 is rough.
 
     Cost: two velocities a step, and a fit a row, of a second or less in d = 2 and 5 to 10 in d = 50.
 

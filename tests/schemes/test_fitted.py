@@ -102,7 +102,7 @@ def test_without_a_temperature_the_energy_is_that_of_the_particles():
     [
         ({"num_samples": 51}, r"num_samples=…\) needs an even number of at least 50 particles; got 51"),
         ({"num_samples": 20}, "got 20"),
-        ({"dt": -1.0}, r"dt=…\) must be"),
+        ({"dt": -1.0}, r"FittedParticles\(dt=…\) must be"),
     ],
 )
 def test_bad_settings_are_refused(settings, match):
