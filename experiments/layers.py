@@ -5,8 +5,8 @@ with τ = ½, and double wells (x² − 1)² with τ = .1. The velocity is a smo
 of z, and a map fits functions of z. A layer S_k that starts as the identity at t_{k−1} fits functions of x, of the law
 that the layers before it have made and that stay as they are. Each interval is a run whose file holds all layers.
 
-    python -m experiments.layers                     # ten minutes of one core, results/layers/*.h5
-    python -m experiments.layers --names ring-hole   # two minutes
+    python -m experiments.layers --names ring-hole   # a minute and a half of one core, results/layers/*.h5
+    python -m experiments.layers                     # all four; the others have not been run by this command yet
 
 Runs that are there already are not repeated.
 """
@@ -70,7 +70,7 @@ def main(names: Sequence[str] = CASES, seed: int = 0) -> None:
             each = runs[:1] if form == "one map" else runs
             estimate = max(float((run["error_estimate"] / run["spread"]).max()) for run in each)
             folds = max(float(run["fold_fraction"].max()) for run in each)
-            stages, seconds = (sum(float(run[column][-1]) for run in each) for column in ("num_stages", "cpu_seconds"))
+            stages, seconds = (sum(float(run[column][-1]) for run in each) for column in ("num_stages", "cpu_time"))
             rows.append(
                 [name, form, worst, f"{100 * estimate:.2g} %", f"{folds:.1g}", f"{stages:.0f}", f"{seconds:.0f}"]
             )
