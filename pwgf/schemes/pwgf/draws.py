@@ -52,7 +52,7 @@ class Draws:
         setup = self.setup
         if not setup.energy.weighable or setup.form == "gradient":
             return False
-        z, weights = setup.reference.wide_sample(self.num_samples, 0)
+        z, weights = setup.reference.wide_sample(self.num_samples, torch.Generator().manual_seed(0))
         if weights is None or setup.energy.time:
             return True
         theta = self._placed(setup.map.initial())
