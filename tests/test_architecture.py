@@ -42,7 +42,7 @@ BASES = {
     "energies": {"hessian"},
     "integrate": set(),
     "linalg": set(),
-    "maps": {"convex", "from_module", "residual"},
+    "maps": {"composed", "convex", "from_module", "residual", "standardised"},
     "measures": {"law", "pushed"},
     "problems": {"langevin"},
     "schemes": {"particles"},

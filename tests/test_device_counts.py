@@ -27,7 +27,8 @@ def right_side(map, energy, n=24):
         energy, map, pwgf.Gaussian(map.dim), num_samples=n, num_eval=24, device=DEVICE, solver="primal", momentum=0.9
     )
     state, generator = scheme.start(), torch.Generator().manual_seed(1)
-    side = scheme._side(scheme._draws.samples(n, generator), state, generator, None)
+    z = scheme._draws.samples(n, generator)
+    side = scheme._side(scheme._setup, z, state.theta_dot, state.t, generator, None, None)
     side(state.theta)
     return side, state.theta
 

@@ -16,7 +16,8 @@ from pwgf.linalg.krylov import CG, LSMR
 from pwgf.linalg.primal import Primal
 from pwgf.linalg.subsample import SubsamplePCG
 
-MAX_PRIMAL, MAX_DUAL = 500, 1000  # parameters, rows n·d up to which a Cholesky factorisation beats an iteration
+MAX_PRIMAL, MAX_DUAL = 600, 1000  # parameters, rows n·d up to which a Cholesky factorisation beats an iteration
+MAX_IMPLICIT_PRIMAL = 1000  # parameters in implicit steps, whose iterations are longer
 MAX_UNLAYERED = 1000, 500  # the same where the structure of J is unknown, so that Gram matrices need rows one by one
 MAX_DENSE = 100_000_000  # entries of J up to which a Gram matrix is affordable when the structure of J is unknown
 MIN_OUTPUT_SHARE = 0.25  # of parameters that move one coordinate alone, from which their blocks precondition well
@@ -62,6 +63,7 @@ def choose(
     """
     affordable = layered or n * d * p <= MAX_DENSE
     max_primal, max_dual = (MAX_PRIMAL, MAX_DUAL) if layered else MAX_UNLAYERED
+    max_primal = max(max_primal, MAX_IMPLICIT_PRIMAL) if implicit else max_primal
     dual = n * d <= max_dual and affordable and not has_rhs
     if p <= max_primal and affordable and not (dual and 2 * n * d <= p):
         return Primal()

@@ -14,6 +14,7 @@ from .convex_ridge import ConvexRidge
 from .from_flow import FromFlow
 from .from_module import FromModule
 from .in_box import InBox
+from .layers import Layers
 from .neural_ode import NeuralODE
 from .on_torus import OnTorus
 from .residual import ResidualMLP
@@ -29,6 +30,7 @@ __all__ = [
     "FromModule",
     "InBox",
     "Layer",
+    "Layers",
     "Linearisation",
     "NeuralODE",
     "OnTorus",
@@ -48,6 +50,7 @@ _SHELF: dict[str, type[PushForward]] = {
         ConvexMax,
         ConvexRidge,
         InBox,
+        Layers,
         NeuralODE,
         OnTorus,
         ResidualMLP,

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..checks import check_points
 from ._networks import with_ones
-from .base import Layer, Linearisation, PushForward, products, solve_affine
+from ._products import products
+from .base import Layer, Linearisation, PushForward, solve_affine
 
 Act = Callable[[int, Tensor], Tensor]  # (k, fed (n,in)) → (n,out)
 

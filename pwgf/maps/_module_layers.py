@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .base import Block, Layer, Linearisation, products
+from ._products import products
+from .base import Block, Layer, Linearisation
 
 
 class Spot(NamedTuple):

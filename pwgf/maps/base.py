@@ -14,6 +14,7 @@ from torch.func import jacrev, jvp, vmap
 
 from ..checks import check_points
 from ..errors import SolverError
+from ._products import products
 
 
 class Layer(NamedTuple):
@@ -206,6 +207,17 @@ class PushForward(ABC):
             each = [jacrev(lambda at, zi=zi, xii=xii: along(at, zi, xii))(theta) for zi, xii in zip(z, xi, strict=True)]
             return torch.stack(each).detach()
 
+    def moving_at(self, theta: Tensor) -> tuple[PushForward, slice]:
+        """The map of those parameters that a flow moves at θ (p,), and where they lie in θ; here of all of them.
+
+        A map that holds others fixed gives one that has them built in: it costs the less.
+        """
+        return self, slice(0, self.num_params)
+
+    def grown(self, theta: Tensor, z: Tensor) -> Tensor | None:
+        """θ (p,) of the same T with further parameters that move, for samples z (n,d) of λ; None where it has none."""
+        return None
+
     own_coordinates: ClassVar[bool] = False
     """Whether T sees coordinates of its own, whatever the centre and the spread of λ; `PWGF` gives it none then."""
 
@@ -271,29 +283,6 @@ def from_layers(layers: list[Layer], num_params: int) -> Linearisation:
 
 def _along(jacobian: Tensor, xi: Tensor) -> Tensor:
     return (jacobian @ xi.unsqueeze(2)).squeeze(2)
-
-
-def products(
-    x: Tensor, sources: Sequence[Tensor]
-) -> tuple[Callable[[Sequence[Tensor]], Tensor], Callable[[Tensor], tuple[Tensor, ...]]]:
-    """(ṡ ↦ Σ_s ∂x/∂s·ṡ, u ↦ (uᵀ∂x/∂s)_s) for the tensors s that x was computed from, on the retained graph of x.
-
-    The second is a backward pass; it is linear in u, and the backward pass through it is the first ("double backward").
-    Call it with gradients enabled.
-    """
-    seed = torch.zeros_like(x, requires_grad=True)
-    pulled = torch.autograd.grad(x, sources, seed, create_graph=True, materialize_grads=True)
-    used = [k for k, gradient in enumerate(pulled) if gradient.requires_grad]  # the others are zeros
-
-    def push(directions: Sequence[Tensor]) -> Tensor:
-        return torch.autograd.grad(
-            [pulled[k] for k in used], seed, [directions[k] for k in used], retain_graph=True, materialize_grads=True
-        )[0]
-
-    def pull(u: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(x, sources, u, retain_graph=True, materialize_grads=True)
-
-    return push, pull
 
 
 def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import check_points
 from ..errors import ConfigError, ShapeError
+from ._products import products
 from .base import Block, Layer, Linearisation, Pushed, PushForward
 
 
@@ -149,11 +150,15 @@ class Composed(PushForward):
     def push_score(self, theta: Tensor, z: Tensor, slope: Tensor) -> Pushed:
         """From map to map: the score of the measure that one map makes is the slope from which the next one starts."""
         sign, log_abs_det = torch.ones_like(z[:, 0]), torch.zeros_like(z[:, 0])
+        inverses: list[Tensor | None] = []
         for map, part in zip(self.maps, self._split(theta.detach()), strict=True):
             pushed = map.push_score(part, z, slope)
             slope, sign, log_abs_det = pushed.score, sign * pushed.det_sign, log_abs_det + pushed.log_abs_det
+            inverses.append(pushed.inverse)
             z = map(part, z)
-        return Pushed(slope, sign, log_abs_det)
+        known = [inverse for inverse in inverses if inverse is not None]
+        whole = functools.reduce(torch.matmul, known) if len(known) == len(inverses) else None
+        return Pushed(slope, sign, log_abs_det, whole)
 
     def inverse(self, theta: Tensor, x: Tensor) -> Tensor:
         """The parts' inverses, the last map's first; raises what they raise."""
@@ -164,20 +169,38 @@ class Composed(PushForward):
 
     def linearise(self, theta: Tensor, z: Tensor) -> Linearisation:
         """J = [D_{k+1}⋯ J_k over the moving k], D the Jacobians of the later maps at their own inputs."""
-        steps: list[_Step] = []
-        thetas, offset, z = self._split(theta.detach()), 0, z.detach()
-        for k, (map, part) in enumerate(zip(self.maps, thetas, strict=True)):
-            after = map.jacobian(part, z).detach() if steps else None
-            if k in self.moving:
-                steps.append(_Step(offset, map.num_params, map.linearise(part, z), after))
-                offset += map.num_params
-            elif steps:
-                steps.append(_Step(offset, 0, None, after))
+        return _Chain(self._parts(theta, z)).linearisation()
+
+    def linearise_slope(self, theta: Tensor, z: Tensor, xi: Tensor) -> Linearisation:
+        """The same of ∂_zT·ξ, by the chain rule: D_{k+1}⋯ of the part's own, and its J with D_{k+1}⋯ bent along ξ."""
+        return _Chain(self._parts(theta, z, xi)).linearisation()
+
+    def _parts(self, theta: Tensor, z: Tensor, xi: Tensor | None = None) -> list[_Part]:
+        """The moving maps from the last to the first, each with what the later ones make of its tangent."""
+        thetas, z, met = self._split(theta.detach()), z.detach(), []
+        first, offset = self.moving[0], self.num_params
+        for map, part in zip(self.maps, thetas, strict=True):
+            met.append((z, xi))
+            if xi is not None:
+                xi = _by(map.jacobian(part, z).detach(), xi)
             z = map(part, z).detach()
-        layered = all(step.own is None or step.own.layers is not None for step in steps)
-        chain = _Chain(steps)
-        repeats = any(step.own is not None and step.own.repeats for step in steps)
-        return Linearisation(chain.jv, chain.jtu, chain.layers if layered else None, repeats=repeats)
+        found: list[_Part] = []
+        after: Tensor | None = None
+        bend: Tensor | None = None
+        for k in range(len(self.maps) - 1, first - 1, -1):
+            map, part, (z, xi) = self.maps[k], thetas[k], met[k]
+            if k in self.moving:
+                offset -= map.num_params
+                own = map.linearise(part, z) if xi is None or bend is not None else None
+                slope = None if xi is None else map.linearise_slope(part, z, xi)
+                found.append(_Part(slice(offset, offset + map.num_params), own, slope, after, bend))
+            if k > first:
+                jacobian, bent = _bent(map, part, z, xi)
+                if bent is not None:
+                    bent = bent if after is None else after @ bent
+                    bend = bent if bend is None else bend @ jacobian + bent
+                after = jacobian if after is None else after @ jacobian
+        return found
 
     def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
         """J itself, (n,d,p), from the rows of the parts."""
@@ -191,10 +214,36 @@ class Composed(PushForward):
             z = map(part, z).detach()
         return torch.cat(rows, dim=2)
 
+    def slope_rows(self, theta: Tensor, z: Tensor, xi: Tensor) -> Tensor:
+        """∂_θ(∂_zT·ξ) itself, (n,d,p), by the chain rule from the rows and the slope rows of the parts."""
+        rows: list[Tensor] = []
+        slopes: list[Tensor] = []
+        for k, (map, part) in enumerate(zip(self.maps, self._split(theta.detach()), strict=True)):
+            jacobian, bend = _bent(map, part, z, xi)
+            slopes = [jacobian @ slope + bend @ row for slope, row in zip(slopes, rows, strict=True)]  # type: ignore[operator]  # with ξ
+            rows = [jacobian @ row for row in rows]
+            if k in self.moving:
+                rows.append(map.tangent_rows(part, z))
+                slopes.append(map.slope_rows(part, z, xi))
+            xi, z = _by(jacobian, xi), map(part, z).detach()
+        return torch.cat(slopes, dim=2)
+
     def to_config(self) -> dict[str, Any]:
         """The configurations of the parts, and the parameters of those that stay."""
         config = {"maps": [map.to_config() for map in self.maps], "moving": list(self.moving)}
         return {"name": "Composed", **config, "thetas": [given and list(given) for given in self.thetas]}
+
+
+def _bent(map: PushForward, theta: Tensor, z: Tensor, xi: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """∂_zT and, where there are directions ξ (n,d), its derivative along them, (n,d,d) each."""
+    if xi is None:
+        return map.jacobian(theta, z).detach(), None
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_(True)
+        jacobian = map.jacobian(theta, leaf)
+        if not jacobian.requires_grad:  # an affine map
+            return jacobian, torch.zeros_like(jacobian)
+        return jacobian.detach(), products(jacobian, [leaf])[0]([xi]).detach()
 
 
 def _checked(
@@ -222,53 +271,66 @@ def _checked(
     return found
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A map from the first moving one on: where its parameters start, their number, its tangent if it moves, ∂_zT."""
+class _Part(NamedTuple):
+    """A moving map: where its parameters lie, its J and its slopes' tangent, and A and B by which they count.
 
-    offset: int
-    count: int
+    Its part of J is A·J, of the tangent of slopes A·S + B·J; A is the product of the later maps' Jacobians (None where
+    there are none) and B its derivative along ξ.
+    """
+
+    where: slice
     own: Linearisation | None
-    jacobian: Tensor | None  # None for the first
+    slope: Linearisation | None
+    after: Tensor | None
+    bend: Tensor | None
+
+    def terms(self) -> list[tuple[Linearisation, Tensor | None]]:
+        """The tangents that add up, each with the matrices (n,d,d) by which it is multiplied; None is the unit one."""
+        if self.slope is None:
+            return [(self.own, self.after)]  # type: ignore[list-item]  # one of the two is there
+        found = [(self.slope, self.after)]
+        return found if self.own is None else [*found, (self.own, self.bend)]
+
+    def layers(self) -> list[Layer]:
+        """Its layers, if all terms have them."""
+        found = [(layer, by) for tangent, by in self.terms() for layer in tangent.layers()]  # type: ignore[misc]
+        shifted = [(layer._replace(offset=layer.offset + self.where.start), by) for layer, by in found]
+        return [layer if by is None else _carried(layer, by) for layer, by in shifted]
 
 
-@dataclass(frozen=True)
 class _Chain:
-    """The tangent of a composition from the tangents of its parts."""
+    """The tangent of a composition from those of its moving maps, the last first."""
 
-    steps: list[_Step]
+    def __init__(self, parts: list[_Part]) -> None:
+        self.parts = parts
+
+    def linearisation(self) -> Linearisation:
+        """As a whole."""
+        tangents = [tangent for part in self.parts for tangent, _ in part.terms()]
+        layered = all(tangent.layers is not None for tangent in tangents)
+        repeats = len(tangents) > len(self.parts) or any(tangent.repeats for tangent in tangents)
+        return Linearisation(self.jv, self.jtu, self.layers if layered else None, repeats=repeats)
 
     def jv(self, eta: Tensor) -> Tensor:
-        """Jη, (n,d): the part of each map is multiplied by the Jacobians of the following ones."""
-        moved = None
-        for step in self.steps:
-            if moved is not None and step.jacobian is not None:
-                moved = (step.jacobian @ moved.unsqueeze(2)).squeeze(2)
-            if step.own is not None:
-                added = step.own.jv(eta[step.offset : step.offset + step.count])
-                moved = added if moved is None else moved + added
-        return moved  # type: ignore[return-value]  # the first step moves
+        """Jη, (n,d)."""
+        moved = [_by(by, tangent.jv(eta[part.where])) for part in self.parts for tangent, by in part.terms()]
+        return torch.stack(moved).sum(0)
 
     def jtu(self, u: Tensor) -> Tensor:
         """Jᵀu, (p,)."""
-        pieces = []
-        for step in reversed(self.steps):
-            if step.own is not None:
-                pieces.append(step.own.jtu(u))
-            if step.jacobian is not None:
-                u = (step.jacobian.transpose(1, 2) @ u.unsqueeze(2)).squeeze(2)
-        return torch.cat(pieces[::-1])
+        found = []
+        for part in reversed(self.parts):
+            pulled = [tangent.jtu(u if by is None else _by(by.mT, u)) for tangent, by in part.terms()]
+            found.append(torch.stack(pulled).sum(0))
+        return torch.cat(found)
 
     def layers(self) -> list[Layer]:
-        """The parts' layers, their g multiplied by the Jacobians of the later maps."""
-        later, found = None, []
-        for step in reversed(self.steps):
-            if step.own is not None and step.own.layers is not None:
-                own = [layer._replace(offset=layer.offset + step.offset) for layer in step.own.layers()]
-                found.append(own if later is None else [_carried(layer, later) for layer in own])
-            if step.jacobian is not None:
-                later = step.jacobian if later is None else later @ step.jacobian
-        return [layer for part in reversed(found) for layer in part]
+        """The parts' layers, their g multiplied by the matrices."""
+        return [layer for part in reversed(self.parts) for layer in part.layers()]
+
+
+def _by(matrices: Tensor | None, u: Tensor) -> Tensor:
+    return u if matrices is None else (matrices @ u.unsqueeze(2)).squeeze(2)
 
 
 def _carried(layer: Layer, later: Tensor) -> Layer:

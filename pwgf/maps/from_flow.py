@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..checks import check_dim, check_points, plain_numbers
 from ..errors import ConfigError
+from ._products import products
 from ._zuko import import_zuko
-from .base import Linearisation, Pushed, products, score_by_inverse
+from .base import Linearisation, Pushed, score_by_inverse
 from .from_module import FromModule
 
 _ACCURACY = 1e-5  # of the flow's log det relative to that of its own map: the accuracy of zuko's bisections

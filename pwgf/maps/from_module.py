@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..checks import check_dim, check_each_sample, plain_numbers, private
 from ..errors import ConfigError, ShapeError
 from ._module_layers import linear_spots, linearise_layers
-from .base import Block, Linearisation, PushForward, blocks, products
+from ._products import products
+from .base import Block, Linearisation, PushForward, blocks
 
 _ALONE = threading.RLock()  # while θ is lent to a module or hooks are tied to it, no other thread may run one
 _STATEFUL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -98,6 +98,15 @@ class Standardised(PushForward):
     def closes(self, lower: Tensor, upper: Tensor) -> bool:
         """Whether M does, in its coordinates."""
         return self.map.closes(self._inside(lower), self._inside(upper))
+
+    def moving_at(self, theta: Tensor) -> tuple[PushForward, slice]:
+        """That of M, in these coordinates."""
+        map, where = self.map.moving_at(theta)
+        return self if map is self.map else replace(self, map=map), where
+
+    def grown(self, theta: Tensor, z: Tensor) -> Tensor | None:
+        """That of M, in its coordinates."""
+        return self.map.grown(theta, self._inside(z))
 
     @property
     def numbers_per_sample(self) -> int:

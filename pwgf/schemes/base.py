@@ -276,7 +276,7 @@ def hermite_between(rows: Rows, k: int, l: int, t: float) -> Tensor:  # noqa: E7
     s = (t - float(rows.t[k])) / h
     a, b = rows.theta(k), rows.theta(l)
     da, db = rows.theta_dot(k), rows.theta_dot(l)
-    bend = s * (1 - s)
+    bend = s * (1 - s) * (a != b)  # a parameter that is the same in both rows did not move between them
     return a + s * s * (3 - 2 * s) * (b - a) + h * bend * ((1 - s) * da - s * db)
 
 

@@ -15,6 +15,8 @@ CACHED = 2**20
 ENTRIES = 2**24
 """Numbers held at once when rows of J or blocks of a Gram matrix are formed (128 MB in float64)."""
 
+_STRIP = 96  # columns of a Gram matrix formed at a time: narrower ones than p/2, wide enough for matrix products
+
 
 def row_gram(left: list[Layer], right: list[Layer], dim: int) -> Tensor:
     """A Bᵀ, (n·d, m·d), of the rows A and B that two lists of factors stand for.
@@ -41,6 +43,22 @@ def row_gram(left: list[Layer], right: list[Layer], dim: int) -> Tensor:
             outputs = (g @ other_g.T).view(n, dim, m, dim)
         total += outputs * inputs[:, None, :, None]
     return total.view(n * dim, m * dim)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds leftᵀ right, a symmetric (p,p) product of rows (m,p), to a total; on a CPU to its upper triangle alone.
+
+    By strips of columns there, which saves a quarter to a third of the time; `mirrored` fills in the rest.
+    """
+    p = len(total)
+    width = _STRIP if total.device.type == "cpu" else p
+    for start in range(0, p, width):
+        total[start : start + width, start:].addmm_(left[:, start : start + width].T, right[:, start:])
+
+
+def mirrored(total: Tensor) -> Tensor:
+    """The symmetric matrix of this upper triangle."""
+    return total.triu() + total.triu(1).T
 
 
 def scaled(part: Linearisation, roots: Tensor) -> Linearisation:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import entries_at_once
 from ..maps.base import Layer, Linearisation
 from ..parallel import ALONE, Group
-from ._layers import CACHED, ENTRIES, joined, layer_pair, layer_squares, row_gram, scaled
+from ._layers import CACHED, ENTRIES, add_product, joined, layer_pair, layer_squares, mirrored, row_gram, scaled
 
 _FEW_SAMPLES = 64  # enough for the scale of J where each row costs a backward pass
 _FEW_OUTPUTS = 3  # dimensions up to which JᵀJ is quicker by rows of J than by pairs of layers
@@ -169,8 +169,8 @@ class Tangent:
         gram = torch.zeros(self.p, self.p, dtype=self.dtype, device=self.device)
         if not self._once or self.d <= _FEW_OUTPUTS or self._transposed:
             for rows in self.rows():
-                gram.addmm_(rows.T, rows)
-            return self.group.sum(gram) / self.n
+                add_product(gram, rows, rows)
+            return self.group.sum(mirrored(gram)) / self.n
         for layers in self._layers():
             for k, one in enumerate(layers):
                 for other in layers[k:]:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import SolverError
-from .base import OutputBlocks, SlopeTangent, Tangent, row_gram
+from ._layers import add_product, mirrored, row_gram
+from .base import OutputBlocks, SlopeTangent, Tangent
 
 _FEW_SAMPLES = 64  # enough for the size of H beside that of Ĝ
 
@@ -144,10 +145,10 @@ class Curvature:
                 part = slice(start, start + len(block))
                 start += len(block)
                 if self.point is not None:
-                    hessian.addmm_(rows.T, (self.point[part] @ block).view(-1, p))
+                    add_product(hessian, rows, (self.point[part] @ block).view(-1, p))
                 if self.centred is not None:
                     block = block - mean
-                    hessian.addmm_(block.view(-1, p).T, (self.centred[part] @ block).view(-1, p))
+                    add_product(hessian, block.view(-1, p), (self.centred[part] @ block).view(-1, p))
         if self.slopes is not None:
             start = 0
             for rows in self.slopes.rows():
@@ -155,8 +156,8 @@ class Curvature:
                 part = slice(start, start + len(block))
                 start += len(block)
                 block = self.scaled(block, part).view(-1, p)
-                hessian.addmm_(block.T, block)
-        return metric, (self.tangent.group.sum(hessian) / n)
+                add_product(hessian, block, block)
+        return metric, self.tangent.group.sum(mirrored(hessian)) / n
 
     @cached_property
     def output_blocks(self) -> OutputBlocks:

@@ -34,6 +34,7 @@ def random(*shape: int, seed: int = 7) -> torch.Tensor:
     [
         (dict(n=1000, d=2, p=326, layered=True), "primal"),
         (dict(n=1000, d=2, p=1222, layered=True), "pcg"),
+        (dict(n=1000, d=3, p=984, layered=True, implicit=True), "primal"),
         (dict(n=1000, d=2, p=1222, layered=True, output_share=0.5), "block-pcg"),
         (dict(n=1000, d=50, p=25_000, layered=True, output_share=0.5, implicit=True), "block-pcg"),
         (dict(n=1000, d=2, p=900, layered=False), "primal"),
@@ -43,7 +44,7 @@ def random(*shape: int, seed: int = 7) -> torch.Tensor:
         (dict(n=100, d=2, p=422, layered=True), "dual"),
         (dict(n=100, d=2, p=390, layered=True), "primal"),
         (dict(n=100, d=2, p=422, layered=True, has_rhs=True), "primal"),
-        (dict(n=1000, d=4, p=560, layered=True), "pcg"),
+        (dict(n=1000, d=4, p=700, layered=True), "pcg"),
         (dict(n=200, d=2, p=5000, layered=False), "dual"),
         (dict(n=1000, d=2, p=5000, layered=False), "lsmr"),
         (dict(n=1000, d=10, p=5614, layered=True), "pcg"),

@@ -56,6 +56,9 @@ MEMBERS = {
     "Composed3-one-moves": lambda: maps.Composed([maps.Affine(3), maps.ConvexRidge(3, width=5)] * 2, moving=[1]),
     "Standardised2": lambda: maps.Standardised(maps.ResidualMLP(2, width=6), [1.0, -2.0], 2.0),
     "Standardised3-convex": lambda: maps.Standardised(maps.ConvexRidge(3, width=5), [0.0, 0.5, -0.25], 0.125),
+    "Layers1": lambda: maps.Layers(maps.ResidualMLP(1, width=5), count=2),
+    "Layers2-of-three": lambda: maps.Layers(maps.ResidualMLP(2, width=4, axis_units=3), count=3),
+    "Layers3-convex": lambda: maps.Layers(maps.ConvexRidge(3, width=4), count=2),
     "InBox1": lambda: maps.InBox(maps.ResidualMLP(1, width=6), -4.0, 4.0),
     "InBox3-cuts": lambda: maps.InBox(maps.ResidualMLP(3, width=5, depth=2), [-1.0, -2.0, 0.5], [1.5, 3.0, 2.0]),
     "InBox2-convex": lambda: maps.InBox(maps.ConvexRidge(2, width=5), [-5.0, -6.0], 4.0),
@@ -78,7 +81,7 @@ def starts_as_identity(map: maps.PushForward) -> bool:
 
 def starts_to_rounding(map: maps.PushForward) -> bool:
     """Whether the identity at the start is a sum that rounds."""
-    if isinstance(map, (maps.InBox, maps.OnTorus)):
+    if isinstance(map, (maps.InBox, maps.Layers, maps.OnTorus)):
         return starts_to_rounding(map.map)
     parts = map.maps if isinstance(map, maps.Composed) else [map]
     return any(isinstance(part, (ConvexGradient, maps.Standardised)) for part in parts)
@@ -104,6 +107,11 @@ def random_theta(map: maps.PushForward, size: float = 0.3, seed: int = 5) -> Ten
     """θ₀ plus normal noise of the given size: every block is away from its start."""
     noise = torch.randn(map.num_params, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return map.initial(seed) + size * noise
+
+
+def num_smooth(map: maps.PushForward) -> int:
+    """How many of the leading parameters T is differentiated by: all but the places of layers and their number."""
+    return map.count * map.map.num_params if isinstance(map, maps.Layers) else map.num_params
 
 
 def in_domain(map: maps.PushForward, z: Tensor) -> Tensor:

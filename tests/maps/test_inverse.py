@@ -74,7 +74,7 @@ def test_round_trip_at_and_near_the_start(name):
     check_round_trip(map, random_theta(map, 0.01), z)
 
 
-MAY_FOLD = ("FromModule", "Composed", "OnTorus", "InBox2-convex")
+MAY_FOLD = ("FromModule", "Composed", "Layers", "OnTorus", "InBox2-convex")
 
 
 @pytest.mark.parametrize("name", [name for name in INVERTIBLE if not name.startswith(MAY_FOLD)])

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ...errors import NonFiniteError, SolverError
 from ...maps import Composed, ResidualMLP, Standardised
-from ...state import State
 from .estimate import error_estimate
 from .right_side import RightSide
 from .setup import Setup
 
 CURES = {
     "error_more_samples": "4 times the samples (num_samples)",
-    "error_second_map": "a second map, maps.Composed([map, maps.ResidualMLP(dim)])",
+    "error_second_map": (
+        "a second map: maps.Layers(maps.ResidualMLP(dim)), or for d > 3 maps.Composed([map, maps.ResidualMLP(dim)])"
+    ),
 }
 """Columns with the error estimate that each cure gives, and what it is."""
 
@@ -27,8 +28,8 @@ NOT_TRIED = dict.fromkeys(CURES, math.nan)
 
 
 def errors_with_cures(
-    setup: Setup, state: State, num_samples: int, draw: Callable[[int], tuple[Tensor, Tensor | None]], fresh: Tensor,
-    elapsed: float, damping: float,
+    setup: Setup, theta: Tensor, t: float, num_samples: int, draw: Callable[[int], tuple[Tensor, Tensor | None]],
+    fresh: Tensor, elapsed: float, damping: float,
 ) -> dict[str, float]:  # fmt: skip
     """The error estimate with each of `CURES`, in units of x, by one solve each; NaN where that fails.
 
@@ -37,7 +38,7 @@ def errors_with_cures(
 
     Args:
         setup: of a single process.
-        state: θ (p,) and t.
+        theta, t: θ (p,) and the time.
         num_samples: of the solves of the run.
         draw: n → z (n,d) and its weights (n,) or None, of a right side.
         fresh: (n,d) further samples, for the estimate.
@@ -46,9 +47,9 @@ def errors_with_cures(
     """
 
     def error(setup: Setup, theta: Tensor, z: Tensor, weights: Tensor | None) -> float:
-        side = RightSide(setup, z, torch.zeros_like(theta), state.t, momentum=0.0, damping=damping, weights=weights)
+        side = RightSide(setup, z, torch.zeros_like(theta), t, momentum=0.0, damping=damping, weights=weights)
         try:
-            return error_estimate(setup, theta, side(theta), fresh, elapsed, state.t).error
+            return error_estimate(setup, theta, side(theta), fresh, elapsed, t).error
         except (SolverError, NonFiniteError):
             return math.nan
 
@@ -57,9 +58,9 @@ def errors_with_cures(
     box = setup.reference.box
     if box is None or not map.closes(*box):
         z, weights = draw(num_samples)
-        second = Standardised.about(ResidualMLP(map.dim), map(state.theta, z).detach().cpu())
+        second = Standardised.about(ResidualMLP(map.dim), map(theta, z).detach().cpu())
         both = dataclasses.replace(setup, map=Composed([map, second]))
-        found["error_second_map"] = error(both, torch.cat([state.theta, second.initial().to(state.theta)]), z, weights)
+        found["error_second_map"] = error(both, torch.cat([theta, second.initial().to(theta)]), z, weights)
     if not setup.energy.pairwise:
-        found["error_more_samples"] = error(setup, state.theta, *draw(MORE_SAMPLES * num_samples))
+        found["error_more_samples"] = error(setup, theta, *draw(MORE_SAMPLES * num_samples))
     return found

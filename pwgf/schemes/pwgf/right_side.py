@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import NonFiniteError, SolverError
 from ...linalg import Solution
-from ...linalg.choice import MAX_PRIMAL, MIN_OUTPUT_SHARE
+from ...linalg.choice import MAX_IMPLICIT_PRIMAL, MIN_OUTPUT_SHARE
 from ...measures import FlooredMeasure
 from ...parallel import Group
 from ...tangent import Curvature, ImplicitTangent, Tangent
@@ -223,7 +223,9 @@ class RightSide:
 
     def implicit_is_cheap(self, theta: Tensor) -> bool:
         """Whether implicit steps are solved directly, or preconditioned by blocks of J as explicit ones are."""
-        return len(theta) <= MAX_PRIMAL or self.setup.tangent(theta, self.z[:1]).output_share > MIN_OUTPUT_SHARE
+        return (
+            len(theta) <= MAX_IMPLICIT_PRIMAL or self.setup.tangent(theta, self.z[:1]).output_share > MIN_OUTPUT_SHARE
+        )
 
     def fault(self, start: Linearised, theta: Tensor, h: float) -> str | None:
         """Why a step of length h from `start` must not end at θ; None if it may.

@@ -26,7 +26,8 @@ from ...errors import ConfigError, NonFiniteError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
 from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
-from ...maps import ResidualMLP
+from ...linalg.choice import MAX_IMPLICIT_PRIMAL
+from ...maps import Layers, ResidualMLP
 from ...maps.base import PushForward
 from ...measures import Reference
 from ...parallel import ALONE, world
@@ -40,6 +41,7 @@ from .description import described
 from .draws import Draws
 from .estimate import error_estimate, samples_for
 from .evaluation import evaluate_row
+from .growth import grown
 from .guards import MOST_TINY, NO_TINY, check_shared, gave_up, stalled, tiny_steps
 from .right_side import EXACT_SLOPES, RightSide
 from .settings import (
@@ -174,8 +176,13 @@ class PWGF(MapReplay):
 
     @classmethod
     def suited(cls, energy: Energy, reference: Reference, times: np.ndarray, **settings: Any) -> PWGF:
-        """One with `maps.ResidualMLP(dim)` unless settings, arguments of the class, say otherwise; for any times."""
-        return cls(energy, reference=reference, **{"map": ResidualMLP(reference.dim), **settings})
+        """One with `maps.ResidualMLP(dim)` unless settings, arguments of the class, say otherwise; for any times.
+
+        In layers where these can grow.
+        """
+        map: PushForward = ResidualMLP(reference.dim)
+        map = Layers(map) if 2 * map.num_params <= MAX_IMPLICIT_PRIMAL else map
+        return cls(energy, reference=reference, **{"map": map, **settings})
 
     @staticmethod
     def _chosen(integrator: str | Integrator, form: str) -> Integrator:
@@ -226,7 +233,8 @@ class PWGF(MapReplay):
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
         check_shared(self._setup, theta, z, t)
-        chosen = solve_settings(self.damping, self.momentum, self.map.num_params, self.num_samples, self.map.dim)
+        num_params = self.map.moving_at(theta)[0].num_params
+        chosen = solve_settings(self.damping, self.momentum, num_params, self.num_samples, self.map.dim)
         if len(z) > 1:
             check_coordinates(z, self.map, chosen.implicit_damping)
         if self.takes_implicit_steps:
@@ -253,12 +261,14 @@ class PWGF(MapReplay):
         generator, dt, momentum = state.generator(), state.dt, self.momentum
         memory, left = state.extra.get("integrator", NO_MEMORY).cpu(), state.left(t1)
         rejected, stages = 0, 0
+        setup, where = self._setup.moving(state.theta)
+        theta, theta_dot = state.theta.clone(), torch.zeros_like(state.theta)
         for redraw in range(_REDRAWS + 1):
             z, weights = self._draws.of_side(generator)
             length = left if dt >= left * (1 - 1e-9) else dt
-            side = self._side(z, state, generator, momentum, weights)
+            side = self._side(setup, z, state.theta_dot[where], state.t, generator, momentum, weights)
             try:
-                moved = self.integrator.advance(side, state.theta, length, dt, memory)
+                moved = self.integrator.advance(side, state.theta[where], length, dt, memory)
                 break
             except (SolverError, NonFiniteError) as error:
                 rejected = rejected + getattr(self.integrator, "max_rejections", 0)
@@ -278,13 +288,16 @@ class PWGF(MapReplay):
         if float(tiny[0]) > MOST_TINY:
             raise stalled(MOST_TINY, moved.dt, state.t, side.diagnosis(), moved.reason)
         extra = {**state.extra, "integrator": moved.memory, "tiny": tiny}
-        after = State(t, moved.theta, moved.theta_dot, moved.proposal, generator.get_state(), counters, extra, rest)
-        after = self._agreed(after)
+        theta[where], theta_dot[where] = moved.theta, moved.theta_dot
+        after = State(t, theta, theta_dot, moved.proposal, generator.get_state(), counters, extra, rest)
+        further = grown(self._alone, self._draws, after, self.accuracy, side.damping)
+        after = self._agreed(after if further is None else dataclasses.replace(after, theta=further))
         return after, self._info(side, state, after, moved, rejected)
 
     def _side(
-        self, z: Tensor, state: State, generator: torch.Generator, momentum: float | None, weights: Tensor | None = None
-    ) -> RightSide:
+        self, setup: Setup, z: Tensor, last: Tensor, t: float, generator: torch.Generator, momentum: float | None,
+        weights: Tensor | None,
+    ) -> RightSide:  # fmt: skip
         """The right side on the samples z, with random directions for slopes in high dimension."""
         probes = None
         if self.takes_implicit_steps:
@@ -294,9 +307,9 @@ class PWGF(MapReplay):
             else:
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
-        chosen = solve_settings(self.damping, momentum, self.map.num_params, *z.shape)
+        chosen = solve_settings(self.damping, momentum, setup.map.num_params, *z.shape)
         return RightSide(
-            self._setup, z, state.theta_dot, state.t, probes=probes, in_spreads=self._in_spreads, weights=weights,
+            setup, z, last, t, probes=probes, in_spreads=self._in_spreads, weights=weights,
             **chosen._asdict(),
         )  # fmt: skip
 
@@ -333,21 +346,20 @@ class PWGF(MapReplay):
         """θ, a fresh θ̇, and energy by term, residual, dissipation, folds on `num_eval` fresh samples."""
         generator = fork(state.rng, "measure")
         z, weights = self._draws.of_side(generator)
-        side = self._side(z, state, generator, self.momentum, weights)
-        theta_dot = side(state.theta)
+        setup, where = self._setup.moving(state.theta)
+        theta, theta_dot = state.theta[where], state.theta_dot.clone()
+        side = self._side(setup, z, theta_dot[where], state.t, generator, self.momentum, weights)
+        rate = theta_dot[where] = side(theta)
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
-        row.update(
-            evaluate_row(self._setup, state.theta, theta_dot, self._draws.blocks(generator), state.t, side.frame)
-        )
+        row.update(evaluate_row(setup, theta, rate, self._draws.blocks(generator), state.t, side.frame))
+        alone = dataclasses.replace(setup, group=ALONE)
         elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
         z = self._draws.samples(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
-        row["error_estimate"], row["spread"] = error_estimate(
-            self._alone, state.theta, theta_dot, z, elapsed, state.t, side.frame
-        )
+        row["error_estimate"], row["spread"] = error_estimate(alone, theta, rate, z, elapsed, state.t, side.frame)
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:
             draw = functools.partial(self._draws.of_side, generator)
-            row.update(errors_with_cures(self._alone, state, self.num_samples, draw, z, elapsed, side.damping))
+            row.update(errors_with_cures(alone, theta, state.t, self.num_samples, draw, z, elapsed, side.damping))
         row.update({name: float(count) for name, count in state.counters.items()})
         row.update(
             dt=state.dt,

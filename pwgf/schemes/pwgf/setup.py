@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -32,6 +32,11 @@ class Setup:
     chunk_size: int | None
     group: Group = ALONE
     mobility: Mobility = NO_MOBILITY
+
+    def moving(self, theta: Tensor) -> tuple[Setup, slice]:
+        """The setup of the parameters that move at θ, and where they lie in θ."""
+        map, where = self.map.moving_at(theta)
+        return self if map is self.map else replace(self, map=map), where
 
     def frame(self, rho: PushedMeasure, known: Frame | None = None) -> Frame:
         """Coordinates in which the flow is one without mobility, at ρ; the known ones where they are the same there."""

@@ -43,7 +43,10 @@ def test_what_was_tried_is_named_and_helps(caplog):
     (said,) = (m for m in caplog.messages if "off by" in m)
     assert "more than accuracy = 2 %" in said
     assert "with 4 times the samples (num_samples) and " in said
-    assert said.endswith("Cure: a second map, maps.Composed([map, maps.ResidualMLP(dim)])")
+    assert said.endswith(
+        "Cure: a second map: maps.Layers(maps.ResidualMLP(dim)), or for d > 3 "
+        "maps.Composed([map, maps.ResidualMLP(dim)])"
+    )
     assert np.isnan(run["error_second_map"][0])  # nothing is missed at the start, and nothing tried
     cured = maps.Composed([maps.Affine(1), maps.ResidualMLP(1, width=8)])
     scheme = pwgf.PWGF(WELL, cured, pwgf.Gaussian(1), num_samples=300, num_eval=500, tolerance=3e-3)
