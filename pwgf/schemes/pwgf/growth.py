@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import NonFiniteError, SolverError
+from ...errors import ConfigError, NonFiniteError, SolverError
 from ...linalg.choice import MAX_IMPLICIT_PRIMAL
+from ...maps.base import PushForward
 from ...state import State
 from ..base import fork
 from .draws import Draws
@@ -24,11 +25,23 @@ GAIN = 0.7
 """Share of the estimate that may be left with it."""
 
 
+def check_growth(map: PushForward) -> None:
+    """ConfigError for a map that could grow, but to more parameters at a time than it may here."""
+    z = torch.randn(8, map.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theta = map.grown(map.initial(), z)
+    if theta is None:
+        return
+    moving = map.moving_at(theta)[0].num_params
+    if moving > MAX_IMPLICIT_PRIMAL:
+        raise ConfigError(
+            f"PWGF(map={type(map).__name__}): with a second layer {moving} parameters would move, more than the "
+            f"{MAX_IMPLICIT_PRIMAL} up to which maps grow here, since steps take too long beyond. Give a smaller map, "
+            "as by maps.ResidualMLP(dim, width=…, axis_units=…), or in high dimension the map without layers."
+        )
+
+
 def grown(setup: Setup, draws: Draws, state: State, accuracy: float, damping: float) -> Tensor | None:
     """θ (p,) of the same law by a map that has grown; None where it need not, cannot, or would not help.
-
-    Nor where more parameters would move than a direct solver takes: with 8000 of them in d = 10, steps took ten times
-    as long.
 
     Args:
         setup: of a single process.
@@ -42,7 +55,7 @@ def grown(setup: Setup, draws: Draws, state: State, accuracy: float, damping: fl
     generator = fork(state.rng, "growth")
     z, weights = draws.of_side(generator)
     theta = setup.map.grown(state.theta, z)
-    if theta is None or setup.moving(theta)[0].map.num_params > MAX_IMPLICIT_PRIMAL:
+    if theta is None:
         return None
     fresh = draws.samples(samples_for(setup.map.dim, setup.energy.pairwise), generator, even=True)
     elapsed = state.t - float(state.extra["began"])

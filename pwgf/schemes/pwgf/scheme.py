@@ -41,7 +41,7 @@ from .description import described
 from .draws import Draws
 from .estimate import error_estimate, samples_for
 from .evaluation import evaluate_row
-from .growth import grown
+from .growth import check_growth, grown
 from .guards import MOST_TINY, NO_TINY, check_shared, gave_up, stalled, tiny_steps
 from .right_side import EXACT_SLOPES, RightSide
 from .settings import (
@@ -155,6 +155,7 @@ class PWGF(MapReplay):
             check_number(tolerance, "tolerance", "PWGF", low=0.0, high=math.inf, open_low=True)
         if theta0 is None:
             map = in_standard_coordinates(map, reference)
+        check_growth(map)
         super().__init__(map, reference, dtype, check_device(device, "PWGF"))
         max_memory = memory_for_blocks(self.device) if max_memory is None else max_memory
         chunk = choose_chunk_size(chunk_size, max_memory, map, dtype)
@@ -176,10 +177,7 @@ class PWGF(MapReplay):
 
     @classmethod
     def suited(cls, energy: Energy, reference: Reference, times: np.ndarray, **settings: Any) -> PWGF:
-        """One with `maps.ResidualMLP(dim)` unless settings, arguments of the class, say otherwise; for any times.
-
-        In layers where these can grow.
-        """
+        """One with `maps.ResidualMLP(dim)`, in layers where these can grow, unless settings of the class say otherwise."""
         map: PushForward = ResidualMLP(reference.dim)
         map = Layers(map) if 2 * map.num_params <= MAX_IMPLICIT_PRIMAL else map
         return cls(energy, reference=reference, **{"map": map, **settings})

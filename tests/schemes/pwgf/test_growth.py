@@ -8,6 +8,7 @@ import torch
 
 import pwgf
 from pwgf import energies, maps
+from pwgf.errors import ConfigError
 from pwgf.oracles.finite_volume import fokker_planck
 
 TIMES = [0.0, 0.4, 0.8, 1.2]
@@ -55,6 +56,14 @@ def test_a_smooth_flow_keeps_its_one_layer():
     energy = energies.Potential(lambda x: x.square().sum(-1)) + energies.Entropy()
     run = pwgf.solve(pwgf.PWGF(energy, MAP, pwgf.Gaussian(2, mean=1.0), num_samples=500), [0.0, 1.0], progress=False)
     assert begun(run) == [1, 1]
+
+
+def test_a_map_too_large_to_grow_is_refused():
+    words = r"PWGF\(map=Layers\): with a second layer 7900 parameters would move, more than the 1000.*without layers"
+    with pytest.raises(ConfigError, match=words):
+        pwgf.PWGF(energies.Entropy(), maps.Layers(maps.ResidualMLP(10)), pwgf.Gaussian(10))
+    alone = maps.Layers(maps.ResidualMLP(10), count=1)
+    assert pwgf.PWGF(energies.Entropy(), alone, pwgf.Gaussian(10)).map == alone
 
 
 def test_parameters_of_earlier_layers_stay(run):
