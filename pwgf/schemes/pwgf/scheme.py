@@ -177,7 +177,7 @@ class PWGF(MapReplay):
 
     @classmethod
     def suited(cls, energy: Energy, reference: Reference, times: np.ndarray, **settings: Any) -> PWGF:
-        """One with `maps.ResidualMLP(dim)`, in layers where these can grow, unless settings of the class say otherwise."""
+        """One with `maps.ResidualMLP(dim)`, in layers where these can grow, unless settings say otherwise."""
         map: PushForward = ResidualMLP(reference.dim)
         map = Layers(map) if 2 * map.num_params <= MAX_IMPLICIT_PRIMAL else map
         return cls(energy, reference=reference, **{"map": map, **settings})
