@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import jacrev, jvp, vmap
 
 from ..checks import check_points
-from ..errors import SolverError
+from ..errors import ShapeError, SolverError
 from ._products import products
 
 
@@ -127,8 +127,16 @@ class PushForward(ABC):
         return last.offset + int(torch.Size(last.shape).numel())
 
     def unpack(self, theta: Tensor) -> list[Tensor]:
-        """Views of θ's blocks, in the order of `layout`."""
-        return [theta[b.offset : b.offset + int(torch.Size(b.shape).numel())].view(b.shape) for b in self.layout()]
+        """Views of θ's blocks, in the order of `layout`; ShapeError where θ is that of another map."""
+        layout = self.layout()
+        sizes = [math.prod(block.shape) for block in layout]
+        if theta.shape != (sum(sizes),):
+            raise ShapeError(
+                f"{type(self).__name__}(theta, z): theta must hold its {sum(sizes)} parameters; got shape "
+                f"{tuple(theta.shape)}. That of a run belongs to scheme.map, which is "
+                "maps.from_config(run.config['scheme']['map'])."
+            )
+        return [theta[b.offset : b.offset + size].view(b.shape) for b, size in zip(layout, sizes, strict=True)]
 
     def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
         """∂_zT (n,d,d), entry [i,k,j] = ∂T_k/∂z_j at z_i; differentiable in θ and z. Cost: T and d backward passes.

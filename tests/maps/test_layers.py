@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pwgf import maps
-from pwgf.errors import ConfigError
+from pwgf.errors import ConfigError, ShapeError
 from tests.maps.members import points, random_theta
 
 
@@ -88,6 +88,13 @@ def test_other_maps_move_as_a_whole_and_do_not_grow():
     theta = random_theta(map)
     assert map.moving_at(theta) == (map, slice(0, map.num_params))
     assert map.grown(theta, points(9, 2)) is None
+
+
+def test_parameters_of_a_map_in_layers_are_not_taken_for_those_of_one():
+    """They are more, and the first of them would be a law of another time."""
+    words = r"ResidualMLP\(theta, z\): theta must hold its 49 parameters; got shape \(209,\).*scheme\.map"
+    with pytest.raises(ShapeError, match=words):
+        small().map(small().initial(), points(3, 2))
 
 
 @pytest.mark.parametrize(
