@@ -26,7 +26,6 @@ from ...errors import ConfigError, NonFiniteError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
 from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
-from ...linalg.choice import MAX_IMPLICIT_PRIMAL
 from ...maps import Layers, ResidualMLP
 from ...maps.base import PushForward
 from ...measures import Reference
@@ -177,9 +176,9 @@ class PWGF(MapReplay):
 
     @classmethod
     def suited(cls, energy: Energy, reference: Reference, times: np.ndarray, **settings: Any) -> PWGF:
-        """One with `maps.ResidualMLP(dim)`, in layers where these can grow, unless settings say otherwise."""
+        """One with `maps.ResidualMLP(dim)`, in layers for d = 2 and 3, unless settings say otherwise; for any times."""
         map: PushForward = ResidualMLP(reference.dim)
-        map = Layers(map) if 2 * map.num_params <= MAX_IMPLICIT_PRIMAL else map
+        map = Layers(map) if reference.dim in (2, 3) else map
         return cls(energy, reference=reference, **{"map": map, **settings})
 
     @staticmethod
