@@ -167,8 +167,7 @@ class PWGF(MapReplay):
         solver_ = auto_solver(self.tolerance) if solver == "auto" else get_solver(solver)
         default = tolerance is None and getattr(chosen, "tolerance", None) is None
         self._in_spreads = default and (accuracy is not None or map.own_coordinates)
-        self.damping = damping
-        self.chunk_size, self.max_memory = chunk_size, max_memory
+        self.damping, self.chunk_size, self.max_memory = damping, chunk_size, max_memory
         moved_by = checked_mobility(mobility, energy, form, num_samples, map.dim)
         self._setup = Setup(energy, map, reference, solver_, form, chunk, world(), moved_by)
         self._alone = dataclasses.replace(self._setup, group=ALONE)  # for a few samples, in every process
