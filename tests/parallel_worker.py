@@ -47,6 +47,7 @@ MAPS = {
     "generic": lambda: maps.FromModule(
         torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)), 2, residual=True
     ),
+    "layers": lambda: maps.Layers(maps.ResidualMLP(2, width=5, axis_units=2), count=2),
 }
 
 

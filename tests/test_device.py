@@ -116,10 +116,28 @@ def test_implicit_steps_by_random_directions_of_slopes():
     same_on_both(lambda where: figures(flow(small, double_well(), where, integrator="implicit")), 1e-6)
 
 
-@pytest.mark.parametrize("settings", [{"form": "gradient"}, {"dtype": torch.float32}, {"chunk_size": 7}], ids=str)
+OTHER = [
+    {"form": "gradient"}, {"dtype": torch.float32}, {"chunk_size": 7}, {"mobility": "covariance"},
+    {"mobility": lambda x: 1 + x.square().sum(1)}, {"mobility": [[2.0, 0.5], [0.5, 1.0]]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", OTHER, ids=str)
 def test_other_settings(settings):
     rtol = 1e-3 if "dtype" in settings else 1e-8
     same_on_both(lambda where: figures(flow(maps.Affine(2), double_well(), where, **settings)), rtol)
+
+
+def test_a_layer_begins_and_moves():
+    map = maps.Layers(SMALL, count=3)
+    theta = map.grown(map.initial(), normal(50, 2))
+
+    def moved(where):
+        found = figures(flow(map, double_well(), where, theta0=theta, integrator="implicit"))
+        z = normal(20, 2).to(where)
+        return found | {"next": map.grown(theta.to(where), z).cpu()}
+
+    same_on_both(moved, 1e-6)
 
 
 SHORT = {"num_directions": 4, "num_samples": 30, "max_iterations": 12}
@@ -142,6 +160,7 @@ SCHEMES = {
     "particles": lambda where: pwgf.EulerMaruyama(
         double_well(), pwgf.Gaussian(2), num_samples=30, dt=0.005, device=where
     ),
+    "fitted": lambda where: pwgf.FittedParticles(double_well(), pwgf.Gaussian(2), num_samples=60, device=where),
 }
 
 
