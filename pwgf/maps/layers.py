@@ -28,11 +28,11 @@ class Layers(PushForward):
     and J, which holds functions of z, does not reach it. A layer that begins as the identity at a later time holds
     functions of the x of that time. `PWGF` begins one where its error estimate says that it helps; ρ stays the same.
 
-    θ holds θ_1 … θ_K for all K = `count` layers, their centres and spreads, and how many are begun. Layers that are not
-    are the identity and cost nothing.
+    θ holds θ_1 … θ_K for all K = `count` layers, their centres and spreads, and how many are begun. Those that are not
+    yet begun are the identity and cost nothing.
 
     Args:
-        map: M; `initial` must be the identity.
+        map: M; `initial` must be the identity. Between walls it is an `InBox`: layers inside one do not grow.
         count: K ≥ 1, the largest number of layers.
 
     Raises:
