@@ -148,7 +148,7 @@ def _by_name(settings: Run, given: Mapping[str, Any], what: Posed, kind: Any) ->
         _short(given, "dt", texts["integrator"], "integrator")
     found: dict[str, Any] = {}
     if "map" in given or texts["map"]:
-        found["map"] = map_of(settings.map, what.reference.dim, texts["map"], CALL)
+        found["map"] = map_of(settings.map or "residual", what.reference.dim, texts["map"], CALL)
     if "integrator" in given or texts["integrator"]:
         found["integrator"] = integrator_of(settings.integrator, texts["integrator"], CALL)
     if texts["solver"]:

@@ -39,9 +39,9 @@ class Run:
     scheme: str | None = None
     """pwgf moves the parameters of a map, jko-icnn and sw-jko minimise step by step, particles are Euler-Maruyama
     steps, pwhf follows Newton's law (None: pwgf, or pwhf for a problem of that kind)"""
-    map: str = "residual"
+    map: str | None = None
     """residual is affine plus a small network; affine is exact for ornstein-uhlenbeck and barenblatt; convex-ridge and
-    convex-max cannot fold"""
+    convex-max cannot fold (None: residual, in layers for d = 2 and 3)"""
     width: int | None = None
     """the same as --map.width: units of a hidden layer (None: residual takes about 16 dim, at least 32)"""
     depth: int | None = None

@@ -40,7 +40,7 @@ def side_of(scheme):
     state = scheme.start()
     generator = state.generator()
     z = scheme._draws.samples(scheme.num_samples, generator, even=True)
-    return scheme._side(z, state, generator, 0.0), state.theta
+    return scheme._side(scheme._setup, z, state.theta_dot, state.t, generator, 0.0, None), state.theta
 
 
 # ---- a scalar field -------------------------------------------------------------------------------------------------

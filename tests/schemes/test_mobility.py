@@ -76,7 +76,7 @@ def side_of(scheme, n=300):
     generator = torch.Generator().manual_seed(1)
     z = scheme._draws.samples(n, generator, even=True)
     theta = state.theta + 0.05 * normals(len(state.theta), seed=4)
-    return scheme._side(z, state, generator, None), theta, z
+    return scheme._side(scheme._setup, z, state.theta_dot, state.t, generator, None, None), theta, z
 
 
 IDENTITY = torch.eye(2, dtype=torch.float64)

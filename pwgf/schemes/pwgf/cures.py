@@ -18,7 +18,8 @@ from .setup import Setup
 CURES = {
     "error_more_samples": "4 times the samples (num_samples)",
     "error_second_map": (
-        "a second map: maps.Layers(maps.ResidualMLP(dim)), or for d > 3 maps.Composed([map, maps.ResidualMLP(dim)])"
+        "a second map: maps.Layers(maps.ResidualMLP(dim)) in d = 2 and 3, "
+        "else maps.Composed([map, maps.ResidualMLP(dim)])"
     ),
 }
 """Columns with the error estimate that each cure gives, and what it is."""

@@ -33,7 +33,7 @@ LINE_TOLERANCE = 1e-4
 
 _MARGIN = 100  # by how much what coordinates tell apart has to exceed the damping
 _RESOLUTION = 1e-3  # of a spread, by which numbers may lie apart
-_ROWS_PER_PARAMETER = 3  # numbers of a velocity for each parameter that make noise harmless
+_ROWS_PER_PARAMETER = 3.8  # numbers of a velocity for each parameter that make noise harmless
 
 
 class SolveSettings(NamedTuple):

@@ -44,8 +44,8 @@ def test_what_was_tried_is_named_and_helps(caplog):
     assert "more than accuracy = 2 %" in said
     assert "with 4 times the samples (num_samples) and " in said
     assert said.endswith(
-        "Cure: a second map: maps.Layers(maps.ResidualMLP(dim)), or for d > 3 "
-        "maps.Composed([map, maps.ResidualMLP(dim)])"
+        "Cure: a second map: maps.Layers(maps.ResidualMLP(dim)) in d = 2 and 3, "
+        "else maps.Composed([map, maps.ResidualMLP(dim)])"
     )
     assert np.isnan(run["error_second_map"][0])  # nothing is missed at the start, and nothing tried
     cured = maps.Composed([maps.Affine(1), maps.ResidualMLP(1, width=8)])

@@ -19,7 +19,7 @@ def ring(count=4):
     """Mass that is torn open to a ring about a hole, V = (|x|² − 4)²/8 at temperature ¼, by a small map."""
     energy = energies.Potential(lambda x: (x.square().sum(1) - 4).square() / 8) + 0.25 * energies.Entropy()
     map = maps.Layers(MAP.map, count)
-    return pwgf.PWGF(energy, map, pwgf.Gaussian(2, cov=0.25), num_samples=400, num_eval=400)
+    return pwgf.PWGF(energy, map, pwgf.Gaussian(2, cov=0.25), num_samples=500, num_eval=500)
 
 
 def radii_off(run, t):
