@@ -116,13 +116,17 @@ def test_implicit_steps_by_random_directions_of_slopes():
     same_on_both(lambda where: figures(flow(small, double_well(), where, integrator="implicit")), 1e-6)
 
 
-OTHER = [
-    {"form": "gradient"}, {"dtype": torch.float32}, {"chunk_size": 7}, {"mobility": "covariance"},
-    {"mobility": lambda x: 1 + x.square().sum(1)}, {"mobility": [[2.0, 0.5], [0.5, 1.0]]},
-]  # fmt: skip
+OTHER = {
+    "gradient": {"form": "gradient"},
+    "float32": {"dtype": torch.float32},
+    "chunks": {"chunk_size": 7},
+    "covariance": {"mobility": "covariance"},
+    "factor of x": {"mobility": lambda x: 1 + x.square().sum(1)},
+    "matrix": {"mobility": [[2.0, 0.5], [0.5, 1.0]]},
+}
 
 
-@pytest.mark.parametrize("settings", OTHER, ids=str)
+@pytest.mark.parametrize("settings", OTHER.values(), ids=OTHER)
 def test_other_settings(settings):
     rtol = 1e-3 if "dtype" in settings else 1e-8
     same_on_both(lambda where: figures(flow(maps.Affine(2), double_well(), where, **settings)), rtol)
