@@ -1,9 +1,8 @@
 r"""Flows that tear the law, by one map and by a map that grows in layers, T = S_K ∘ … ∘ S_1 (`maps.Layers`).
 
 ∂ₜρ = ∇·(ρ∇V) + τΔρ for V = (|x|² − 4)²/8, τ = ¼ (a ring around a hole), and the wells of `experiments.stiff` with
-c = .5 in d = 2. The velocity is a smooth function of x; where T is
-steep it is none of z, and a map fits functions of z. A layer that begins as the identity fits functions of the x of
-that time.
+c = .5 in d = 2. The velocity is a smooth function of x; where T is steep it is none of z, and a map fits functions of
+z. A layer that begins as the identity fits functions of the x of that time.
 
     python -m experiments.layers --names ring-hole   # one minute of one core, results/layers/*.h5
     python -m experiments.layers                     # both, about five minutes

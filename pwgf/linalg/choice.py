@@ -17,8 +17,8 @@ from pwgf.linalg.primal import Primal
 from pwgf.linalg.subsample import SubsamplePCG
 
 MAX_PRIMAL, MAX_DUAL = 600, 1000  # parameters, rows n·d up to which a Cholesky factorisation beats an iteration
-MAX_IMPLICIT_PRIMAL = 1000  # parameters in implicit steps, whose iterations are longer
 MAX_UNLAYERED = 1000, 500  # the same where the structure of J is unknown, so that Gram matrices need rows one by one
+MAX_IMPLICIT_PRIMAL = 1000  # parameters up to which it does in implicit steps, whose iterations take longer
 MAX_DENSE = 100_000_000  # entries of J up to which a Gram matrix is affordable when the structure of J is unknown
 MIN_OUTPUT_SHARE = 0.25  # of parameters that move one coordinate alone, from which their blocks precondition well
 MAX_PCG_DIM, MAX_PCG_DAMPING = 20, 1e-5  # beyond them a preconditioner costs more than it saves

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def times(matrices: Tensor | None, u: Tensor) -> Tensor:
+    """A matrix (n,d,d) for each sample times its u (n,d); None is the unit one."""
+    return u if matrices is None else (matrices @ u.unsqueeze(2)).squeeze(2)
+
+
 def products(
     x: Tensor, sources: Sequence[Tensor]
 ) -> tuple[Callable[[Sequence[Tensor]], Tensor], Callable[[Tensor], tuple[Tensor, ...]]]:

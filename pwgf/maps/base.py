@@ -14,7 +14,7 @@ from torch.func import jacrev, jvp, vmap
 
 from ..checks import check_points
 from ..errors import ShapeError, SolverError
-from ._products import products
+from ._products import products, times
 
 
 class Layer(NamedTuple):
@@ -200,14 +200,14 @@ class PushForward(ABC):
             return from_layers(slope_layers(self, theta.detach(), z.detach(), xi), self.num_params)
         with torch.enable_grad():
             leaf = theta.detach().requires_grad_(True)
-            push, pull = products(_along(self.jacobian(leaf, z.detach()), xi), [leaf])
+            push, pull = products(times(self.jacobian(leaf, z.detach()), xi), [leaf])
         return Linearisation(jv=lambda eta: push([eta]), jtu=lambda u: pull(u)[0])
 
     def slope_rows(self, theta: Tensor, z: Tensor, xi: Tensor) -> Tensor:
         """∂_θ(∂_zT·ξ) itself, (n,d,p). Cost: d² backward passes, p numbers per row; sample by sample without vmap."""
 
         def along(theta: Tensor, zi: Tensor, xi: Tensor) -> Tensor:
-            return _along(self.jacobian(theta, zi[None]), xi[None])[0]
+            return times(self.jacobian(theta, zi[None]), xi[None])[0]
 
         try:
             return vmap(jacrev(along), (None, 0, 0))(theta, z, xi).detach()
@@ -287,10 +287,6 @@ def from_layers(layers: list[Layer], num_params: int) -> Linearisation:
         return total
 
     return Linearisation(jv, jtu, lambda: layers, repeats=True)
-
-
-def _along(jacobian: Tensor, xi: Tensor) -> Tensor:
-    return (jacobian @ xi.unsqueeze(2)).squeeze(2)
 
 
 def solve_affine(affine: Tensor, x: Tensor, call: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import check_points
 from ..errors import ConfigError, ShapeError
-from ._products import products
+from ._products import products, times
 from .base import Block, Layer, Linearisation, Pushed, PushForward
 
 
@@ -179,23 +179,26 @@ class Composed(PushForward):
         """The moving maps from the last to the first, each with what the later ones make of its tangent."""
         thetas, z, met = self._split(theta.detach()), z.detach(), []
         first, offset = self.moving[0], self.num_params
-        for map, part in zip(self.maps, thetas, strict=True):
-            met.append((z, xi))
-            if xi is not None:
-                xi = _by(map.jacobian(part, z).detach(), xi)
+        for k, (map, part) in enumerate(zip(self.maps, thetas, strict=True)):
+            jacobian, bent = None, None
+            if k > first:
+                jacobian, bent = _bent(map, part, z, xi)
+            elif xi is not None:
+                jacobian = map.jacobian(part, z).detach()
+            met.append((z, xi, jacobian, bent))
+            xi = xi if xi is None else times(jacobian, xi)
             z = map(part, z).detach()
         found: list[_Part] = []
         after: Tensor | None = None
         bend: Tensor | None = None
         for k in range(len(self.maps) - 1, first - 1, -1):
-            map, part, (z, xi) = self.maps[k], thetas[k], met[k]
+            map, part, (z, xi, jacobian, bent) = self.maps[k], thetas[k], met[k]
             if k in self.moving:
                 offset -= map.num_params
                 own = map.linearise(part, z) if xi is None or bend is not None else None
                 slope = None if xi is None else map.linearise_slope(part, z, xi)
                 found.append(_Part(slice(offset, offset + map.num_params), own, slope, after, bend))
-            if k > first:
-                jacobian, bent = _bent(map, part, z, xi)
+            if k > first and jacobian is not None:
                 if bent is not None:
                     bent = bent if after is None else after @ bent
                     bend = bent if bend is None else bend @ jacobian + bent
@@ -225,7 +228,7 @@ class Composed(PushForward):
             if k in self.moving:
                 rows.append(map.tangent_rows(part, z))
                 slopes.append(map.slope_rows(part, z, xi))
-            xi, z = _by(jacobian, xi), map(part, z).detach()
+            xi, z = times(jacobian, xi), map(part, z).detach()
         return torch.cat(slopes, dim=2)
 
     def to_config(self) -> dict[str, Any]:
@@ -313,24 +316,20 @@ class _Chain:
 
     def jv(self, eta: Tensor) -> Tensor:
         """Jη, (n,d)."""
-        moved = [_by(by, tangent.jv(eta[part.where])) for part in self.parts for tangent, by in part.terms()]
+        moved = [times(by, tangent.jv(eta[part.where])) for part in self.parts for tangent, by in part.terms()]
         return torch.stack(moved).sum(0)
 
     def jtu(self, u: Tensor) -> Tensor:
         """Jᵀu, (p,)."""
         found = []
         for part in reversed(self.parts):
-            pulled = [tangent.jtu(u if by is None else _by(by.mT, u)) for tangent, by in part.terms()]
+            pulled = [tangent.jtu(u if by is None else times(by.mT, u)) for tangent, by in part.terms()]
             found.append(torch.stack(pulled).sum(0))
         return torch.cat(found)
 
     def layers(self) -> list[Layer]:
         """The parts' layers, their g multiplied by the matrices."""
         return [layer for part in reversed(self.parts) for layer in part.layers()]
-
-
-def _by(matrices: Tensor | None, u: Tensor) -> Tensor:
-    return u if matrices is None else (matrices @ u.unsqueeze(2)).squeeze(2)
 
 
 def _carried(layer: Layer, later: Tensor) -> Layer:

@@ -30,6 +30,11 @@ def test_every_map_can_be_named_or_says_why_not(name):
     assert isinstance(planned("--map", name).map, kind)
 
 
+def test_a_map_that_is_not_named_is_in_layers_where_these_can_grow():
+    assert planned().map == maps.Layers(maps.ResidualMLP(2))
+    assert planned("--map.width", "9").map == maps.ResidualMLP(2, width=9)
+
+
 @pytest.mark.parametrize("name", integrate.INTEGRATORS)
 def test_every_integrator_can_be_named(name):
     fixed = name in integrate.FIXED

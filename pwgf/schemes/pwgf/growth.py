@@ -58,7 +58,7 @@ def grown(setup: Setup, draws: Draws, state: State, accuracy: float, damping: fl
     if theta is None:
         return None
     fresh = draws.samples(samples_for(setup.map.dim, setup.energy.pairwise), generator, even=True)
-    elapsed = state.t - float(state.extra["began"])
+    elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
 
     def estimate(theta: Tensor) -> Estimate:
         inner, where = setup.moving(theta)

@@ -51,7 +51,7 @@ def solve_settings(
     """As given, or the defaults: damping 1e-6 and momentum .9, but 1e-7 and none in implicit steps of few parameters.
 
     The second variation damps implicit steps already, so that few parameters (no more than the direct solver takes, and
-    a quarter of the n·d numbers of a velocity) need little more; many of them fit noise. On a line evenly spread
+    about a quarter of the n·d numbers of a velocity) need little more; many of them fit noise. On a line evenly spread
     samples leave hardly any noise, and the damping is the larger error: with 1e-9 densities were up to ten times as
     accurate as with 1e-8.
     """
