@@ -37,10 +37,11 @@ def choose(
 ) -> LinearSolver:
     """The solver that suits the sizes, with an error in the displacement of a few 1e-4·accuracy.
 
-    p ≤ 500: primal, but dual where n·d ≤ p/2. n·d ≤ 1000: dual. Larger: CG preconditioned by the blocks of each
-    coordinate where a quarter of the parameters lies in them, else by a subsample in d ≤ 20 for damping below 1e-5,
-    plain CG otherwise. Where the structure of J is unknown: p ≤ 1000 and n·d ≤ 500, then LSMR. A free right side
-    excludes dual and LSMR; CG takes their place. Unknown structure excludes Grams of a J above 1e8 entries.
+    p ≤ 600 (1000 in implicit steps): primal, but dual where n·d ≤ p/2. n·d ≤ 1000: dual. Larger: CG preconditioned by
+    the blocks of each coordinate where a quarter of the parameters lies in them, else by a subsample in d ≤ 20 for
+    damping below 1e-5, plain CG otherwise. Where the structure of J is unknown: p ≤ 1000 and n·d ≤ 500, then LSMR. A
+    free right side excludes dual and LSMR; CG takes their place. Unknown structure excludes Grams of a J above 1e8
+    entries.
 
     The rows of an implicit step cost more to precondition than that saves: for the default map in d = 10 CG took 60 to
     80 products, with the subsample's metric as preconditioner 90 to 120 and three times as long.

@@ -82,7 +82,8 @@ class PWGF(MapReplay):
             `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
         damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-7 for implicit steps of a map
-            with few parameters (up to 500, and up to n·d/4), 1e-9 for d = 1. Smaller is more accurate and less stable.
+            with few parameters (up to 600, and about n·d/4); for d = 1 1e-10 in all steps of a run that takes implicit
+            ones with such a map. Smaller is more accurate, and takes more steps.
         momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
             for implicit steps of a map with few parameters.
         accuracy: error of the law that is aimed at, W₂ relative to its spread √tr cov. Each row's `error_estimate` is
@@ -303,7 +304,9 @@ class PWGF(MapReplay):
             else:
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
-        chosen = solve_settings(self.damping, momentum, setup.map.num_params, *z.shape)
+        chosen = solve_settings(
+            self.damping, momentum, setup.map.num_params, len(z), z.shape[1], self.takes_implicit_steps
+        )
         return RightSide(
             setup, z, last, t, probes=probes, in_spreads=self._in_spreads, weights=weights,
             **chosen._asdict(),

@@ -46,18 +46,28 @@ class SolveSettings(NamedTuple):
 
 
 def solve_settings(
-    damping: float | None, momentum: float | None, num_params: int, num_samples: int, dim: int
+    damping: float | None,
+    momentum: float | None,
+    num_params: int,
+    num_samples: int,
+    dim: int,
+    takes_implicit: bool = True,
 ) -> SolveSettings:
-    """As given, or the defaults: damping 1e-6 and momentum .9, but 1e-7 and none in implicit steps of few parameters.
+    """As given, or the defaults: damping 1e-6 and momentum .9, but less and none in implicit steps of few parameters.
 
     The second variation damps implicit steps already, so that few parameters (no more than the direct solver takes, and
-    about a quarter of the n·d numbers of a velocity) need little more; many of them fit noise. On a line evenly spread
-    samples leave hardly any noise, and the damping is the larger error: with 1e-9 densities were up to ten times as
-    accurate as with 1e-8.
+    about a quarter of the n·d numbers of a velocity) need little more: 1e-7; many of them fit noise. On a line evenly
+    spread samples leave little noise, and the damping is the larger error: it holds back what moves few samples, such
+    as the mass that passes between wells. There it is 1e-10, also in the explicit steps of a run that takes implicit
+    ones.
     """
     few = num_params <= MAX_PRIMAL and _ROWS_PER_PARAMETER * num_params <= num_samples * dim
-    least = 1e-9 if dim == 1 else 1e-7
-    defaults = SolveSettings(1e-6, 0.9, least if few else 1e-6, 0.0 if few else 0.9)
+    if few and dim == 1 and takes_implicit:
+        defaults = SolveSettings(1e-10, 0.9, 1e-10, 0.0)
+    elif few:
+        defaults = SolveSettings(1e-6, 0.9, 1e-7, 0.0)
+    else:
+        defaults = SolveSettings(1e-6, 0.9, 1e-6, 0.9)
     if damping is not None:
         defaults = defaults._replace(damping=damping, implicit_damping=damping)
     if momentum is not None:
