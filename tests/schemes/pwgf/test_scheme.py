@@ -155,6 +155,16 @@ def test_heavy_damping_keeps_of_the_last_theta_dot_what_fits_the_velocity():
     assert torch.allclose(after.theta, state.theta + 0.1 * fit * eta, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("dim", "integrator", "damping"),
+    [(1, "auto", 1e-10), (1, "implicit", 1e-10), (1, "explicit", 1e-6), (2, "auto", 1e-6)],
+)
+def test_damping_of_explicit_solves_is_small_on_a_line_beside_implicit_ones(dim, integrator, damping):
+    energy = energies.Potential(lambda x: 0.5 * x.square().sum(-1)) + energies.Entropy()
+    scheme = pwgf.PWGF(energy, maps.Affine(dim), pwgf.Gaussian(dim), integrator=integrator, num_samples=200)
+    assert scheme.measure(scheme.start(0))["damping"] == damping
+
+
 def test_damping_biases_and_vanishing_damping_does_not():
     """Exactly representable flow: E|Jθ̇ − v|² is 0 without damping and grows with it."""
     fits = [
