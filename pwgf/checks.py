@@ -31,6 +31,7 @@ _UNITS = (bool, np.timedelta64)  # registered as numbers, but none
 def plain(value: Any) -> Any:
     """A number of NumPy's, of torch's (0-d) or of any other kind as Python's int, float or bool; all else as it is."""
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 0:
+        refuse_masks(value)
         return plain(value.item())
     if isinstance(value, np.bool_):
         return bool(value)
@@ -194,7 +195,7 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
         ConfigError: x is not made of real numbers.
         ShapeError: it has another shape.
     """
-    _refuse_masks(x)
+    refuse_masks(x)
     try:
         points = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
     except (TypeError, ValueError) as error:
@@ -204,7 +205,7 @@ def as_points(x: Any, dim: int, call: str) -> Tensor:
 
 def as_float64(value: Any, expected: str) -> Tensor:
     """The value as a detached float64 tensor on the CPU; ConfigError where it is not made of numbers."""
-    _refuse_masks(value)
+    refuse_masks(value)
     try:
         return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -213,14 +214,14 @@ def as_float64(value: Any, expected: str) -> Tensor:
 
 def as_tensor(value: Any) -> Any:
     """A NumPy array of numbers as a tensor of its own; anything else as it is, for the checks that follow."""
-    _refuse_masks(value)
+    refuse_masks(value)
     return torch.tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else value
 
 
-def _refuse_masks(value: Any) -> None:
+def refuse_masks(value: Any) -> None:
     """ConfigError for an array with masked entries, whose values a tensor would hold like the others."""
     if np.ma.is_masked(value):
-        raise ConfigError("an array has masked entries; give the rows that are known: x[~x.mask.any(1)].data.")
+        raise ConfigError("an array has masked entries; give what is known: x[~x.mask].data, x[~x.mask.any(1)].data.")
 
 
 def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:

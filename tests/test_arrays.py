@@ -9,6 +9,8 @@ from pwgf import distances, energies, fitting, maps, sampling
 from pwgf.checks import as_float64, as_points, as_tensor
 from pwgf.errors import ConfigError, ShapeError
 from pwgf.measures import Cloud
+from pwgf.run.spec import check_times
+from pwgf.run.trajectory import checked_time
 
 X = np.random.default_rng(0).standard_normal((50, 2))
 QUICK = {"num_samples": 50, "num_eval": 50}
@@ -78,10 +80,20 @@ def test_what_is_no_array_of_samples_is_still_refused():
         fitting.fit(maps.Affine(2), pwgf.Gaussian(2), [1.0])
 
 
-@pytest.mark.parametrize("take", [as_tensor, lambda x: as_float64(x, "x"), lambda x: as_points(x, 1, "x")])
+TAKES = [
+    as_tensor,
+    lambda x: as_float64(x, "x"),
+    lambda x: as_points(x, 1, "x"),
+    lambda x: check_times(x[:, 0]),
+    lambda x: checked_time(x[3, 0]),
+    lambda x: pwgf.Euler(x[3, 0]),
+]
+
+
+@pytest.mark.parametrize("take", TAKES)
 def test_an_array_with_masked_entries_is_refused(take):
     """Their values are unknown; a tensor would hold them like the others."""
     x = np.ma.masked_greater(np.arange(4.0)[:, None], 2)
-    with pytest.raises(ConfigError, match="masked entries; give the rows that are known"):
+    with pytest.raises(ConfigError, match="masked entries; give what is known"):
         take(x)
     take(np.ma.masked_greater(np.arange(4.0)[:, None], 9))

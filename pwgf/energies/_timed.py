@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import check_each_sample
 from ..errors import ConfigError
 from ..measures import Sampled
-from .base import check_callable, evaluate, shares
+from .base import FEW, check_callable, check_gradient, evaluate, shares
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Timed:
         return share.group.sum(slope_in_time(total, given[0].new_tensor(time_of(rho, self.call)))) / share.num_samples
 
     def try_at(self, rho: Sampled, *arguments: Tensor, of_each: Sequence[int] = ()) -> None:
-        """ConfigError unless f is a function of each sample alone, with the same value when called again.
+        """ConfigError unless f is a function of each sample alone, with the same value when called again, and its
+        gradient, where it has one value for a sample, is that of its values.
 
         `of_each` is the shape of its value for a sample.
         """
@@ -93,7 +94,11 @@ class Timed:
         def value(*given: Tensor) -> Tensor:
             return self(rho, torch.Size((len(given[0]), *of_each)), *given)
 
-        check_each_sample(value, [given.detach() for given in arguments], self.call)
+        given = [values.detach() for values in arguments]
+        check_each_sample(value, given, self.call)
+        few = [values[:FEW] for values in given]
+        for k, points in enumerate(few if not of_each else ()):
+            check_gradient(lambda x, k=k: value(*few[:k], x, *few[k + 1 :]), points, self.call)  # type: ignore[misc]
 
 
 def slope_in_time(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

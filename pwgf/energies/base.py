@@ -18,6 +18,7 @@ from ..measures import Sampled
 from ..parallel import Shared
 from .hessian import Hessian
 
+FEW = 64  # samples at which a gradient is compared with differences
 _USER_ERRORS = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
 
 
@@ -307,6 +308,40 @@ def check_slope(f: Callable[[Tensor], Tensor], x: Tensor, call: str) -> None:
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         slope(f(leaf), leaf, call, on_device=True)
+
+
+def check_gradient(f: Callable[[Tensor], Tensor], x: Tensor, call: str) -> None:
+    """ConfigError where the gradient of f, a function of each row of x, is not that of its values at most rows.
+
+    Central differences of two lengths, along one direction, count where they agree with each other and are above
+    rounding: not where f jumps, or varies over lengths that they do not see. An f without a gradient is left to
+    `slope`.
+    """
+    x = x[:FEW].detach()
+    along = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_(True)
+        y = f(leaf)
+        g = torch.autograd.grad(y.sum(), leaf, allow_unused=True)[0] if y.requires_grad else None
+    eps = torch.finfo(x.dtype).eps
+    h = eps ** (1 / 3) * float(x.abs().max())
+    if g is None or not h > 0:
+        return
+    given = (g * along).reshape(len(x), -1).sum(1)
+    with torch.no_grad():
+        wide, found = ((f(x + k * along) - f(x - k * along)) / (2 * k) for k in (h, h / 4))
+    sure = found.abs() > 1e3 * eps * y.detach().abs().max() / h
+    sure &= (wide - found).abs() < 0.01 * found.abs()
+    wrong = sure & ((given - found).abs() > 0.1 * (found.abs() + given.abs()))
+    if int(wrong.sum()) > len(x) / 2:
+        k = int(wrong.int().argmax())
+        raise ConfigError(
+            f"{call} has a gradient that is not that of its values: along one direction the derivative is "
+            f"{float(given[k]):.4g} by autograd and {float(found[k]):.4g} by differences, and so at "
+            f"{int(wrong.sum())} of {len(x)} samples. Causes: (a) .detach(), .item() or .numpy() of a part; (b) points "
+            "changed where autograd does not see it, x.data or under no_grad: take x.clone(); (c) a "
+            "torch.autograd.Function whose backward is another derivative."
+        )
 
 
 def slope(y: Tensor, leaf: Tensor, call: str, *, on_device: bool = False) -> Tensor:

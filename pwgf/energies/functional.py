@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import private
 from ..errors import ConfigError
 from ..measures import Sampled
-from .base import Energy, check_callable, evaluate, shares
+from .base import Energy, check_callable, check_gradient, evaluate, shares
 
 
 class _Samples:
@@ -60,6 +60,17 @@ class Functional(Energy):
     def __init__(self, F: Callable[[_Samples], Tensor]) -> None:
         check_callable(F, "Functional(F)")
         self.F = F
+
+    def try_functions(self, rho: Sampled) -> None:
+        """F twice, and its gradient in the samples."""
+        super().try_functions(rho)
+        every, call = shares(rho).gather, "Functional: F(rho)"
+
+        def value(x: Tensor) -> Tensor:
+            views = [_Samples(lambda row=row: row, lambda: every(rho.log_density).detach()) for row in x]  # type: ignore[misc]
+            return torch.stack([evaluate(self.F, call, torch.Size(()), x, view) for view in views])
+
+        check_gradient(value, every(rho.x.detach()).expand(3, -1, -1), call)  # along three directions
 
     def __call__(self, rho: Sampled) -> Tensor:
         """F on the samples."""

@@ -35,11 +35,11 @@ class FileRows:
         return self._count
 
     def column(self, name: str) -> np.ndarray:
-        """A scalar column, (T,) float64."""
+        """A scalar column, (T,) float64, the caller's own."""
         if name not in self._columns:
             with self._opened() as record:
                 self._columns[name] = record.column(name)[: self._count]
-        return self._columns[name]
+        return self._columns[name].copy()
 
     def vector(self, name: str, k: int) -> np.ndarray:
         """Row k of theta or theta_dot, (p,)."""

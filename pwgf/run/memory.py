@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 class Source(Protocol):
@@ -89,3 +91,19 @@ class Memory:
     def checkpoint(self, restart: Mapping[str, Any]) -> None:
         """Replaces the state."""
         self._restart = dict(restart)
+
+
+class SourceRows:
+    """The rows as schemes see them."""
+
+    def __init__(self, source: Source) -> None:
+        self.t = source.column("t")
+        self._source = source
+
+    def theta(self, k: int) -> Tensor:
+        """θ of row k, (p,) float64."""
+        return torch.from_numpy(np.array(self._source.vector("theta", k)))
+
+    def theta_dot(self, k: int) -> Tensor:
+        """θ̇ of row k, (p,) float64."""
+        return torch.from_numpy(np.array(self._source.vector("theta_dot", k)))

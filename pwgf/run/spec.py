@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checks import check_integer, check_seed, is_real, plain
+from ..checks import check_integer, check_seed, is_real, plain, refuse_masks
 from ..errors import ConfigError
 from ..schemes import Scheme, ask, names_for
 from ..schemes.base import stored_config
@@ -106,6 +106,7 @@ class RunSpec:
 
 def check_times(times: Times, call: str = "solve") -> np.ndarray:
     """times as float64, (T,); ConfigError unless finite and strictly increasing."""
+    refuse_masks(times)
     try:
         values = np.asarray(times.detach().cpu().numpy() if isinstance(times, torch.Tensor) else times)
         t = values.real.astype(np.float64)  # complex numbers are refused below, without a warning of numpy

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import schemes, storage
-from ..checks import DTYPES, as_points, check_ambient, check_integer, density_at, memory_told, plain_numbers
+from ..checks import DTYPES, as_points, check_ambient, check_integer, density_at, memory_told, plain, plain_numbers
 from ..energies import Energy
 from ..errors import ConfigError, SchemaError, ShapeError, nearest
 from ..maps.base import PushForward
@@ -27,7 +27,7 @@ from ._stored import as_solved, check_config, reader_of
 from .bound import error_bound
 from .exports import Exports
 from .identity import differing, values_of
-from .memory import Source
+from .memory import Source, SourceRows
 from .pictures import Pictures
 
 _log = logging.getLogger("pwgf")
@@ -52,11 +52,15 @@ class Trajectory(Pictures, Exports):
         self._reader = reader
         self._missing = missing
         self.path = path
-        self.t: np.ndarray = source.column("t")
         self._checked: set[int] = set()
 
+    @property
+    def t(self) -> np.ndarray:
+        """Times of the rows, (T,) float64."""
+        return self._source.column("t")
+
     def __len__(self) -> int:
-        return len(self.t)
+        return len(self._source)
 
     def __reduce__(self) -> Any:
         """One in a file pickles as its path, to be loaded where it is unpickled; a user's own map is given there."""
@@ -146,14 +150,14 @@ class Trajectory(Pictures, Exports):
 
     def theta(self, t: float) -> Tensor:
         """θ(t), (p,)."""
-        from_rows = schemes.base.hermite(_Rows(self), checked_time(t))
+        from_rows = schemes.base.hermite(SourceRows(self._source), checked_time(t))
         return from_rows.to(self.dtype)
 
     def push(self, t: float, z: Tensor) -> Tensor:
         """T_θ(t)(z), (n,d): samples of ρ_t from samples z of the reference."""
         t = checked_time(t)
         self._check_interpolation(t)
-        return self._read().push(_Rows(self), t, torch.as_tensor(z))
+        return self._read().push(SourceRows(self._source), t, torch.as_tensor(z))
 
     @plain_numbers
     def sample(self, t: float, n: int, seed: int | torch.Generator = 0) -> Tensor:
@@ -183,7 +187,7 @@ class Trajectory(Pictures, Exports):
         check_ambient("run.log_density(t, x)")
         t = checked_time(t)
         self._check_interpolation(t)
-        reader, rows = self._read(), _Rows(self)
+        reader, rows = self._read(), SourceRows(self._source)
         return density_at(torch.as_tensor(x), lambda x: reader.log_density(rows, t, x))
 
     def score(self, t: float, x: Tensor) -> Tensor:
@@ -191,11 +195,11 @@ class Trajectory(Pictures, Exports):
         check_ambient("run.score(t, x)")
         t = checked_time(t)
         self._check_interpolation(t)
-        return self._read().score(_Rows(self), t, torch.as_tensor(x))
+        return self._read().score(SourceRows(self._source), t, torch.as_tensor(x))
 
     def moments(self, t: float) -> tuple[Tensor, Tensor] | None:
         """Mean (d,) and covariance (d,d) of the particles, float64; None for a run of maps. Errors as `push`."""
-        return schemes.ask(self._read(), "moments")(_Rows(self), checked_time(t))
+        return schemes.ask(self._read(), "moments")(SourceRows(self._source), checked_time(t))
 
     def error_bound(self, convexity: float) -> np.ndarray:
         """A bound of W₂ to the exact law at every row, (T,), for a K-convex energy; see `pwgf.run.bound`."""
@@ -224,7 +228,7 @@ class Trajectory(Pictures, Exports):
         if gap in self._checked:
             return
         self._checked.add(gap)
-        error = schemes.ask(self._reader, "interpolation_error")(_Rows(self), gap)
+        error = schemes.ask(self._reader, "interpolation_error")(SourceRows(self._source), gap)
         allowed = self.config["scheme"].get("tolerance") or 1e-3
         if error is not None and error > allowed:
             _log.warning(
@@ -300,24 +304,10 @@ def checked_time(t: Any) -> float:
     wrong = "it has a unit"
     if not isinstance(t, (np.timedelta64, np.datetime64)):
         try:
-            return float(t)
+            return float(plain(t))
         except (TypeError, ValueError, RuntimeError) as error:
             wrong = str(error)
     raise ConfigError(f"run.sample(t=…) and the like need a number for t; got {t!r:.60} ({wrong}). Give e.g. t=0.5.")
-
-
-class _Rows:
-    """The rows as schemes see them."""
-
-    def __init__(self, run: Trajectory) -> None:
-        self.t = run.t
-        self._source = run._source
-
-    def theta(self, k: int) -> Tensor:
-        return torch.from_numpy(np.array(self._source.vector("theta", k)))
-
-    def theta_dot(self, k: int) -> Tensor:
-        return torch.from_numpy(np.array(self._source.vector("theta_dot", k)))
 
 
 def load(

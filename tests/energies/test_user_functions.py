@@ -6,6 +6,7 @@ import torch
 
 import pwgf
 from pwgf import energies, maps
+from pwgf.energies.base import check_gradient
 from pwgf.errors import ConfigError, ShapeError
 
 
@@ -38,6 +39,13 @@ def from_samples(view):
     return view.x.square().sum(-1).mean() + view.log_density.mean() - 1
 
 
+ENERGIES = {
+    "Potential: V\\(x\\)": energies.Potential,
+    "KL: log_target\\(x\\)": energies.KL,
+    "Local: g\\(x, log_rho\\)": lambda f: energies.Local(lambda x, ell: f(x)),
+    "Interaction: W\\(r\\)": energies.Interaction,
+}
+
 PAIRS = {
     "V": (energies.Potential(moved), energies.Potential(square)),
     "V that marks": (energies.Potential(marked), energies.Potential(square)),
@@ -59,6 +67,44 @@ def test_a_function_that_changes_its_points_in_place_changes_nothing_else(name):
         runs.append(pwgf.solve(scheme, [0, 0.1], progress=False))
     for column in ("energy", "theta", "projection_residual"):
         np.testing.assert_allclose(runs[0][column], runs[1][column], rtol=1e-12, atol=1e-12)
+
+
+def moved_after(x):
+    """What the derivative reads is changed where autograd does not see it."""
+    value = x.square().sum(-1)
+    x.data.sub_(1)
+    return value
+
+
+def partly_detached(x):
+    return (x * x.detach()).sum(-1)
+
+
+@pytest.mark.parametrize("f", [moved_after, partly_detached])
+@pytest.mark.parametrize("make", [*ENERGIES.values(), lambda f: energies.Functional(lambda rho: f(rho.x).mean())])
+def test_a_gradient_that_is_not_that_of_the_values_is_refused(make, f):
+    scheme = pwgf.PWGF(make(f), maps.Affine(2), pwgf.Gaussian(2), num_samples=100)
+    with pytest.raises(ConfigError, match=r"a gradient that is not that of its values.* by autograd .*x\.clone\(\)"):
+        scheme.start(0)
+
+
+ROUGH = {
+    "kinks": lambda x: (x.abs() + torch.relu(x - 0.1)).sum(-1),
+    "steps in the value": lambda x: torch.where(x > 0, 1e3, 0.0).to(x).sum(-1) + square(x),
+    "ripples": lambda x: square(x) + 1e-3 * torch.sin(1e6 * x).sum(-1),
+    "a large constant": lambda x: 1e18 + square(x),
+    "stiff": lambda x: 1e12 * (x.square().sum(-1) - 1).square(),
+    "constant": lambda x: 0 * square(x),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ROUGH)
+@pytest.mark.parametrize("where", [(0.0, 1.0), (1e6, 1e-6), (0.0, 1e-9), (0.0, 1e9)])
+def test_rough_functions_have_the_gradient_of_their_values(name, dtype, where):
+    mean, spread = where
+    x = (mean + spread * torch.randn(64, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).to(dtype)
+    check_gradient(ROUGH[name], x, "f(x)")
 
 
 def test_a_function_holds_no_tensor_of_the_solver():
@@ -138,12 +184,6 @@ WRONG = {
     "centred": (lambda: centred, BESIDE),
     "running sum": (lambda: summed_up, BESIDE),
     "batch norm": (lambda: by_batch_norm, BESIDE),
-}
-ENERGIES = {
-    "Potential: V\\(x\\)": energies.Potential,
-    "KL: log_target\\(x\\)": energies.KL,
-    "Local: g\\(x, log_rho\\)": lambda f: energies.Local(lambda x, ell: f(x)),
-    "Interaction: W\\(r\\)": energies.Interaction,
 }
 
 

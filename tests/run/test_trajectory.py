@@ -203,6 +203,16 @@ def test_columns_are_float64_arrays_with_a_row_each(run):
     assert "6 rows, t = 0 … 1" in repr(run)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_columns_and_times_are_the_callers_own(tmp_path, stored):
+    run = solve(TIMES[:3], out=tmp_path / "run.h5" if stored else None)
+    for array in (run.t, run["t"], run["energy"], run["theta"]):
+        before = run.sample(0.05, 5), run["energy"].copy(), run["theta"].copy()
+        array *= 2
+        assert torch.equal(run.sample(0.05, 5), before[0])
+        assert np.array_equal(run["energy"], before[1]) and np.array_equal(run["theta"], before[2])
+
+
 def test_an_unknown_column_names_the_nearest(run):
     with pytest.raises(ConfigError, match=r"run\['energi'\]: no such column\. Did you mean 'energy'\?.*theta_dot"):
         run["energi"]
