@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import as_tensor, memory_told
 from .errors import ConfigError, NonFiniteError, ShapeError
 
 _BLOCK_ELEMENTS = 4_000_000  # entries of one block of a distance matrix: 32 MB in float64
@@ -26,13 +27,12 @@ class Density(Protocol):
 
     def sample(self, n: int, seed: torch.Generator, /) -> Tensor:
         """n samples, (n, d)."""
-        ...
 
     def log_density(self, x: Tensor) -> Tensor:
         """Log density at x (n, d), (n,)."""
-        ...
 
 
+@memory_told("w2", "fewer samples, whose distances are a matrix, or sliced_w2")
 def w2(x: Tensor, y: Tensor) -> Tensor:
     """Squared 2-Wasserstein distance of two empirical measures, exactly: min over couplings π of Σ π_ij |x_i − y_j|².
 
@@ -67,6 +67,7 @@ def w2(x: Tensor, y: Tensor) -> Tensor:
     return torch.tensor(float(ot.emd2([], [], cost, numItermax=10_000_000)), dtype=torch.float64)
 
 
+@memory_told("sliced_w2", "fewer directions or samples")
 def sliced_w2(
     x: Tensor,
     y: Tensor,
@@ -97,15 +98,14 @@ def sliced_w2(
         J. Rabin, G. Peyré, J. Delon, M. Bernot, Wasserstein barycenter and its application to texture mixing, 2011.
     """
     x, y = _pair("sliced_w2", x, y)
-    dim = x.shape[1]
     if directions is None:
         if num_directions < 1:
             raise ConfigError(f"sliced_w2(num_directions=…) needs at least 1; got {num_directions}. Try 100.")
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        directions = torch.randn(num_directions, dim, generator=generator, dtype=torch.float64)
+        directions = torch.randn(num_directions, x.shape[1], generator=generator, dtype=torch.float64)
     directions = torch.as_tensor(directions, dtype=torch.float64).to(x.device)
-    if directions.ndim != 2 or directions.shape[1] != dim:
-        raise ShapeError(f"sliced_w2(directions=…) needs shape (L, {dim}), a row each; got {tuple(directions.shape)}.")
+    if directions.ndim != 2 or directions.shape[1] != len(x.mT):
+        raise ShapeError(f"sliced_w2(directions=…) needs (L, {len(x.mT)}), a row each; got {tuple(directions.shape)}.")
     directions = directions / directions.norm(dim=1, keepdim=True)
     return _sorted_w2(directions @ x.T, directions @ y.T).mean()
 
@@ -298,8 +298,8 @@ def bures_w2(mean0: Tensor, cov0: Tensor, mean1: Tensor, cov1: Tensor) -> Tensor
 
 
 def _pair(call: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    x = torch.as_tensor(x, dtype=torch.float64)
-    y = torch.as_tensor(y, dtype=torch.float64).to(x.device)
+    x, y = (torch.as_tensor(as_tensor(samples), dtype=torch.float64) for samples in (x, y))
+    y = y.to(x.device)
     for name, samples in (("x", x), ("y", y)):
         if samples.ndim != 2 or samples.numel() == 0:
             raise ShapeError(

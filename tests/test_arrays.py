@@ -87,6 +87,7 @@ TAKES = [
     lambda x: check_times(x[:, 0]),
     lambda x: checked_time(x[3, 0]),
     lambda x: pwgf.Euler(x[3, 0]),
+    lambda x: distances.w2(x, np.zeros((4, 1))),
 ]
 
 
@@ -96,4 +97,4 @@ def test_an_array_with_masked_entries_is_refused(take):
     x = np.ma.masked_greater(np.arange(4.0)[:, None], 2)
     with pytest.raises(ConfigError, match="masked entries; give what is known"):
         take(x)
-    take(np.ma.masked_greater(np.arange(4.0)[:, None], 9))
+    take(np.ma.masked_greater(np.arange(4.0)[:, None], 9))  # nothing is masked

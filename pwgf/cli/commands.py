@@ -15,7 +15,7 @@ import tyro
 from .._version import __version__
 from ..errors import PWGFError
 from ._options import Given, as_options, split
-from ._terminal import say
+from ._terminal import begin, end, say
 from .settings import Animate, Command, Compare, Doctor, Export, Info, Options, Pack, Plot, Run, Sweep, Table
 
 _OPEN: dict[str, type] = {
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 for damage found by `pwgf doctor` or `pwgf table`, and for a sweep whose runs are not
         all complete; 2 for an error that the user can cure, told on stderr; 130 after an interrupt.
     """
+    begin()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         say(f"pwgf {__version__}")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if kind is not None:
             arguments[1:], given = split(arguments[1:], own, several=kind is Sweep)
         command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
-        return _perform(dataclasses.replace(command, given=given) if given else command)
+        return end(_perform(dataclasses.replace(command, given=given) if given else command))
     except PWGFError as error:
         names = [*own, *(field.name for field in dataclasses.fields(Run))]
         say(f"pwgf: error: {as_options(str(error), dict(zip(names, names, strict=True)))}", error=True)

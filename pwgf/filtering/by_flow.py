@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import fitting, sampling
-from ..checks import check_device, check_integer, check_seed, private, seeded
+from ..checks import check_device, check_integer, check_seed, memory_told, private, seeded
 from ..distances import divergence
 from ..energies.base import check_slope
 from ..errors import ConfigError
@@ -37,6 +37,7 @@ _POOR_FIT = 10.0  # KL of the fit beside the tolerance of the flow: a warning
 _log = logging.getLogger("pwgf")
 
 
+@memory_told("filtering.run", "fewer num_samples, a smaller map")
 def run(
     model: StateSpace,
     times: Sequence[float],

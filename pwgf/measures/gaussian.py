@@ -49,10 +49,10 @@ class Gaussian(Reference):
                 f"Gaussian(dim={dim}): cov must be a number or have shape ({dim}, {dim}); got {tuple(c.shape)}."
             )
         self.dim = dim
-        self._mean = m.expand(dim).clone()
         with memory_told(f"Gaussian(dim={dim})", "a smaller dim; a covariance has dim² entries"):
             self._cov = c.clone() if c.ndim == 2 else c * torch.eye(dim, dtype=torch.float64)
             self._factor = check_cov(self._cov, f"Gaussian(dim={dim}, cov=…)")
+        self._mean = m.expand(dim).clone()
         if not bool(torch.isfinite(m).all()):
             raise ConfigError(f"Gaussian(dim={dim}): mean must be finite; got {mean!r}.")
         self._constants = Constants(self._mean, self._factor)

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..checks import as_call, as_points, is_integer
+from ..checks import as_call, as_points, is_integer, memory_told
 from ..errors import ConfigError, NonFiniteError
 
 NUM_FOR_MOMENTS = 100_000
@@ -27,6 +27,11 @@ class Law(Protocol):
     has_density: bool = True
     """Whether `log_density` and `score` exist; both raise ConfigError where it is False."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "sample" in vars(cls):
+            cls.sample = memory_told(f"{cls.__name__}.sample(n)", "a smaller n, or num_samples")(cls.sample)  # type: ignore[method-assign]
+
     def __repr__(self) -> str:
         settings = getattr(self, "to_config", None)
         return as_call({"name": type(self).__name__, "dim": self.dim} if settings is None else settings())
@@ -36,7 +41,7 @@ class Law(Protocol):
         """n independent samples (n,d) on the CPU; equal integers give equal samples, a generator is moved on.
 
         Raises:
-            ConfigError: seed is neither an integer in [0, 2⁶³) nor a generator.
+            ConfigError: seed is neither an integer in [0, 2⁶³) nor a generator, or n takes more memory than there is.
         """
 
     @abstractmethod

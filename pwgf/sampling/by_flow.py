@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import storage
-from ..checks import check_device, check_dim, check_integer, check_number, check_seed, plain_numbers
+from ..checks import check_device, check_dim, check_integer, check_number, check_seed, memory_told, plain_numbers
 from ..energies import KL
 from ..errors import ConfigError, NonFiniteError, SolverError
 from ..integrate import Auto
@@ -43,6 +43,7 @@ _DIVERGED_GROWTH = 1.3  # of the spread of the samples between two such checks
 _CHUNK = 2000  # samples whose density is evaluated at a time
 
 
+@memory_told("sampling.sample", "a smaller n or num_samples, a smaller map")
 @plain_numbers
 def sample(
     log_density: LogDensity,

@@ -48,7 +48,9 @@ class Disk:
         os.fsync(fd)
 
     def replace(self, source: str, target: str) -> None:
-        """Renames `source` to `target` in one atomic step."""
+        """Renames `source` to `target` in one atomic step; a file that was there hands its permissions on."""
+        with contextlib.suppress(OSError):
+            os.chmod(source, os.stat(target).st_mode & 0o777)
         os.replace(source, target)
 
     def fsync_dir(self, folder: str) -> None:

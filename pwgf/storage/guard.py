@@ -72,14 +72,20 @@ def checked_path(path: object, call: str) -> str:
         call: for the message, e.g. "load(path)".
 
     Raises:
-        PathError: something else, empty, or with a NUL.
+        PathError: something else, empty, with a NUL, or in a home or a working folder that is not there.
     """
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise PathError(f"{call} needs a path; got {type(path).__name__}. Give e.g. 'results/run.h5'.")
     text = os.fsdecode(path)
     if not text or "\0" in text:
         raise PathError(f"{call} needs a path without NUL characters; got {text!r}. Give e.g. 'results/run.h5'.")
-    text = os.path.abspath(os.path.expanduser(text))
+    text = os.path.expanduser(text)
+    if text.startswith("~"):
+        raise PathError(f"{call}: nobody has the home folder of {text!r}. Give './{text}' for a file of that name.")
+    try:
+        text = os.path.abspath(text)
+    except FileNotFoundError as error:
+        raise PathError(f"{call}: the working folder was removed. Change to another, or give a whole path.") from error
     return os.path.realpath(text) if os.path.islink(text) else text
 
 

@@ -72,6 +72,21 @@ def test_a_terminal_that_knows_ascii_only(tmp_path):
         done = subprocess.run(arguments, capture_output=True, check=False, env=environment)
         assert done.returncode == 0 and b"caf\\udce9.h5: complete" in done.stdout, done.stderr
     assert b"no known answer" in done.stdout or b"Rows: 2 of 2 are good" in done.stdout
+    done = subprocess.run([*arguments[:3], "run", "--help"], capture_output=True, check=False, env=environment)
+    assert done.returncode == 0 and b"\\u2026" in done.stdout, done.stderr  # an ellipsis
+
+
+def test_a_stdout_that_is_full(tmp_path):
+    arguments = [sys.executable, "-m", "pwgf", "run", "ornstein-uhlenbeck", "--dim", "1", "--times", "0,0.01"]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*arguments, "--out", tmp_path / "run.h5"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment,
+        )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "pwgf: error: stdout takes nothing: [Errno 28] No space left on device" in done.stderr
+    assert open_record(tmp_path / "run.h5").complete
 
 
 def test_too_many_open_files_has_its_own_cure(tmp_path, monkeypatch):
@@ -119,6 +134,11 @@ def test_a_trajectory_whose_file_was_replaced_says_so(tmp_path):
     lambda: solve(TIMES[:2], settings={"num_samples": 10**16}),
     lambda: solve(TIMES[:2]).sample(0.0, 10**16),
     lambda: pwgf.Gaussian(10**7),
+    lambda: pwgf.Gaussian(2).sample(10**16),
+    lambda: pwgf.problems.StyblinskiTang(2).exact(2.0).sample(10**16),
+    lambda: sampling.sample(lambda x: -x.square().sum(-1), 1, 10**16, map=maps.Affine(1), progress=False),
+    lambda: pwgf.distances.sliced_w2(torch.zeros(2, 2), torch.ones(2, 2), num_directions=10**16),
+    lambda: pwgf.distances.w2(torch.zeros(1, 2).expand(10**7, 2), torch.ones(1, 2).expand(10**7, 2)),
 ])  # fmt: skip
 def test_memory_that_is_not_there(ask):
     with pytest.raises(ConfigError, match=r"asks for (\d+ bytes|[\d.]+ .iB|more bytes than can be counted) of memory"):

@@ -111,6 +111,28 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
     check_rows(open_record("~/run.h5"), 3, 3)
 
 
+def test_homes_and_working_folders_that_are_not_there(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PathError, match=r"nobody has the home folder of '~no\.such\.user/run\.h5'\. Give '\./~no"):
+        write_run("~no.such.user/run.h5", 3)
+    write_run("./~no.such.user.h5", 2)
+    assert sorted(os.listdir(tmp_path)) == ["gone", "~no.such.user.h5"]
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(PathError, match=r"the working folder was removed\. Change to another"):
+        write_run("run.h5", 3)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_that_grows_keeps_the_permissions_of_its_file(tmp_path):
+    path = tmp_path / "run.h5"
+    solve([0.0, 0.1], out=path)
+    path.chmod(0o600)
+    assert len(solve([0.0, 0.1, 0.2], out=path, resume=True)) == 3
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_only_the_last_folder_is_made(tmp_path):
     write_run(str(tmp_path / "results" / "run.h5"), 2)
     with pytest.raises(PathError, match=r"expected a place where files can be made.*give another path"):
