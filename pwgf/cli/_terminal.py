@@ -21,7 +21,7 @@ def begin() -> None:
 def say(line: str, *, error: bool = False) -> None:
     """Prints a line to stdout, or stderr; letters that the stream's encoding lacks are written out.
 
-    Whoever reads may have gone, or there may be no stream at all; then there is nobody to tell. A full disk ends no run:
+    Whoever reads may have gone, or there may be no stream at all; then nobody can be told. A full disk ends no run:
     `end` reports it.
     """
     stream = sys.stderr if error else sys.stdout
