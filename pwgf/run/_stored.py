@@ -167,9 +167,15 @@ def _check_values(record: storage.Record) -> None:
             )
 
 
+def mapping_of(reader: Replay) -> PushForward | None:
+    """The map or the family of maps that reads the rows; None for particles."""
+    found: PushForward | None = getattr(reader, "map", getattr(reader, "family", None))
+    return found
+
+
 def _fits_rows(reader: Replay, record: storage.Record) -> bool:
     """Has the map that was rebuilt the parameters that the rows hold, or are the rows points of the space?"""
-    map: PushForward | None = getattr(reader, "map", getattr(reader, "family", None))
+    map = mapping_of(reader)
     if map is None:
         return record.num_params % record.dim == 0
     blocks = [(list(block.shape), block.offset) for block in map.layout()]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import maps
+from ..checks import DTYPES
 from ..energies import Energy
-from ..errors import PWGFError
+from ..errors import PWGFError, SchemaError
 from ..maps.base import PushForward
 from ..measures import Gaussian, PushedMeasure, Reference
-from ..schemes import Scheme
-from ._stored import IDENTITY, NUM_POINTS
+from ..schemes import Replay, Scheme
+from ..storage import Record
+from ._stored import IDENTITY, NUM_POINTS, mapping_of
 
 _TIME = 0.7  # for energies that depend on it
 _CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative to the largest value
@@ -59,6 +61,24 @@ def differing(stored: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], d
         gap = f"by up to {np.nanmax(np.abs(new - old)):.2g}" if old.shape == new.shape else "in shape"
         return f"{_MEANING[name.removeprefix(IDENTITY)]} at the same points differs from the stored one {gap}"
     return ""
+
+
+def check_rebuilt(record: Record, reader: Replay, map: PushForward | None, reference: Reference | None) -> None:
+    """SchemaError where what was built of the settings has other values than the file says that the run's had.
+
+    Args:
+        record: of the run.
+        reader: what was built.
+        map, reference: those that the user gave instead, compared already.
+    """
+    built = {"map": None if map else mapping_of(reader), "reference": None if reference else reader.reference}
+    dtype = DTYPES[record.config["scheme"]["dtype"]]
+    what = differing(record.arrays, values_of(dtype, dim=record.dim, **cast(dict[str, Any], built)), dtype)
+    if what:
+        raise SchemaError(
+            f"opening {record.path!r}: {what}. Its settings were changed since, or this version of pwgf makes another "
+            "of them. Take the file from a backup, or the version that wrote it."
+        )
 
 
 def _wave(n: int, size: float, dtype: torch.dtype, device: str) -> Tensor:

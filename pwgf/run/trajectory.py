@@ -26,7 +26,7 @@ from ._restart import restart_to_state
 from ._stored import as_solved, check_config, reader_of
 from .bound import error_bound
 from .exports import Exports
-from .identity import differing, values_of
+from .identity import check_rebuilt, differing, values_of
 from .memory import Source, SourceRows
 from .pictures import Pictures
 
@@ -346,6 +346,7 @@ def load(
         missing, reader = "", None
         try:
             reader = reader_of(record, map, reference)
+            check_rebuilt(record, reader, map, reference)
         except SchemaError:
             raise
         except ConfigError as error:  # reported when the map is needed: the columns can be read without it

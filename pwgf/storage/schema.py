@@ -33,6 +33,7 @@ SAMPLES = "samples"  # a row's samples (n,d), where the run stores them
 MAX_TEXT_BYTES = 24 << 20  # of all texts of a file together
 MAX_ITEMS = 3_000_000  # of a JSON text: numbers and the like, of which each takes some 32 bytes
 MAX_MARKS = 1_200_000  # of its lists, dicts and texts, of which each takes up to some 80 bytes
+MAX_LEVELS = 50  # of lists and dicts in each other; the settings of a run have about ten
 COLUMN_CHUNK = 4096
 VECTOR_CHUNK = 131072
 RESERVED = frozenset(
@@ -84,6 +85,7 @@ def to_json(call: str, value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False)
         check_text(text.encode())
+        _check_depth(value)
         return text
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
@@ -96,7 +98,23 @@ def load_json(text: str | bytes) -> Any:
     """What a JSON text of a file says; ValueError where it is none, or would take more memory than a run's does."""
     data = text.encode() if isinstance(text, str) else text
     check_text(data)
-    return json.loads(data)
+    value = json.loads(data)
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """ValueError where lists and dictionaries lie in each other deeper than a reader follows."""
+    level = [value] if _holds(value) else []
+    for _ in range(MAX_LEVELS):
+        level = [v for part in level for v in (part.values() if isinstance(part, dict) else part) if _holds(v)]
+        if not level:
+            return
+    raise ValueError(f"more than {MAX_LEVELS} lists in each other")
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple))
 
 
 def check_text(data: bytes) -> None:

@@ -64,6 +64,29 @@ def test_settings_that_no_run_has(packed, name, value, message, capsys):
     assert "\x1b" not in said.out + said.err and "Traceback" not in said.err
 
 
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("scheme.reference.cov", [[2.0, 0.0], [0.0, 2.0]], r"log λ of the reference at the same points differs"),
+    ("scheme.map.gain", 1.5, r"T of the map at the same points differs"),
+])  # fmt: skip
+def test_settings_that_build_another_law_are_refused(packed, name, value, message):
+    forge_config(packed, at(name, value))
+    with pytest.raises(SchemaError, match=message + r".*settings were changed since, or this version of pwgf"):
+        pwgf.load(packed)
+
+
+def test_settings_within_each_other_without_end_are_refused(packed):
+    deep = {"name": "Affine", "dim": 2}
+    for _ in range(300):
+        deep = {"name": "InBox", "map": deep, "lower": [0.0, 0.0], "upper": [1.0, 1.0]}
+    forge_config(packed, at("scheme.map", deep))
+    with pytest.raises(SchemaError, match="more than 50 lists in each other"):
+        pwgf.load(packed)
+    for command in ("info", "table"):
+        assert cli.main([command, packed]) in (1, 2)
+    with pytest.raises(pwgf.errors.ConfigError, match="more than 50 lists in each other"):
+        pwgf.storage.Header({"map": deep}, [], {}, 2, 6)
+
+
 def test_escapes_in_names_do_not_reach_the_terminal(packed, capsys):
     forge_config(packed, at("scheme.energy.terms", [{"name": "\x1b[31mred\x07"}]))
     assert cli.main(["info", packed]) == 0
