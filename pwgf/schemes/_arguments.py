@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..checks import check_each_sample, private
 from ..energies import Energy
-from ..errors import ConfigError
+from ..errors import ConfigError, PWGFError
 from ..maps import OnTorus, Standardised
 from ..maps.base import PushForward
 from ..measures import Cloud, PushedMeasure, Reference, Sampled
 
 _FOR_COORDINATES = 1000  # samples behind the coordinates that the map sees
-_FEW = 16  # samples at which a map's second derivative is looked at
+_FEW = 16  # samples at which a map's second derivative is looked at, and a density looked for its edge
+_SMALL = 4.0  # log of the typical density over that at its edge, from where on the mass there does not count
 
 
 def check_law(energy: Energy, reference: Reference, call: str) -> None:
@@ -67,7 +68,7 @@ def refuse_jump(reference: Reference, call: str, map: PushForward | None = None)
     Samples see the inside alone: the score there says nothing of what a diffusion does at the jump.
     """
     closed = map is not None and reference.box is not None and map.closes(*reference.box)
-    if reference.edge == "jump" and not closed:
+    if not closed and (reference.edge == "jump" or (reference.edge == "none" and _jumps(reference))):
         name = type(reference).__name__
         walls = ""
         if reference.box is not None:
@@ -78,6 +79,25 @@ def refuse_jump(reference: Reference, call: str, map: PushForward | None = None)
             "law: Gaussian(dim, mean, cov) of the same moments, or a map fitted to samples (pwgf.fitting.fit) as "
             "theta0; Potential and Interaction need no density."
         )
+
+
+def _jumps(reference: Reference) -> bool:
+    """Whether the density of a reference, maybe a user's own, ends where it is not small, on rays through samples."""
+    z = reference.sample(_FEW, 0)
+    centre = z.mean(0)
+    near, far = z, centre + 1e6 * (z - centre)
+    try:
+        with torch.no_grad():
+            typical = float(reference.log_density(private(z)).median())
+            ends = reference.log_density(private(far)) == -torch.inf
+            for _ in range(60):
+                middle = (near + far) / 2
+                inside = (reference.log_density(private(middle)) > -torch.inf)[:, None]
+                near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)
+            last = reference.log_density(private(near))
+    except (PWGFError, RuntimeError, ValueError, TypeError, ArithmeticError):  # a function has no value out there
+        return False
+    return bool((ends & (last > typical - _SMALL)).any())
 
 
 def refuse_kinks(map: PushForward, theta: Tensor, z: Tensor, call: str) -> None:

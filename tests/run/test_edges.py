@@ -8,6 +8,7 @@ import torch
 import pwgf
 from pwgf import energies, maps
 from pwgf.errors import ConfigError
+from pwgf.schemes._arguments import refuse_jump
 
 INF = math.inf
 
@@ -84,6 +85,31 @@ def test_a_jump_under_a_diffusion_is_refused_at_the_door(energy):
     ):
         with pytest.raises(ConfigError, match=type(scheme).__name__ + message):
             scheme.start(0)
+
+
+def users_own(log_density, sampler):
+    return pwgf.Unnormalised(log_density, lambda n, g: sampler(torch.randn(n, 2, generator=g, dtype=torch.float64)), 2)
+
+
+def test_a_jump_of_a_users_own_density_is_seen():
+    """Its score is 0 at all samples, so that nothing would move."""
+    flat = users_own(
+        lambda z: torch.where((z.abs() < 1).all(-1), 0 * z.sum(-1), -INF), lambda z: 2 * torch.special.ndtr(z) - 1
+    )
+    with pytest.raises(ConfigError, match=r"PWGF\(energy, reference=Unnormalised\): the energy needs .* which jumps"):
+        pwgf.PWGF(energies.Entropy(), maps.Affine(2), flat, num_samples=60).start(0)
+    pwgf.PWGF(energies.Potential(lambda x: x.square().sum(-1)), maps.Affine(2), flat, num_samples=60).start(0)
+
+
+@pytest.mark.parametrize("log_density", [
+    lambda z: -z.square().sum(-1) / 2,
+    lambda z: -z.abs().exp().sum(-1),
+    lambda z: -(1 + z.square().sum(-1)).log() * 2,
+    lambda z: torch.where((z.abs() < 9).all(-1), -z.square().sum(-1) / 2, -INF),
+    lambda z: 2 * torch.log((1 - (z / 9).square()).clamp(min=0)).sum(-1),
+])  # fmt: skip
+def test_densities_that_come_to_an_end_smoothly_or_where_they_are_small_are_taken(log_density):
+    refuse_jump(users_own(log_density, lambda z: z), "PWGF")
 
 
 def test_particles_and_energies_without_density_start_from_a_jump():
