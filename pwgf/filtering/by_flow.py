@@ -206,7 +206,11 @@ def update(
 
     enough = share * len(z) > _EFFECTIVE_PER_COORDINATE * len(mean)
     map = in_standard_coordinates(law.map if map is None else map, reference)
-    centre, scale = (mean, torch.linalg.cholesky(cov)) if enough else sampling.laplace(target, law.map.dim)
+    if enough:
+        centre, scale = mean, torch.linalg.cholesky(cov)
+    else:
+        start = torch.zeros(len(mean), dtype=torch.float64, device=device)
+        centre, scale = (part.cpu() for part in sampling.laplace(target, len(mean), start))
     scale = scale @ torch.linalg.inv(torch.linalg.cholesky(reference.cov()))  # from λ, whose samples one map pushes
     found = sampling.sample(
         target, law.map.dim, _CHUNK, map=map, reference=reference, tolerance=tolerance, max_time=max_time,
