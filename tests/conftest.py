@@ -7,8 +7,8 @@ collect_ignore = []
 try:
     import tests.pretend_device  # noqa: F401, torch knows its device in backward passes only if there was none before
 except ImportError:  # torch < 2.10 has no backends in Python
-    collect_ignore = ["pretend_device.py", "pretended_ranks.py", "test_benchmarks.py"]
-    collect_ignore += ["test_device.py", "test_device_counts.py"]
+    collect_ignore = ["pretend_device.py", "pretended_ranks.py", "device_helpers.py", "test_benchmarks.py"]
+    collect_ignore += ["test_device.py", "test_device_counts.py", "test_device_uses.py"]
 
 
 def pytest_configure(config):

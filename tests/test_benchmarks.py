@@ -7,11 +7,13 @@ import torch
 
 growth = pytest.importorskip("benchmarks.growth", reason="the benchmarks are not part of this installation")
 
-from benchmarks import alternatives, common, device, peers, processes, products, runs, solves  # noqa: E402
+from benchmarks import alternatives, common, compiled, device, peers, processes, products, runs, solves  # noqa: E402
 from pwgf import linalg, maps, problems  # noqa: E402
 
 
-@pytest.mark.parametrize("module", [products, solves, growth, runs, device], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [products, solves, growth, runs, device, compiled], ids=lambda module: module.__name__
+)
 def test_a_tiny_version_prints_whole_tables(module, capsys, monkeypatch):
     monkeypatch.setattr(common, "GEMM_SIZE", 64)
     module.main(module.TINY)

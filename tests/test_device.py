@@ -3,6 +3,7 @@
 The device is a pretended one (`pretend_device`); nobody has run the package on a real GPU for these tests.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -13,66 +14,22 @@ import pytest
 import torch
 
 import pwgf
-from pwgf import checks, distances, energies, filtering, fitting, integrate, maps, measures, posteriors, sampling
+from pwgf import checks, energies, integrate, maps, measures
 from pwgf.errors import ConfigError
-from pwgf.linalg import CG
+from pwgf.linalg import CG, SOLVERS
 from pwgf.run.provenance import provenance
 from pwgf.run.resume import check_same
+from tests.device_helpers import FEW, SMALL, TIMES, double_well, figures, flow, normal, same_on_both
 from tests.energies.members import NAMES, cloud, member
 from tests.linalg.helpers import DenseTangent
 from tests.maps.members import MEMBERS, potential_for, reference_for, starts_as_identity
 from tests.pretend_device import DEVICE, PretendedDevice
 from tests.schemes.contract_members import PROBLEM
 
-FEW = {"num_samples": 24, "num_eval": 24}
-TIMES = [0.0, 0.01]
 QUICK = {  # of each family of maps; the others take long under the mode that records
     "Affine3", "Composed2", "ConvexMax3-groups2", "ConvexRidge3-width5", "FromFlow3-coupling", "FromModule3-residual",
     "QuadraticICNN3", "ResidualMLP2-default",
 }  # fmt: skip
-SMALL = maps.ResidualMLP(2, width=4, axis_units=1)
-
-
-def double_well():
-    potential = energies.Potential(lambda x: (x.square().sum(-1) - 4).square() / 16 + x[:, 0])
-    return potential + 0.5 * energies.Entropy()
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def same_on_both(figures, rtol=1e-8):
-    """figures(device), arrays or numbers by name, agree on the device and on the CPU; the device refuses mixes."""
-    with PretendedDevice() as device:
-        there = figures(DEVICE)
-    here = figures("cpu")
-    assert device.kernels and there.keys() == here.keys()
-    for name in here:
-        found, right = np.asarray(there[name]), np.asarray(here[name])
-        size = np.abs(right[np.isfinite(right)]).max(initial=1.0)
-        np.testing.assert_allclose(found, right, rtol=rtol, atol=rtol * size, err_msg=name)
-
-
-def flow(map, energy, device, **settings):
-    settings = {"integrator": integrate.Euler(0.01), **FEW, **settings}
-    return pwgf.PWGF(energy, map, reference_for(map), device=device, **settings)
-
-
-def figures(scheme, dense=True):
-    """A short run and what is read from it, all on the CPU."""
-    times = pwgf.schemes.ask(scheme, "rows_for")(np.array(TIMES))
-    run = pwgf.solve(scheme, times, progress=False)
-    x = run.sample(TIMES[1], 6)
-    read = {"x": x}
-    if dense:
-        read |= {"log_density": run.log_density(TIMES[1], x), "score": run.score(TIMES[1], x)}
-    assert all(value.device.type == "cpu" for value in read.values())
-    return {name: run[name] for name in ("theta", "energy")} | {name: value.numpy() for name, value in read.items()}
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -97,18 +54,43 @@ def test_every_energy(name):
     same_on_both(lambda where: figures(flow(maps.Affine(2), energy, where)))
 
 
-@pytest.mark.parametrize("name", ["auto", "primal", "dual", "block-pcg", "pcg", "cg", "lsmr"])
+@pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver(name):
     rtol = 1e-4 if name in ("block-pcg", "pcg") else 1e-8  # their products are in single precision
     same_on_both(lambda where: figures(flow(SMALL, double_well(), where, solver=name, damping=1e-4)), rtol)
 
 
-INTEGRATORS = ["auto", "implicit", "explicit", "dopri5", integrate.FixedStep("rk4", 0.01), integrate.Implicit(dt=0.01)]
+TIMED = {
+    "potential": lambda: energies.Potential(lambda t, x: (1 + t) * x.square().sum(-1), time=True),
+    "kl": lambda: energies.KL(lambda t, x: -(1 + t) * x.square().sum(-1), time=True),
+    "interaction": lambda: energies.Interaction(lambda t, r: (1 + t) * r.square().sum(-1), time=True),
+    "local": lambda: energies.Local(lambda t, x, log_rho: (1 + t) * log_rho, time=True),
+    "drift": lambda: energies.Drift(lambda t, x: -(1 + t) * x, time=True),
+    "diffusion": lambda: energies.Diffusion(lambda t, x: 1 + t + x[:, 0].square(), time=True),
+}
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS, ids=str)
-def test_every_integrator(integrator):
-    same_on_both(lambda where: figures(flow(SMALL, double_well(), where, integrator=integrator)), 1e-6)
+@pytest.mark.parametrize("name", TIMED)
+def test_every_energy_that_depends_on_time(name):
+    same_on_both(lambda where: figures(flow(maps.Affine(2), TIMED[name](), where)))
+
+
+@pytest.mark.parametrize("kind", [energies.MMD, energies.SlicedW2, functools.partial(energies.Sinkhorn, scaling=0.5)])
+def test_samples_to_flow_to_may_lie_on_the_device(kind):
+    same_on_both(lambda where: figures(flow(maps.Affine(2), kind(cloud(2).to(where)), where)))
+
+
+INTEGRATORS = {
+    **{name: integrate.FixedStep(name, 0.01) for name in integrate.FIXED},
+    **{name: name for name in integrate.INTEGRATORS if name not in integrate.FIXED},
+    "of one length": integrate.Implicit(dt=0.01),
+    "Newton": integrate.Implicit(dt=0.01, newton=3),
+}
+
+
+@pytest.mark.parametrize("name", INTEGRATORS)
+def test_every_integrator(name):
+    same_on_both(lambda where: figures(flow(SMALL, double_well(), where, integrator=INTEGRATORS[name])), 1e-6)
 
 
 def test_implicit_steps_by_random_directions_of_slopes():
@@ -164,6 +146,9 @@ SCHEMES = {
     "particles": lambda where: pwgf.EulerMaruyama(
         double_well(), pwgf.Gaussian(2), num_samples=30, dt=0.005, device=where
     ),
+    "particles-covariance": lambda where: pwgf.EulerMaruyama(
+        double_well(), pwgf.Gaussian(2), num_samples=30, dt=0.005, mobility="covariance", device=where
+    ),
     "fitted": lambda where: pwgf.FittedParticles(double_well(), pwgf.Gaussian(2), num_samples=60, device=where),
 }
 
@@ -173,10 +158,27 @@ def test_every_scheme(name):
     same_on_both(lambda where: figures(SCHEMES[name](where), dense="particles" not in name))
 
 
+@pytest.mark.parametrize("name", [name for name in SCHEMES if "particles" not in name])
+def test_laws_of_a_run_at_points_on_the_device(name):
+    """They come back on the CPU."""
+
+    def found(where):
+        scheme, x = SCHEMES[name](where), normal(5, 2).to(where)
+        run = pwgf.solve(scheme, pwgf.schemes.ask(scheme, "rows_for")(np.array(TIMES)), progress=False)
+        law = run.at(TIMES[1])
+        return {
+            "log_density": run.log_density(TIMES[1], x), "score": run.score(TIMES[1], x),
+            "of the law": law.log_density(x), "its score": law.score(x), "mean": law.mean(), "cov": law.cov(),
+        }  # fmt: skip
+
+    same_on_both(found, 1e-6)
+
+
 REFERENCES = {
     "ball": lambda: measures.UniformBall(2, 2.0),
     "box": lambda: measures.UniformBox(-1.0, [1.0, 2.0]),
     "barenblatt": lambda: measures.Barenblatt(2, 2.0, 1.0),
+    "cosines": lambda: measures.CosineSeries([-1.0, -1.0], [1.0, 1.0], [0.3, 0.1]),
     "unnormalised": lambda: measures.Unnormalised(
         lambda z: -z.square().sum(-1) / 2, lambda n, g: torch.randn(n, 2, generator=g, dtype=torch.float64), 2
     ),
@@ -235,120 +237,6 @@ def test_cuda_is_its_first_gpu():
     with pytest.raises(pwgf.ResumeMismatchError, match=r"scheme\.max_memory: stored 1000000000\.0, now 2000000000\.0"):
         check_same(config, {**config, "scheme": {"device": "cuda:0", "max_memory": 2e9}})
     check_same(config, {**config, "scheme": {"device": "cpu", "max_memory": 2e9}})
-
-
-# ---- uses ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("whiten", ["auto", None, "laplace"])
-@pytest.mark.parametrize("polish", [0, 3])
-def test_sampling_of_a_density_with_data_on_the_device(whiten, polish):
-    precision = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
-
-    def found(where):
-        matrix = precision.to(where)
-        settings = {"map": maps.Affine(2), "max_time": 0.125, "device": where, "progress": False, **FEW}
-        drawn = sampling.sample(
-            lambda x: -((x @ matrix) * x).sum(-1) / 2, 2, n=100, whiten=whiten, polish=polish, **settings
-        )
-        return {"x": drawn.x, "log_weights": drawn.log_weights, "log_z": drawn.log_z, "mean": drawn.mean()}
-
-    same_on_both(found)
-
-
-def test_chains_from_starts_on_the_device():
-    def found(where):
-        matrix, x = torch.tensor([2.0, 1.0], dtype=torch.float64).to(where), normal(30, 2).to(where)
-        log_density = lambda x: -(matrix * x.square()).sum(-1) / 2  # noqa: E731
-        chains = sampling.hmc(log_density, x, steps=6, warmup=8)
-        moved = sampling.langevin(log_density, x, 4)
-        assert chains.x.device == moved.device == x.device
-        return {"hmc": chains.x.cpu(), "rhat": chains.rhat.cpu(), "langevin": moved.cpu()}
-
-    same_on_both(found)
-
-
-def test_filtering_with_data_on_the_device():
-    model = filtering.StateSpace(
-        lambda x: x.square().sum(-1) / 2, lambda y, x: -(x - y).square().sum(-1) / 2, pwgf.Gaussian(1)
-    )
-    seen = torch.tensor([0.7], dtype=torch.float64)  # of the CPU: `StateSpace` moves it
-
-    def found(where):
-        law = filtering.Law(maps.Affine(1), pwgf.Gaussian(1), maps.Affine(1).initial())
-        own = seen.to(where)
-        updated = filtering.update(law, lambda x: -(x - own).square().sum(-1) / 2, device=where, **FEW)
-        filtered = filtering.run(
-            model, [0.05], [seen], map=maps.Affine(1), progress=False, device=where, update_settings={"device": where},
-            **FEW,
-        )  # fmt: skip
-        return {
-            "theta": updated.law.theta, "log_evidence": updated.log_evidence, "kl": updated.kl_fit,
-            "filtered": filtered.law.theta,
-        }  # fmt: skip
-
-    same_on_both(found)
-
-
-def test_fitting_where_the_data_lie():
-    target, x = torch.tensor([2.0, 1.0], dtype=torch.float64), normal(40, 2, seed=3)
-
-    def found(where):
-        map, settings = maps.Affine(2), {"max_iterations": 12, "polish": 10, "progress": False, "batch_size": 20}
-        matrix = target.to(where)
-        theta0 = map.initial().to(where)
-        log_density = lambda x: -(matrix * x.square()).sum(-1)  # noqa: E731
-        to_density = fitting.fit(map, pwgf.Gaussian(2), log_density, theta0=theta0, **settings)
-        to_samples = fitting.fit(map, pwgf.Gaussian(2), x.to(where), **settings)
-        regressed, _ = fitting.regress(map, theta0, x.to(where), (2 * x + 1).to(where), 4)
-        run = pwgf.solve(flow(map, double_well(), where), TIMES, progress=False)
-        taken = fitting.reparametrise(run, 0.01, maps.Affine(2), num_samples=20, num_eval=20, max_iterations=2)
-        return {
-            "density": to_density.theta, "samples": to_samples.theta, "regressed": regressed.cpu(),
-            "taken over": taken.theta,
-        }  # fmt: skip
-
-    same_on_both(found, 1e-6)
-
-
-@pytest.mark.parametrize("batch_size", [None, 20])
-def test_logistic_regression_with_data_on_the_device(batch_size):
-    X = normal(30, 2, seed=4)
-    y = (X.sum(1) > 0.5 * normal(30, seed=5)).int()
-
-    def found(where):
-        problem = posteriors.LogisticRegression(X.to(where), y, batch_size=batch_size)
-        at = normal(5, 3, seed=6).to(where)
-        x, volume = problem.coordinates()(at)
-        values = {"x": x, "volume": volume, "log p": problem.log_target(at), "predicted": problem.predict(at, X)}
-        assert all(value.device == at.device for value in values.values())
-        scores = {"accuracy": problem.accuracy(at, X, y), "log": problem.mean_log_likelihood(at, X.to(where), y)}
-        return {name: value.cpu() for name, value in values.items()} | scores
-
-    same_on_both(found)
-
-
-@pytest.mark.parametrize("name", ["w2", "sliced_w2", "energy_distance", "mmd"])
-@pytest.mark.parametrize("dim", [1, 2])
-def test_distances_of_samples_on_two_devices(name, dim):
-    x, y, distance = normal(12, dim), normal(9, dim, seed=1), getattr(distances, name)
-
-    def figures(where):
-        pairs = {"x": (x.to(where), y), "y": (x, y.to(where)), "both": (x.to(where), y.to(where))}
-        return {there: float(distance(*pair)) for there, pair in pairs.items()}
-
-    same_on_both(figures, 1e-12)
-
-
-def test_distances_of_gaussians_on_two_devices():
-    cov = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
-
-    def figures(where):
-        pair = torch.zeros(2).to(where), cov, torch.ones(2), torch.eye(2).to(where)
-        named = (distances.bures_w2, distances.gaussian_kl, distances.gaussian_sym_kl)
-        return {distance.__name__: float(distance(*pair)) for distance in named}
-
-    same_on_both(figures, 1e-12)
 
 
 # ---- what a device must be -------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def update(
 
     enough = share * len(z) > _EFFECTIVE_PER_COORDINATE * len(mean)
     map = in_standard_coordinates(law.map if map is None else map, reference)
-    centre, scale = (mean, torch.linalg.cholesky(cov)) if enough else sampling.laplace(target, law.map.dim)
+    centre, scale = (mean, torch.linalg.cholesky(cov)) if enough else _at_mode(target, len(mean), device)
     scale = scale @ torch.linalg.inv(torch.linalg.cholesky(reference.cov()))  # from λ, whose samples one map pushes
     found = sampling.sample(
         target, law.map.dim, _CHUNK, map=map, reference=reference, tolerance=tolerance, max_time=max_time,
@@ -223,6 +223,12 @@ def update(
             t, kl_fit, tolerance,
         )  # fmt: skip
     return Updated(new, found.log_z, found.log_z_stderr, share, found.log_z - found.log_z_bound, kl_fit)
+
+
+def _at_mode(target: Callable[[Tensor], Tensor], dim: int, device: str) -> tuple[Tensor, Tensor]:
+    """Where the density is largest, and L with LLᵀ the inverse Hessian of its −log there, both on the CPU."""
+    mode, scale = sampling.laplace(target, dim, torch.zeros(dim, dtype=torch.float64, device=device))
+    return mode.cpu(), scale.cpu()
 
 
 def _one_map(

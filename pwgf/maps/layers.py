@@ -176,8 +176,16 @@ class Layers(PushForward):
     def tangent_rows(self, theta: Tensor, z: Tensor) -> Tensor:
         """J itself, (n,d,p)."""
         whole, own = self._whole(theta)
-        rows = whole.tangent_rows(own, z)
-        return torch.cat([rows, rows.new_zeros(*rows.shape[:2], self.num_params - len(own))], 2)
+        return self._padded(whole.tangent_rows(own, z))
+
+    def slope_rows(self, theta: Tensor, z: Tensor, xi: Tensor) -> Tensor:
+        """∂_θ(∂_zT·ξ) itself, (n,d,p); torch 2.4 cannot read where layers lie while it differentiates."""
+        whole, own = self._whole(theta)
+        return self._padded(whole.slope_rows(own, z, xi))
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """With zeros for the parameters of layers that are not begun, (n,d,p)."""
+        return torch.cat([rows, rows.new_zeros(*rows.shape[:2], self.num_params - rows.shape[2])], 2)
 
     def check_domain(self, z: Tensor, call: str) -> None:
         """That of M."""

@@ -154,7 +154,7 @@ class Gaussianised(Law):
             ShapeError: x is not (n,d).
             NonFiniteError: x is NaN or infinite at a row.
         """
-        x = as_points(x, self.dim, "Gaussianised.score(x): x").detach()
+        x = as_points(x, self.dim, "Gaussianised.score(x): x").detach().cpu()
         finite_score(x, x[:, 0], x)
         score = torch.cat([_score(self.layers, part) for part in x.to(self._mean).split(_CHUNK)]).cpu()
         return finite_score(score, self.log_density(x), x)

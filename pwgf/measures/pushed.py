@@ -208,7 +208,7 @@ class PushedLaw(Law):
 
     def score(self, x: Tensor) -> Tensor:
         """∇ log ρ_θ(x), (n,d); errors as `log_density`, and NonFiniteError where ρ vanishes."""
-        x = as_points(x, self.dim, "PushedLaw.score(x): x")
+        x = as_points(x, self.dim, "PushedLaw.score(x): x").cpu()
         finite_score(x, x[:, 0], x)  # no map is inverted at infinity
         measures = self._at(x)
         score = torch.cat([rho.score.cpu() for rho in measures])

@@ -278,7 +278,7 @@ class RunLaw(Law):
             ConfigError, ShapeError, SolverError: as `log_density`.
             NonFiniteError: ρ_t vanishes at a row of x.
         """
-        x = as_points(x, self.dim, "run.at(t).score(x): x").detach()
+        x = as_points(x, self.dim, "run.at(t).score(x): x").detach().cpu()
         finite_score(x, x[:, 0], x)  # no map is inverted at infinity
         return finite_score(self._run.score(self.t, x).detach(), self.log_density(x), x)
 
