@@ -43,6 +43,10 @@ class Linearised(Protocol):
         """eᵀHe/E|Je|², in units of 1/t."""
         ...
 
+    def agreement(self) -> float:
+        """The multiple of the last interval's θ̇ that fits v best on the present samples; near 0 where it was noise."""
+        ...
+
     def moved_since(self, start: Any) -> Tensor:
         """T_θ(z) − T_θ₀(z), (n,d), for the `Linearised` at θ₀."""
         ...

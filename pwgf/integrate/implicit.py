@@ -24,7 +24,9 @@ DEFAULT_TOLERANCE = 3e-4
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 4.0
 _EXPLORE = 8  # steps of order two after which order three is tried again
-_MORE_DAMPING, _MOST_DAMPING = 2.0, 10.0  # by what an error above the tolerance raises the damping, and at most
+_MORE_DAMPING = 2.0  # by what an error above the tolerance, or a rate that was noise, raises the damping of a step
+_MOST_DAMPING, _MOST_NOISE_DAMPING = 10.0, 100.0  # to how much at most
+_NOISE = 0.5  # agreement of v with the last rate below which that was noise
 _SOLVES = {2: 3, 3: 6}  # linear solves of a step, by order
 
 
@@ -36,6 +38,10 @@ class Implicit:
     that advances further per solve. A step is rejected, and a shorter one tried on the same samples, when the error
     estimate exceeds the tolerance, when more than a few samples fold, or when the energy on these samples rises by more
     than half of what it should have fallen.
+
+    Where v on new samples agrees with less than half of the rate θ̇ that the samples before gave, that rate was noise:
+    the damping is doubled, up to a hundredfold, and halved again where it agrees. For maps with few parameters, whose
+    rates are not carried over, an error above the tolerance alone raises it, up to tenfold.
 
     Args:
         tolerance: largest rms displacement error of a sample per step, in units of x; None means that of the scheme,
@@ -118,6 +124,9 @@ class Implicit:
         order, since, extra = self.order, 0, 1.0  # `extra`: damping in units of the scheme's
         if len(memory):
             order, since, extra = int(memory[0]), int(memory[1]), float(memory[2])
+        noise = start.agreement() < _NOISE
+        if noise:
+            extra = min(_MORE_DAMPING * extra, _MOST_NOISE_DAMPING)
         step = _Step(field, start, theta)
         wanted = min(first_step, length)
         h = wanted
@@ -137,12 +146,12 @@ class Implicit:
                 break
             step.reject(_Rejected(f"error still {min(trial.ratios.values()):.2g} × tolerance"), h, self.max_rejections)
             h = min(grown[better], 0.9 * h)
-            extra = min(_MORE_DAMPING * extra, _MOST_DAMPING)  # an error of noise shrinks with the damping, not with h
+            extra = max(extra, min(_MORE_DAMPING * extra, _MOST_DAMPING))  # h does not shrink an error of noise
         proposal = grown[better] if not step.num_rejected else min(grown[better], h)
         if h < 0.999 * first_step and not step.num_rejected:  # cut short by the end, not by the flow
             proposal = max(proposal, first_step)
-        if not step.num_rejected:
-            extra = max(extra / 2, 1.0)
+        if not (step.num_rejected or noise):
+            extra = max(extra / _MORE_DAMPING, 1.0)
         moved = (trial.theta - theta) / h
         stiffness = h * start.stiffness(trial.error)
         return Advance(

@@ -64,6 +64,9 @@ class Point:
     def unseen(self, h):
         return 0.0
 
+    def agreement(self):
+        return self.field.agreement
+
     def stiffness(self, e):
         return float(self.field.hessian(self.theta))
 
@@ -79,7 +82,7 @@ class Ode:
 
     def __init__(self, f, hessian=lambda theta: 0.0, folds=lambda theta: False, fault=lambda theta, h: None):
         self.f, self.hessian, self.folds, self.reason = f, hessian, folds, fault
-        self.seen = []
+        self.seen, self.agreement = [], 1.0
 
     def linearise(self, theta, since=0.0):
         self.seen.append(float(theta))
@@ -190,6 +193,39 @@ def test_an_error_raises_the_damping_and_a_step_without_one_lowers_it():
     calm = move(smooth, memory=torch.tensor([3.0, 0.0, 8.0], dtype=torch.float64), tolerance=0.1)
     assert float(calm.memory[2]) == 4
     assert smooth.extra_damping == 8
+
+
+def test_a_rate_that_was_noise_raises_the_damping_of_the_same_step():
+    decay = Ode(lambda theta: -theta, lambda theta: 1.0)
+
+    def damping(agreement, before):
+        decay.agreement = agreement
+        found = move(decay, memory=torch.tensor([3.0, 0.0, before], dtype=torch.float64), tolerance=0.1)
+        return decay.extra_damping, float(found.memory[2])
+
+    assert damping(0.3, 1.0) == (2, 2)
+    assert damping(-1.0, 64.0) == (100, 100)
+    assert damping(0.6, 64.0) == (64, 32)
+
+
+def test_agreement_is_the_best_multiple_of_the_last_rate():
+    """½|x|² moves every sample by −x: θ̇ = −2θ̇* of the affine map agrees by a half, one across it not at all."""
+    energy = energies.Potential(lambda x: 0.5 * x.square().sum(-1))
+    scheme = pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), integrator="implicit", momentum=0.9)
+    state = scheme.start()
+    z = scheme._draws.samples(500, state.generator(), even=True)
+
+    def agreement(last, **settings):
+        made = pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), integrator="implicit", **settings)
+        side = made._side(made._setup, z, last, 0.0, state.generator(), made.momentum, None)
+        return side.linearise(state.theta).agreement()
+
+    inwards = torch.tensor([[-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], dtype=torch.float64).flatten()
+    turning = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64).flatten()
+    assert agreement(2 * inwards, momentum=0.9) == pytest.approx(0.5, rel=1e-9)
+    assert agreement(inwards + turning, momentum=0.9) == pytest.approx(0.5, rel=0.01)
+    assert agreement(torch.zeros_like(inwards), momentum=0.9) == 1
+    assert agreement(turning) == 1  # a map with few parameters carries no rate over
 
 
 def test_newton_is_the_minimising_movement_of_a_scalar():

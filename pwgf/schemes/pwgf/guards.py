@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, NonFiniteError, SolverError
+from ...linalg import Solution
 from ...measures import PushedMeasure
+from ...parallel import Group
 from .setup import Setup
 
 MOST_TINY = 100
@@ -26,6 +28,14 @@ def tiny_steps(before: Tensor, dt: float, left: float) -> Tensor:
     count, first = before[0], before[-1]  # version 0.1 stored the number alone
     same = bool(count > 0) and dt < _GROWN * float(first)
     return torch.stack([count + 1, first]) if same else torch.tensor([1.0, dt], dtype=torch.float64)
+
+
+def agreed(solution: Solution, group: Group) -> Solution:
+    """The solution of rank 0 in all processes: rounding may differ between machines, θ may not."""
+    if group.size == 1:
+        return solution
+    residual, fit, num_products, converged = group.numbers_from_first(*solution[1:])
+    return Solution(group.from_first(solution.x), residual, fit, int(num_products), bool(converged))
 
 
 def check_shared(setup: Setup, theta: Tensor, z: Tensor, t: float) -> None:

@@ -13,10 +13,10 @@ from ...errors import NonFiniteError, SolverError
 from ...linalg import Solution
 from ...linalg.choice import MAX_IMPLICIT_PRIMAL, MIN_OUTPUT_SHARE
 from ...measures import FlooredMeasure
-from ...parallel import Group
 from ...tangent import Curvature, ImplicitTangent, Tangent
 from .._guards import finite_velocity, first_point
 from .._mobility import Frame, covariance_root
+from .guards import agreed
 from .setup import Setup
 
 EXACT_SLOPES = 2
@@ -92,10 +92,6 @@ class RightSide:
         """Share of the velocity that the latest solve misses, in sample."""
         return float(self.misfit)
 
-    @cached_property
-    def _has_last(self) -> bool:
-        return bool(self.last.any())
-
     def __call__(self, theta: Tensor, since: float = 0.0) -> Tensor:
         """One least-squares solve, at the time `since` after the start of the interval."""
         if self.setup.form == "gradient":
@@ -120,11 +116,9 @@ class RightSide:
         A fixed multiple would drag the rates of a fast transient into what follows it.
         """
         prior = torch.zeros_like(self.last)
-        if momentum > 0 and self._has_last:
+        if momentum > 0:
             last = self.frame.coordinates(self.last)
-            moved = system.jv(last)
-            fit, size = self.rho.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()]))
-            prior = torch.where(size > 0, fit / size, 0.0).clamp(0.0, momentum) * last
+            prior = _multiple(system, last, rhs).clamp(0.0, momentum) * last
         return self.frame.rates(self._accepted(self._solution(system, damping, rhs, prior)))
 
     def _solution(
@@ -337,6 +331,13 @@ class Linearised:
             side.misfit = torch.where(whole > 0, missed / whole, 0.0)
         return eta
 
+    def agreement(self) -> float:
+        """The multiple of the last θ̇ that fits v best, where rates are carried over by momentum; elsewhere 1."""
+        if self.side.implicit_momentum == 0:
+            return 1.0
+        last = self.frame.coordinates(self.side.last)
+        return float(_multiple(self.curvature.tangent, last, self.side.weighted(self.v)))
+
     def unseen(self, h: float) -> float:
         """How far a jump of v in time would move samples that lies before the first of the steps to h, h/2, h/3; rms.
 
@@ -385,14 +386,13 @@ class Linearised:
         return self.rho.asked_for_density and _share_folded(self.rho, start.rho) > TAIL
 
 
+def _multiple(system: Tangent | ImplicitTangent, eta: Tensor, rhs: Tensor) -> Tensor:
+    """The multiple of η (p,) with the best fit of Rη to r; 1 where Rη = 0."""
+    moved = system.jv(eta)
+    fit, size = system.group.sum(torch.stack([(moved * rhs).sum(), moved.square().sum()]))
+    return torch.where(size > 0, fit / size, 1.0)
+
+
 def _share_folded(rho: FlooredMeasure, before: FlooredMeasure) -> float:
     """Share of samples whose det ∂_zT has turned ≤ 0."""
     return float(rho.mean(((rho.det_sign <= 0) & (before.det_sign > 0)).to(rho.z.dtype)))
-
-
-def agreed(solution: Solution, group: Group) -> Solution:
-    """The solution of rank 0 in all processes: rounding may differ between machines, θ may not."""
-    if group.size == 1:
-        return solution
-    residual, fit, num_products, converged = group.numbers_from_first(*solution[1:])
-    return Solution(group.from_first(solution.x), residual, fit, int(num_products), bool(converged))
