@@ -101,11 +101,11 @@ def sliced_w2(
     if directions is None:
         if num_directions < 1:
             raise ConfigError(f"sliced_w2(num_directions=…) needs at least 1; got {num_directions}. Try 100.")
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        directions = torch.randn(num_directions, x.shape[1], generator=generator, dtype=torch.float64)
+        source = torch.Generator().manual_seed(0) if generator is None else generator
+        directions = torch.randn(num_directions, x.shape[1], generator=source, dtype=torch.float64)
     directions = torch.as_tensor(directions, dtype=torch.float64).to(x.device)
-    if directions.ndim != 2 or directions.shape[1] != len(x.mT):
-        raise ShapeError(f"sliced_w2(directions=…) needs (L, {len(x.mT)}), a row each; got {tuple(directions.shape)}.")
+    if directions.shape[1:] != x.shape[1:]:
+        raise ShapeError(f"sliced_w2(directions=…) needs rows (L, {x.shape[1]}); got {tuple(directions.shape)}.")
     directions = directions / directions.norm(dim=1, keepdim=True)
     return _sorted_w2(directions @ x.T, directions @ y.T).mean()
 

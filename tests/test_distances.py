@@ -227,7 +227,7 @@ def test_remaining_arguments_are_checked():
     x, eye = samples(5, 2), torch.eye(2)
     with pytest.raises(ConfigError, match=r"sliced_w2\(num_directions=…\) needs at least 1; got 0"):
         distances.sliced_w2(x, x, 0)
-    with pytest.raises(ShapeError, match=r"sliced_w2\(directions=…\) needs \(L, 2\), a row each; got \(2, 3\)"):
+    with pytest.raises(ShapeError, match=r"sliced_w2\(directions=…\) needs rows \(L, 2\); got \(2, 3\)"):
         distances.sliced_w2(x, x, directions=torch.ones(2, 3))
     with pytest.raises(ShapeError, match=r"gaussian_kl\(mean0, cov0, mean1, cov1\) needs shapes"):
         distances.gaussian_kl(torch.zeros(2), eye, torch.zeros(3), eye)
