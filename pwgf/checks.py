@@ -221,7 +221,9 @@ def as_tensor(value: Any) -> Any:
 def refuse_masks(value: Any) -> None:
     """ConfigError for an array with masked entries, whose values a tensor would hold like the others."""
     if np.ma.is_masked(value):
-        raise ConfigError("an array has masked entries; give what is known: x[~x.mask].data, x[~x.mask.any(1)].data.")
+        raise ConfigError(
+            "an array has masked entries; give the known ones: x[~x.mask].data, of points x[~x.mask.any(1)].data."
+        )
 
 
 def density_at(x: Tensor, log_density: Callable[[Tensor], Tensor]) -> Tensor:

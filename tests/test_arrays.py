@@ -95,6 +95,6 @@ TAKES = [
 def test_an_array_with_masked_entries_is_refused(take):
     """Their values are unknown; a tensor would hold them like the others."""
     x = np.ma.masked_greater(np.arange(4.0)[:, None], 2)
-    with pytest.raises(ConfigError, match="masked entries; give what is known"):
+    with pytest.raises(ConfigError, match="masked entries; give the known ones"):
         take(x)
     take(np.ma.masked_greater(np.arange(4.0)[:, None], 9))  # nothing is masked

@@ -42,5 +42,8 @@ def end(status: int) -> int:
     """The exit status of a command that ends with this one; 2, told on stderr, where lines of its output are lost."""
     if not _lost:
         return status
-    say(f"pwgf: error: stdout takes nothing: {_lost[0]}. Send it elsewhere; files are as they should be.", error=True)
+    say(
+        f"pwgf: error: standard output could not be written: {_lost[0]}. Redirect it; the files are complete.",
+        error=True,
+    )
     return status or 2

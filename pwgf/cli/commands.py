@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments == ["--version"]:
         say(f"pwgf {__version__}")
-        return 0
+        return end(0)
     about = "Wasserstein gradient flows in any dimension, without a grid. `pwgf --version` prints the version."
     config = (tyro.conf.FlagCreatePairsOff,)
     kind = _OPEN.get(arguments[0]) if arguments else None

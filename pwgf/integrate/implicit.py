@@ -39,9 +39,9 @@ class Implicit:
     estimate exceeds the tolerance, when more than a few samples fold, or when the energy on these samples rises by more
     than half of what it should have fallen.
 
-    Where v on new samples agrees with less than half of the rate θ̇ that the samples before gave, that rate was noise:
-    the damping is doubled, up to a hundredfold, and halved again where it agrees. For maps with few parameters, whose
-    rates are not carried over, an error above the tolerance alone raises it, up to tenfold.
+    An error above the tolerance doubles the damping, up to tenfold. So does, up to a hundredfold, a rate that was
+    noise: one carried over by momentum of which v on new samples agrees with less than half. A step without either
+    halves it again.
 
     Args:
         tolerance: largest rms displacement error of a sample per step, in units of x; None means that of the scheme,

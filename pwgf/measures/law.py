@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from typing import Protocol, runtime_checkable
 
@@ -29,7 +30,7 @@ class Law(Protocol):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "sample" in vars(cls):
+        if inspect.isfunction(vars(cls).get("sample")):
             cls.sample = memory_told(f"{cls.__name__}.sample(n)", "a smaller n, or num_samples")(cls.sample)  # type: ignore[method-assign]
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import check_each_sample, private
 from ..energies import Energy
+from ..energies.base import USER_ERRORS
 from ..errors import ConfigError, PWGFError
 from ..maps import OnTorus, Standardised
 from ..maps.base import PushForward
@@ -17,7 +18,7 @@ from ..measures import Cloud, PushedMeasure, Reference, Sampled
 
 _FOR_COORDINATES = 1000  # samples behind the coordinates that the map sees
 _FEW = 16  # samples at which a map's second derivative is looked at, and a density looked for its edge
-_SMALL = 4.0  # log of the typical density over that at its edge, from where on the mass there does not count
+_SMALL = 4.0  # log(typical density / density at the edge) above which an edge is ignored
 
 
 def check_law(energy: Energy, reference: Reference, call: str) -> None:
@@ -68,7 +69,7 @@ def refuse_jump(reference: Reference, call: str, map: PushForward | None = None)
     Samples see the inside alone: the score there says nothing of what a diffusion does at the jump.
     """
     closed = map is not None and reference.box is not None and map.closes(*reference.box)
-    if not closed and (reference.edge == "jump" or (reference.edge == "none" and _jumps(reference))):
+    if not closed and (reference.edge == "jump" or (reference.edge == "none" and _jumps(reference, map))):
         name = type(reference).__name__
         walls = ""
         if reference.box is not None:
@@ -81,12 +82,14 @@ def refuse_jump(reference: Reference, call: str, map: PushForward | None = None)
         )
 
 
-def _jumps(reference: Reference) -> bool:
-    """Whether the density of a reference, maybe a user's own, ends where it is not small, on rays through samples."""
-    z = reference.sample(_FEW, 0)
-    centre = z.mean(0)
-    near, far = z, centre + 1e6 * (z - centre)
+def _jumps(reference: Reference, map: PushForward | None) -> bool:
+    """Whether a user's own density ends where it is not small, on rays through samples; not for a map with walls."""
     try:
+        z = reference.sample(_FEW, torch.Generator().manual_seed(0))
+        centre = z.mean(0)
+        near, far = z, centre + 1e6 * (z - centre)
+        if map is not None:
+            map.check_domain(far, "PWGF")
         with torch.no_grad():
             typical = float(reference.log_density(private(z)).median())
             ends = reference.log_density(private(far)) == -torch.inf
@@ -94,10 +97,10 @@ def _jumps(reference: Reference) -> bool:
                 middle = (near + far) / 2
                 inside = (reference.log_density(private(middle)) > -torch.inf)[:, None]
                 near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)
-            last = reference.log_density(private(near))
-    except (PWGFError, RuntimeError, ValueError, TypeError, ArithmeticError):  # a function has no value out there
+            last, before = (reference.log_density(private(centre + c * (near - centre))) for c in (1.0, 1 - 1e-6))
+    except (PWGFError, *USER_ERRORS):  # no value out there
         return False
-    return bool((ends & (last > typical - _SMALL)).any())
+    return bool((ends & (last > typical - _SMALL) & (before - last < 1)).any())  # a density that vanishes falls on
 
 
 def refuse_kinks(map: PushForward, theta: Tensor, z: Tensor, call: str) -> None:

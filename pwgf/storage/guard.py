@@ -81,7 +81,9 @@ def checked_path(path: object, call: str) -> str:
         raise PathError(f"{call} needs a path without NUL characters; got {text!r}. Give e.g. 'results/run.h5'.")
     text = os.path.expanduser(text)
     if text.startswith("~"):
-        raise PathError(f"{call}: nobody has the home folder of {text!r}. Give './{text}' for a file of that name.")
+        raise PathError(
+            f"{call}: no user has the home folder that {text!r} names. Give './{text}' for a file of that name."
+        )
     try:
         text = os.path.abspath(text)
     except FileNotFoundError as error:

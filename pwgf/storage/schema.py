@@ -110,7 +110,7 @@ def _check_depth(value: Any) -> None:
         level = [v for part in level for v in (part.values() if isinstance(part, dict) else part) if _holds(v)]
         if not level:
             return
-    raise ValueError(f"more than {MAX_LEVELS} lists in each other")
+    raise ValueError(f"lists nested more than {MAX_LEVELS} deep")
 
 
 def _holds(value: Any) -> bool:

@@ -107,6 +107,29 @@ def test_rough_functions_have_the_gradient_of_their_values(name, dtype, where):
     check_gradient(ROUGH[name], x, "f(x)")
 
 
+def test_a_function_of_a_domain_is_asked_there_alone():
+    """A lognormal law of spread 3 has samples nearer to 0 than a difference along the others would reach."""
+    law = torch.distributions.LogNormal(torch.tensor(0.0).double(), torch.tensor(3.0).double())
+    x = law.icdf((torch.arange(64).double() + 0.5) / 64)[:, None]
+    check_gradient(lambda x: law.log_prob(x).sum(-1), x, "f(x)")
+    check_gradient(lambda x: law.log_prob(x).sum(-1), x.float(), "f(x)")
+
+
+@pytest.mark.parametrize("offset", [1e5, 1e6])
+def test_bends_shorter_than_a_difference_are_no_wrong_gradients(offset):
+    x = torch.randn(64, 1, generator=torch.Generator().manual_seed(0)) + offset
+    check_gradient(lambda x: (x - offset).relu().sum(-1), x, "f(x)")
+    check_gradient(lambda x: torch.nn.functional.softplus(x - offset).sum(-1), x, "f(x)")
+
+
+def test_each_coordinate_is_moved_in_its_own_scale():
+    scales = torch.tensor([1e5, 1.0, 1e-5])
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) * scales
+    check_gradient(lambda x: torch.nn.functional.softplus(x / scales).sum(-1), x, "f(x)")
+    with pytest.raises(ConfigError, match="a gradient that is not that of its values"):
+        check_gradient(lambda x: square(x[:, 1:2]) + (x[:, 2].detach() / scales[2]).exp(), x.double(), "f(x)")
+
+
 def test_a_function_holds_no_tensor_of_the_solver():
     held = []
     energy = energies.Potential(lambda x: held.append(x) or square(x))

@@ -208,7 +208,10 @@ def test_wrong_walls_and_periods_are_refused(make, error, message):
 
 @pytest.mark.parametrize("size", [1e-3, 1e4])
 def test_a_box_of_any_size_gives_the_same_flow(size):
-    """Heat from the uniform law stays uniform; a drift towards a wall piles it up as e^{−V}, here at every scale."""
+    """Heat from the uniform law stays uniform; a drift towards a wall piles it up as e^{−V}, here at every scale.
+
+    The noise of 100 samples is .003 to .008, by the seed.
+    """
     energy = energies.Potential(lambda x: x.sum(-1) / size) + energies.Entropy()
     scheme = pwgf.PWGF(
         energy, maps.InBox(maps.ResidualMLP(1, width=8), 0.0, size), pwgf.UniformBox(0.0, size), num_samples=100,
@@ -217,4 +220,4 @@ def test_a_box_of_any_size_gives_the_same_flow(size):
     run = pwgf.solve(scheme, [0.0, 2 * size**2], progress=False)
     x = size * torch.linspace(0.02, 0.98, 9, dtype=torch.float64)[:, None]
     expected = -x[:, 0] / size - math.log(size * (1 - math.exp(-1)))
-    assert torch.allclose(run.log_density(2 * size**2, x), expected, rtol=0, atol=5e-3)
+    assert torch.allclose(run.log_density(2 * size**2, x), expected, rtol=0, atol=0.01)

@@ -101,12 +101,38 @@ def test_a_jump_of_a_users_own_density_is_seen():
     pwgf.PWGF(energies.Potential(lambda x: x.square().sum(-1)), maps.Affine(2), flat, num_samples=60).start(0)
 
 
+def test_the_walls_of_a_map_are_no_edges():
+    """e^cos on a circle, whose reference has no box, and samplers that take a generator alone."""
+
+    class VonMises(pwgf.measures.Reference):
+        dim = 1
+
+        def sample(self, n, generator):
+            return torch.rand(n, 1, generator=generator, dtype=torch.float64) * 2 - 1
+
+        def log_density(self, z):
+            return torch.where((z.abs() < math.pi).all(-1), z.cos().sum(-1), -INF)
+
+    refuse_jump(VonMises(), "PWGF", maps.OnTorus(1, 2 * math.pi, -math.pi))
+    with pytest.raises(ConfigError, match="which jumps at the edge"):
+        refuse_jump(VonMises(), "PWGF", maps.Affine(1))
+
+
+def test_a_density_that_has_no_value_far_out_is_taken():
+    def log_density(z):
+        assert z.abs().max() < 100
+        return -z.square().sum(-1) / 2
+
+    refuse_jump(users_own(log_density, lambda z: z), "PWGF")
+
+
 @pytest.mark.parametrize("log_density", [
     lambda z: -z.square().sum(-1) / 2,
     lambda z: -z.abs().exp().sum(-1),
     lambda z: -(1 + z.square().sum(-1)).log() * 2,
     lambda z: torch.where((z.abs() < 9).all(-1), -z.square().sum(-1) / 2, -INF),
     lambda z: 2 * torch.log((1 - (z / 9).square()).clamp(min=0)).sum(-1),
+    lambda z: 0.1 * torch.log((1 - (z / 9).square()).clamp(min=0)).sum(-1),
 ])  # fmt: skip
 def test_densities_that_come_to_an_end_smoothly_or_where_they_are_small_are_taken(log_density):
     refuse_jump(users_own(log_density, lambda z: z), "PWGF")

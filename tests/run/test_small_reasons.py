@@ -85,7 +85,7 @@ def test_a_stdout_that_is_full(tmp_path):
             stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment,
         )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "pwgf: error: stdout takes nothing: [Errno 28] No space left on device" in done.stderr
+    assert "pwgf: error: standard output could not be written: [Errno 28] No space left on device" in done.stderr
     assert open_record(tmp_path / "run.h5").complete
 
 

@@ -79,11 +79,11 @@ def test_settings_within_each_other_without_end_are_refused(packed):
     for _ in range(300):
         deep = {"name": "InBox", "map": deep, "lower": [0.0, 0.0], "upper": [1.0, 1.0]}
     forge_config(packed, at("scheme.map", deep))
-    with pytest.raises(SchemaError, match="more than 50 lists in each other"):
+    with pytest.raises(SchemaError, match="lists nested more than 50 deep"):
         pwgf.load(packed)
     for command in ("info", "table"):
         assert cli.main([command, packed]) in (1, 2)
-    with pytest.raises(pwgf.errors.ConfigError, match="more than 50 lists in each other"):
+    with pytest.raises(pwgf.errors.ConfigError, match="lists nested more than 50 deep"):
         pwgf.storage.Header({"map": deep}, [], {}, 2, 6)
 
 

@@ -114,7 +114,9 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
 def test_homes_and_working_folders_that_are_not_there(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PathError, match=r"nobody has the home folder of '~no\.such\.user/run\.h5'\. Give '\./~no"):
+    with pytest.raises(
+        PathError, match=r"no user has the home folder that '~no\.such\.user/run\.h5' names\. Give '\./~no"
+    ):
         write_run("~no.such.user/run.h5", 3)
     write_run("./~no.such.user.h5", 2)
     assert sorted(os.listdir(tmp_path)) == ["gone", "~no.such.user.h5"]
