@@ -157,7 +157,7 @@ def until(condition, seconds=120):
 @pytest.mark.slow
 def test_eighteen_runs_killed_in_the_middle_and_resumed_by_the_same_line(here):
     grid = ["--temperature", "0.1", "0.2", "0.4", "0.6", "0.8", "1", "--seed", "0", "1", "2"]
-    line = [sys.executable, "-m", "pwgf", "sweep", "well.py:Well", *grid, "--wait", "0.02", *PARTICLES, "--jobs", "2"]
+    line = [sys.executable, "-m", "pwgf", "sweep", "well.py:Well", *grid, "--wait", "0.05", *PARTICLES, "--jobs", "2"]
     runs = here / "runs"
     with subprocess.Popen(line, stdout=subprocess.DEVNULL) as first:
         until(lambda: len(list(runs.glob("*.h5"))) >= 5)
@@ -179,7 +179,7 @@ def test_eighteen_runs_killed_in_the_middle_and_resumed_by_the_same_line(here):
     assert {path: after[path][1] for path in begun} == begun  # continued, not begun anew
     path = next(iter(begun))
     words = path.removesuffix(".h5").split("-")
-    alone = ["run", "well.py:Well", "--temperature", words[2], "--seed", words[4], "--wait", "0.02", *PARTICLES]
+    alone = ["run", "well.py:Well", "--temperature", words[2], "--seed", words[4], "--wait", "0.05", *PARTICLES]
     assert cli.main([*alone, "--threads", "1", "--out", "alone.h5"]) == 0
     assert (pwgf.load("alone.h5")["theta"] == pwgf.load(runs / path)["theta"]).all()
 
