@@ -39,8 +39,8 @@ class Implicit:
     estimate exceeds the tolerance, when more than a few samples fold, or when the energy on these samples rises by more
     than half of what it should have fallen.
 
-    An error above the tolerance doubles the damping, up to tenfold. So does, up to a hundredfold, a rate that was
-    noise: one carried over by momentum of which v on new samples agrees with less than half. A step without either
+    An error above the tolerance doubles the damping, up to tenfold. A rate that was noise doubles it as well, up to a
+    hundredfold: one carried over by momentum, less than half of which fits v best on new samples. A step without either
     halves it again.
 
     Args:

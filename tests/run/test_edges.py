@@ -118,6 +118,21 @@ def test_the_walls_of_a_map_are_no_edges():
         refuse_jump(VonMises(), "PWGF", maps.Affine(1))
 
 
+def test_a_reference_may_draw_its_samples_by_a_static_method():
+    class Normal(pwgf.measures.Reference):
+        dim = 2
+
+        @staticmethod
+        def sample(n, generator):
+            return torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+        def log_density(self, z):
+            return -z.square().sum(-1) / 2
+
+    assert Normal().sample(3, torch.Generator()).shape == (3, 2)
+    refuse_jump(Normal(), "PWGF")
+
+
 def test_a_density_that_has_no_value_far_out_is_taken():
     def log_density(z):
         assert z.abs().max() < 100
