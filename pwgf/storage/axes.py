@@ -61,6 +61,8 @@ def _scale(file: h5py.File, name: str, axis: int, length: int) -> h5py.Dataset:
     named = _NAMED.get(name, ())
     inner = named[axis] if axis < len(named) else f"axis{axis}_{length}"
     own = inner if inner.startswith("/") else f"{name.split('/')[0]}/{inner}"
+    while own in file and not file[own].is_scale:  # an array that has this name
+        own += "_"
     if own not in file:
         file.create_dataset(own, data=np.zeros(length, dtype=np.uint8))
         file[own].make_scale(_WITHOUT_VALUES.format(length))

@@ -13,6 +13,7 @@ import pwgf
 from pwgf.errors import PathError, SchemaError
 from pwgf.storage import Writer, examine, open_record, pack, rows, salvage
 from pwgf.storage.schema import put_attr
+from tests.storage.forging import forge
 from tests.storage.helpers import HEADER, abandon, check_rows, row, same, state, write_run
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -175,6 +176,22 @@ def test_the_doctor_disturbs_no_writer(tmp_path):
             writer.append(row(k), state(k))
             assert (examine(path).status, examine(path).rows, examine(path).problems) == ("running", k + 1, ())
     check_rows(open_record(path), 3, 3)
+
+
+def test_a_state_that_bears_the_name_of_an_axis_is_copied(tmp_path):
+    path = write_run(str(tmp_path / "run.h5"), 4).path
+    taken = "restart/axis0_1"
+
+    def change(file):
+        file[taken] = np.arange(3.0)
+        file["restart/extra_one"] = np.zeros(1)
+
+    forge(path, change)
+    salvage(path, tmp_path / "saved.h5")
+    assert open_record(tmp_path / "saved.h5").verify() == []
+    with h5py.File(tmp_path / "saved.h5") as file:
+        np.testing.assert_array_equal(file[taken], np.arange(3.0))
+        assert not file[taken].is_scale and file["restart/extra_one"].dims[0].values()[0].is_scale
 
 
 def test_salvage_replaces_nothing(tmp_path):
