@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from ..errors import printable
 
-_lost: list[OSError] = []  # why lines did not reach stdout
+
+class Output:
+    """Standard output that ends no command: a full disk is kept as `failure`; where the reader has gone, none is told.
+
+    Args:
+        stream: what it writes to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Writes the text as far as that can be done."""
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Hands on what is buffered."""
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, action: Callable[[TextIO], object]) -> None:
+        try:
+            action(self._stream)
+        except BrokenPipeError:
+            pass
+        except OSError as failure:
+            self.failure = failure
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
-def begin() -> None:
-    """Lets stdout and stderr write out letters that their encoding lacks, also those of the help texts."""
-    _lost.clear()
+@contextlib.contextmanager
+def output() -> Iterator[Output]:
+    """Puts an `Output` in the place of stdout; it and stderr write out letters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with contextlib.redirect_stdout(Output(sys.stdout or io.StringIO())) as found:
+        yield found
 
 
 def say(line: str, *, error: bool = False) -> None:
-    """Prints a line to stdout, or stderr; letters that the stream's encoding lacks are written out.
-
-    Whoever reads may have gone, or there may be no stream at all; then nobody can be told. A full disk ends no run:
-    `end` reports it.
-    """
+    """Prints a line to stdout, or stderr; letters that the stream's encoding lacks are written out."""
     stream = sys.stderr if error else sys.stdout
     if stream is None:
         return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = printable(line).encode(encoding, "backslashreplace").decode(encoding)
-    try:
+    with contextlib.suppress(OSError):  # of stderr: then nobody can be told
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        pass
-    except OSError as failure:
-        if not error:
-            _lost.append(failure)
-
-
-def end(status: int) -> int:
-    """The exit status of a command that ends with this one; 2, told on stderr, where lines of its output are lost."""
-    if not _lost:
-        return status
-    say(
-        f"pwgf: error: standard output could not be written: {_lost[0]}. Redirect it; the files are complete.",
-        error=True,
-    )
-    return status or 2

@@ -15,7 +15,7 @@ import tyro
 from .._version import __version__
 from ..errors import PWGFError
 from ._options import Given, as_options, split
-from ._terminal import begin, end, say
+from ._terminal import output, say
 from .settings import Animate, Command, Compare, Doctor, Export, Info, Options, Pack, Plot, Run, Sweep, Table
 
 _OPEN: dict[str, type] = {
@@ -35,11 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 for damage found by `pwgf doctor` or `pwgf table`, and for a sweep whose runs are not
         all complete; 2 for an error that the user can cure, told on stderr; 130 after an interrupt.
     """
-    begin()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with output() as out:
+        try:
+            status = _answer(arguments)
+        except SystemExit:  # after help, or options that do not exist
+            out.flush()
+            if out.failure is None:
+                raise
+            status = 2
+    if out.failure is None:
+        return status
+    message = f"standard output could not be written: {out.failure}. Redirect it; the files are complete."
+    say(f"pwgf: error: {message}", error=True)
+    return status or 2
+
+
+def _answer(arguments: list[str]) -> int:
+    """The exit status of a command line."""
     if arguments == ["--version"]:
         say(f"pwgf {__version__}")
-        return end(0)
+        return 0
     about = "Wasserstein gradient flows in any dimension, without a grid. `pwgf --version` prints the version."
     config = (tyro.conf.FlagCreatePairsOff,)
     kind = _OPEN.get(arguments[0]) if arguments else None
@@ -49,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if kind is not None:
             arguments[1:], given = split(arguments[1:], own, several=kind is Sweep)
         command: Any = tyro.cli(Command, prog="pwgf", description=about, args=arguments, config=config)
-        return end(_perform(dataclasses.replace(command, given=given) if given else command))
+        return _perform(dataclasses.replace(command, given=given) if given else command)
     except PWGFError as error:
         names = [*own, *(field.name for field in dataclasses.fields(Run))]
         say(f"pwgf: error: {as_options(str(error), dict(zip(names, names, strict=True)))}", error=True)

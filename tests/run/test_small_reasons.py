@@ -76,17 +76,36 @@ def test_a_terminal_that_knows_ascii_only(tmp_path):
     assert done.returncode == 0 and b"\\u2026" in done.stdout, done.stderr  # an ellipsis
 
 
-def test_a_stdout_that_is_full(tmp_path):
-    arguments = [sys.executable, "-m", "pwgf", "run", "ornstein-uhlenbeck", "--dim", "1", "--times", "0,0.01"]
+def to_a_full_disk(*arguments):
+    """What a command whose stdout is full says on stderr."""
     environment = {**os.environ, "PYTHONPATH": ROOT}
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*arguments, "--out", tmp_path / "run.h5"],
+            [sys.executable, "-m", "pwgf", *arguments],
             stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment,
         )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "pwgf: error: standard output could not be written: [Errno 28] No space left on device" in done.stderr
-    assert open_record(tmp_path / "run.h5").complete
+    return done.stderr
+
+
+FULL = "pwgf: error: standard output could not be written: [Errno 28] No space left on device"
+
+
+def test_a_run_whose_stdout_is_full_is_stored(tmp_path):
+    said = to_a_full_disk("run", "ornstein-uhlenbeck", "--dim", "1", "--times", "0,0.01", "--out", tmp_path / "run.h5")
+    assert FULL in said and open_record(tmp_path / "run.h5").complete
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
+def test_help_whose_stdout_is_full(arguments):
+    assert FULL in to_a_full_disk(*arguments)
+
+
+def test_help_without_a_stdout():
+    command = f"{sys.executable} -m pwgf --help >&-"
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_too_many_open_files_has_its_own_cure(tmp_path, monkeypatch):
