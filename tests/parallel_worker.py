@@ -52,6 +52,7 @@ MAPS = {
 
 
 TIGHT = {"rtol": 1e-13}  # an iteration's rounding errors differ; its answers must not
+GROWS = maps.Layers(maps.ResidualMLP(2, width=6, axis_units=2), count=2)
 SOLVERS = {"primal": {}, "dual": {}, "pcg": TIGHT, "cg": TIGHT, "lsmr": TIGHT}
 
 
@@ -68,6 +69,13 @@ def scheme(energy=None, map=None, **settings):
     # damping: so few samples overfit the map without, and a run that folds doubles every rounding error at each step
     settings = {"num_samples": N, "num_eval": 2 * N + 1, "damping": 1e-4, **settings}  # the last block has one sample
     return pwgf.PWGF(energy, map or maps.ResidualMLP(2, width=8, axis_units=2), pwgf.Gaussian(2), **settings)
+
+
+def growing():
+    """A flow in which a second layer begins: mass that is torn open to a ring."""
+    energy = energies.Potential(lambda x: (x.square().sum(1) - 4).square() / 8) + 0.25 * energies.Entropy()
+    settings = {"num_samples": 201, "num_eval": 200, "integrator": "implicit", "tolerance": 1e-3, "accuracy": 0.01}
+    return pwgf.PWGF(energy, GROWS, pwgf.Gaussian(2, cov=0.25), damping=1e-6, **settings)
 
 
 def given(map):
@@ -163,6 +171,8 @@ def runs(folder):
         run = pwgf.solve(scheme(energy=energy, integrator=integrator), TIMES[:3], seed=1)
         for column in ("theta", "energy", "num_implicit", "num_stages"):
             found[f"run {integrator} {name} {column}"] = run[column]
+    run = pwgf.solve(growing(), [0.0, 0.3], seed=1)
+    found["run growing theta"], found["layers begun"] = run["theta"], np.array(GROWS.begun(run.theta(0.3)))
     make, made = Writer.create, []
     Writer.create = lambda *args, **settings: made.append(1) or make(*args, **settings)
     run = pwgf.solve(scheme(**QUICK), TIMES[:3], out=folder / "own.h5", seed=1)

@@ -105,6 +105,7 @@ def test_runs_are_those_of_one_process_within_the_tolerance(alone, together):
     for found in together["ranks"]:
         for name in names(alone, "run "):
             np.testing.assert_allclose(found[name], alone[name], rtol=1e-4, atol=1e-4, err_msg=name)
+        assert found["layers begun"] == alone["layers begun"] == 2
         assert found["rows when the last process stops"] == 2
 
 
