@@ -16,6 +16,7 @@ from .implicit import Implicit
 STABLE = {"adaptive_heun": 2.0, "fehlberg2": 2.0, "bosh3": 2.5, "dopri5": 3.3, "dopri8": 6.0}
 """Lengths of the real stability intervals: h·κ up to which an explicit step damps a mode of rate κ."""
 
+_LENGTH = 6  # of the memory: which side, its count, κ, and three numbers of the implicit side
 _NEAR_LIMIT = 0.2  # share of the stability interval above which an explicit step will soon be bound by it
 
 
@@ -89,10 +90,11 @@ class Auto:
         Raises:
             SolverError, NonFiniteError: neither side finds a step.
         """
-        own = memory[3:]
+        known = len(memory) == _LENGTH  # else of another integrator, or none yet
+        own = memory[3:] if known else torch.zeros(_LENGTH - 3, dtype=torch.float64)
         cheap = field.implicit_is_cheap(theta)
         habits = _CHEAP if cheap else _COSTLY
-        if not len(memory):
+        if not known:
             implicit, count, rate = cheap and not self.explicit_start, 0, 0.0
         else:
             implicit, count, rate = bool(memory[0]), int(memory[1]), float(memory[2])

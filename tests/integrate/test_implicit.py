@@ -525,7 +525,7 @@ def interval(field, memory, first_step=0.5, tolerance=1e-2):
 
 
 def test_auto_goes_over_when_the_map_is_strained_and_does_a_folded_interval_again():
-    field, explicit = Phased(1.0), [0.0, 0.0, 1.0]
+    field, explicit = Phased(1.0), [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     assert interval(field, []).implicit
     assert not Auto(explicit_start=True).resolved(1e-2).advance(field, torch.ones(1), 0.5, 0.5, torch.zeros(0)).implicit
     field.cheap = False
@@ -540,7 +540,7 @@ def test_auto_goes_over_when_the_map_is_strained_and_does_a_folded_interval_agai
 
 
 def test_auto_comes_back_when_explicit_steps_would_be_as_long():
-    field, memory = Phased(1.0), [1.0, 0.0, 1.0]
+    field, memory = Phased(1.0), [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
     for _ in range(10):
         assert bool(memory[0])
         found = interval(field, memory, first_step=0.01)
@@ -550,8 +550,21 @@ def test_auto_comes_back_when_explicit_steps_would_be_as_long():
     assert len(memory) == 6  # which side, its count, the rate, and what the implicit side remembers
 
 
+def test_the_memory_of_another_integrator_counts_for_nothing():
+    """κ = 1e4 in the place of a multiple of the damping."""
+    of_auto = torch.tensor([1.0, 3.0, 1e4, 3.0, 2.0, 8.0], dtype=torch.float64)
+    for integrator, other in ((Implicit(), of_auto), (Auto(), of_auto[3:])):
+        made = integrator.resolved(1e-2)
+        theta = torch.tensor([1.0], dtype=torch.float64)
+        known, fresh = Phased(1.0), Phased(1.0)
+        found = made.advance(known, theta, 10.0, 0.01, other)
+        anew = made.advance(fresh, theta, 10.0, 0.01, torch.zeros(0, dtype=torch.float64))
+        assert torch.equal(found.theta, anew.theta) and torch.equal(found.memory, anew.memory)
+        assert known.extra_damping == fresh.extra_damping == 1
+
+
 def test_auto_stays_implicit_where_explicit_steps_would_be_bound():
-    field, memory = Phased(1e4), [1.0, 0.0, 1e4]
+    field, memory = Phased(1e4), [1.0, 0.0, 1e4, 0.0, 0.0, 0.0]
     for _ in range(12):
         found = interval(field, memory, first_step=0.5)
         memory = found.memory.tolist()

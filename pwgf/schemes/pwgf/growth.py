@@ -12,6 +12,7 @@ from ...state import State
 from ..base import fork
 from .draws import Draws
 from .estimate import Estimate, error_estimate, samples_for
+from .guards import memory_of
 from .right_side import RightSide
 from .setup import Setup
 
@@ -58,7 +59,7 @@ def grown(setup: Setup, draws: Draws, state: State, accuracy: float, damping: fl
     if theta is None:
         return None
     fresh = draws.samples(samples_for(setup.map.dim, setup.energy.pairwise), generator, even=True)
-    elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
+    elapsed = state.t - memory_of(state).began
 
     def estimate(theta: Tensor) -> Estimate:
         inner, where = setup.moving(theta)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError, NonFiniteError, SolverError
+from ...integrate.base import NO_MEMORY
 from ...linalg import Solution
 from ...measures import PushedMeasure
 from ...parallel import Group
+from ...state import State
 from .setup import Setup
 
 MOST_TINY = 100
@@ -19,6 +23,28 @@ NO_TINY = torch.zeros(2, dtype=torch.float64)
 
 _TINY = 1e-5  # share of what is left to the next stored time below which a step is tiny
 _GROWN = 2.0  # by what a step exceeds the first of these where they grow
+
+
+class Memory(NamedTuple):
+    """What a state keeps of the steps before: the integrator's numbers (k,), `tiny_steps`, and when the flow began."""
+
+    integrator: Tensor
+    tiny: Tensor
+    began: float
+
+
+def memory_of(state: State) -> Memory:
+    """That of a state; ConfigError where it holds what no step of PWGF leaves."""
+    none = {"integrator": NO_MEMORY, "tiny": NO_TINY, "began": torch.zeros(1)}
+    kept = {name: state.extra.get(name, values).cpu() for name, values in none.items()}
+    sound = all(values.ndim == 1 and bool(torch.isfinite(values).all()) for values in kept.values())
+    if not sound or len(kept["began"]) != 1 or len(kept["tiny"]) not in (1, 2):  # 1 in files of version 0.1
+        shapes = {name: tuple(values.shape) for name, values in kept.items()}
+        raise ConfigError(
+            f"the state at t = {state.t:.6g} keeps numbers of earlier steps that PWGF does not leave: {shapes}, or one "
+            "of them is not finite. Begin a new run from dataclasses.replace(state, extra={})."
+        )
+    return Memory(kept["integrator"], kept["tiny"], float(kept["began"]))
 
 
 def tiny_steps(before: Tensor, dt: float, left: float) -> Tensor:

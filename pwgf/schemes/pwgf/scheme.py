@@ -41,7 +41,7 @@ from .draws import Draws
 from .estimate import error_estimate, samples_for
 from .evaluation import evaluate_row
 from .growth import check_growth, grown
-from .guards import MOST_TINY, NO_TINY, check_shared, gave_up, stalled, tiny_steps
+from .guards import MOST_TINY, NO_TINY, check_shared, gave_up, memory_of, stalled, tiny_steps
 from .right_side import EXACT_SLOPES, RightSide
 from .settings import (
     auto_solver,
@@ -256,7 +256,7 @@ class PWGF(MapReplay):
             SolverError, NonFiniteError: no interval succeeded, however short; the last good state is untouched.
         """
         generator, dt, momentum = state.generator(), state.dt, self.momentum
-        memory, left = state.extra.get("integrator", NO_MEMORY).cpu(), state.left(t1)
+        memory, left = memory_of(state), state.left(t1)
         rejected, stages = 0, 0
         setup, where = self._setup.moving(state.theta)
         theta, theta_dot = state.theta.clone(), torch.zeros_like(state.theta)
@@ -265,7 +265,7 @@ class PWGF(MapReplay):
             length = left if dt >= left * (1 - 1e-9) else dt
             side = self._side(setup, z, state.theta_dot[where], state.t, generator, momentum, weights)
             try:
-                moved = self.integrator.advance(side, state.theta[where], length, dt, memory)
+                moved = self.integrator.advance(side, state.theta[where], length, dt, memory.integrator)
                 break
             except (SolverError, NonFiniteError) as error:
                 rejected = rejected + getattr(self.integrator, "max_rejections", 0)
@@ -281,7 +281,7 @@ class PWGF(MapReplay):
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        tiny = tiny_steps(state.extra.get("tiny", NO_TINY).cpu(), moved.dt, left)
+        tiny = tiny_steps(memory.tiny, moved.dt, left)
         if float(tiny[0]) > MOST_TINY:
             raise stalled(MOST_TINY, moved.dt, state.t, side.diagnosis(), moved.reason)
         extra = {**state.extra, "integrator": moved.memory, "tiny": tiny}
@@ -352,7 +352,7 @@ class PWGF(MapReplay):
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(setup, theta, rate, self._draws.blocks(generator), state.t, side.frame))
         alone = dataclasses.replace(setup, group=ALONE)
-        elapsed = state.t - float(state.extra.get("began", torch.zeros(1)))
+        elapsed = state.t - memory_of(state).began
         z = self._draws.samples(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
         row["error_estimate"], row["spread"] = error_estimate(alone, theta, rate, z, elapsed, state.t, side.frame)
         row.update(NOT_TRIED)

@@ -97,6 +97,19 @@ def test_counters_add_up():
     assert stages == 12
 
 
+@pytest.mark.parametrize(
+    ("name", "values"), [("began", torch.zeros(2)), ("tiny", torch.zeros(0)), ("integrator", torch.tensor([math.nan]))]
+)
+def test_a_state_with_what_no_step_leaves_is_refused(name, values):
+    made = ou_scheme()
+    state = made.start()
+    spoilt = dataclasses.replace(state, extra={**state.extra, name: values.double()})
+    for action in (made.measure, lambda state: made.step(state, 0.1)):
+        with pytest.raises(ConfigError, match=r"keeps numbers of earlier steps.*replace\(state, extra=\{\}\)"):
+            action(spoilt)
+    made.step(dataclasses.replace(state, extra={}), 0.1)
+
+
 def test_samples_are_redrawn_between_steps_and_frozen_within():
     seen = []
 
