@@ -106,7 +106,7 @@ def sampled_cases() -> dict[str, Case]:
     corners = [[3.0, 3.0]] * 4 + [[-3.0, 3.0]] * 3 + [[-3.0, -3.0]] * 2 + [[3.0, -3.0]]  # weights .4, .3, .2, .1
     target, start = problems.GaussianMixture(2, centres=corners), pwgf.Gaussian(2, cov=4.0)
     langevin = LangevinParticles(
-        "mix4", target.log_target, start, 200_000, 0.01, 0, start=0.0, curvature=target.curvature
+        "mix4", target.log_target, start, 800_000, 0.01, 0, start=0.0, curvature=target.curvature
     )
 
     def quadrants(x: np.ndarray) -> np.ndarray:
