@@ -5,7 +5,7 @@ F = ∫V dρ + τ∫ρ log ρ with |x|, sin 5x + x²/2 (τ = .5), ½x² + 5000y�
 ∫ρ² + ½∫x² dρ and ⅓∫ρ⁴; x⁴/4 − x²/2 with ½∬½(x−y)² below the critical temperature (τ = .2); ½∬(½|x−y|² + 1/|x−y|) in
 d = 3; and ∫ρ log ρ from a uniform ball, whose edge has no velocity and which must be refused.
 
-    python -m experiments.battery --problem all --seeds 0 1 2    # about ten minutes of one core for each seed
+    python -m experiments.battery --problem all --seeds 0 1 2    # eight minutes of one core a seed, five for the laws
     python -m experiments.battery --problem sin5 --map plain     # maps.ResidualMLP alone, without layers
     python -m experiments.battery --show                         # the table so far
 

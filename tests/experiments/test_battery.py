@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
+from scipy.stats import chi2
 
 import pwgf
 
@@ -77,6 +79,27 @@ def test_particles_allow_for_their_own_noise():
         assert errors["share"] < 1
         assert 0 < errors["floor"] < 0.03
         assert judge.errors(moved(lambda t, z: z + 0.06), k, laws)["share"] > 1.5
+
+
+def test_a_coulomb_gas_moves_by_the_mass_within_its_radius():
+    """ṙ = −r + M(r₀)/r², integrated by scipy."""
+    judge = battery.cases()["coulomb3d"].judge
+    z = judge.reference.sample(20).numpy()
+    assert judge.image(z, 0, {}) == pytest.approx(z)
+    start = np.linalg.norm(z, axis=1)
+    mass = chi2.cdf(start**2, 3)
+    radius = solve_ivp(lambda t, r: mass / r**2 - r, (0, judge.times[3]), start, rtol=1e-10, atol=1e-12).y[:, -1]
+    assert np.linalg.norm(judge.image(z, 3, {}), axis=1) == pytest.approx(radius, rel=1e-6)
+
+
+def test_two_time_scales_each_reach_their_variance():
+    """v̇ = 2 − 2kv, integrated by scipy."""
+    judge = battery.cases()["ou_two_scales"].judge
+    rate = np.array([1.0, 1e4])
+    exact = solve_ivp(lambda t, v: 2 - 2 * rate * v, (0, judge.times[2]), [4.0, 4.0], method="LSODA", rtol=1e-9).y[
+        :, -1
+    ]
+    assert judge.image(np.full((1, 2), 2.0), 2, {})[0] ** 2 == pytest.approx(exact, rel=1e-5)
 
 
 @pytest.mark.parametrize(
