@@ -39,6 +39,7 @@ from experiments.targets import ou_target
 from pwgf import energies, maps, problems
 from pwgf.errors import PWGFError
 from pwgf.maps import PushForward
+from pwgf.measures import Reference
 from pwgf.state import Info, State
 from pwgf.storage.manifest import parts_of
 
@@ -54,7 +55,7 @@ class Case:
     energy: energies.Energy
     judge: Judge
     bounds: dict[str, float]
-    reference: pwgf.Gaussian
+    reference: Reference
     map: Callable[[int], PushForward] = maps.ResidualMLP
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -186,41 +187,51 @@ class Watch(logging.Handler):
 
 def solve(name: str, case: Case, seed: int, integrator: str, budget: float) -> dict[str, Any]:
     """One run, stored and judged: a line of the table."""
-    times, out = case.judge.times, FOLDER / f"{name}-{integrator}-{seed}.h5"
-    laws = case.judge.laws(name)
+
+    def scheme() -> pwgf.PWGF:
+        map = case.map(case.reference.dim)
+        return pwgf.PWGF(case.energy, map, case.reference, integrator=integrator, **case.settings)
+
+    out = FOLDER / f"{name}-{integrator}-{seed}.h5"
+    return {"case": name, "integrator": integrator, **attempt(name, case, scheme, out, seed, budget)}
+
+
+def attempt(
+    name: str, case: Case, scheme: Callable[[], pwgf.PWGF], out: Path, seed: int, budget: float
+) -> dict[str, Any]:
+    """One run of a scheme, stored at `out` and judged."""
+    times = case.judge.times
     out.unlink(missing_ok=True)  # a run that fails before its first row must not be judged by an older one
     shutil.rmtree(parts_of(str(out)), ignore_errors=True)
     watch, error, log = Watch(times[-1], budget), None, logging.getLogger("pwgf")
     log.addHandler(watch)
     try:
-        map = case.map(case.reference.dim)
-        scheme = pwgf.PWGF(case.energy, map, case.reference, integrator=integrator, **case.settings)
-        pwgf.solve(scheme, times, out=out, seed=seed, overwrite=True, progress=False, callbacks=[watch])
+        pwgf.solve(scheme(), times, out=out, seed=seed, overwrite=True, progress=False, callbacks=[watch])
     except PWGFError as reason:
         error = f"{type(reason).__name__}: {reason}"
     finally:
         cpu = watch.cpu
         log.removeHandler(watch)
     line = {
-        "case": name, "seed": seed, "integrator": integrator, "cpu": round(cpu, 2), "end": times[-1],
-        "stalled": watch.short > STALL, "rises": watch.rises, "largest_rise": watch.largest, "bounds": case.bounds,
-        "error": error, "warned": watch.said,
+        "seed": seed, "cpu": round(cpu, 2), "end": times[-1], "stalled": watch.short > STALL, "rises": watch.rises,
+        "largest_rise": watch.largest, "bounds": case.bounds, "error": error, "warned": watch.said,
     }  # fmt: skip
-    return {**line, **judged(out, case, laws)}
+    return {**line, **judged(name, case, out)}
 
 
-def judged(out: Path, case: Case, laws: dict[str, np.ndarray]) -> dict[str, Any]:
+def judged(name: str, case: Case, out: Path) -> dict[str, Any]:
     """What the rows in the file say; a run that failed before its first row has none."""
     try:
         run = pwgf.load(out)
     except PWGFError:
         return {"reached": 0.0, "done": False, "right": False, "rows": [], "worst": {}}
-    rows = []
+    laws, rows = case.judge.laws(name), []
     for k, t in enumerate(case.judge.times):
         stored = row_at(run, t)
         if k > 0 and abs(run.t[stored] - t) < 1e-9 * case.judge.times[-1]:
-            folds = {"folds": float(run["fold_fraction"][stored])}
-            rows.append({"t": t, **case.judge.errors(run, k, laws), **folds})
+            own = {"folds": run["fold_fraction"][stored], "estimate": (run["error_estimate"] / run["spread"])[stored]}
+            own = {column: float(value) for column, value in own.items()}
+            rows.append({"t": t, **case.judge.errors(run, k, laws), **own})
     done = bool(run.t[-1] >= case.judge.times[-1])
     worst = {name: max((row[name] for row in rows), key=_size) for name in rows[0] if name != "t"} if rows else {}
     counters = {name: int(run[name][-1]) for name in run.names if name.startswith("num_")}

@@ -96,13 +96,18 @@ class Divergence(Judge):
 
 @dataclass
 class Line(Judge):
-    """A density on the line from N(0, 1): temperature τ, or exponent m of a porous medium."""
+    """A density on the line from N(mean, spread²): temperature τ, or exponent m of a porous medium.
+
+    What is computed here starts at N(0, 1).
+    """
 
     potential: Potential
     times: Sequence[float]
     tau: float | None = None
     m: float | None = None
     half_width: float = 6.0
+    mean: float = 0.0
+    spread: float = 1.0
 
     def compute(self) -> dict[str, Array]:
         """Distribution functions (T, N) on grids (T, N)."""
@@ -127,15 +132,20 @@ class Line(Judge):
         return [grid] * len(cdfs), cdfs
 
     def errors(self, run: pwgf.Trajectory, k: int, laws: dict[str, Array]) -> dict[str, float]:
-        """`l1`: Σ|mass − exact mass| over 160 bins of the range that holds the mass; `var`: of the variance."""
+        """`l1`: Σ|mass − exact mass| over 160 bins of the range that holds the mass; `var`: of the variance; `w2`.
+
+        W₂ is relative to the standard deviation.
+        """
         grid, cdf = laws["grid"][k], laws["cdf"][k]
-        x = run.push(self.times[k], torch.from_numpy(norm.ppf(LEVELS))[:, None])[:, 0].double().numpy()
+        z = self.mean + self.spread * norm.ppf(LEVELS)
+        x = np.sort(run.push(self.times[k], torch.from_numpy(z)[:, None])[:, 0].double().numpy())
         exact = quantiles(cdf, grid, LEVELS)
         margin = exact.std()
         bins = np.linspace(*(np.quantile(exact, [0.0005, 0.9995]) + [-margin, margin]), 161)
-        share = np.diff(np.searchsorted(np.sort(x), bins) / POINTS)
+        share = np.diff(np.searchsorted(x, bins) / POINTS)
         l1 = np.abs(share - np.diff(np.interp(bins, grid, cdf))).sum()
-        return {"l1": float(l1), "var": abs(float(x.var() / exact.var() - 1))}
+        w2 = np.sqrt(np.square(x - exact).mean()) / exact.std()
+        return {"l1": float(l1), "var": abs(float(x.var() / exact.var() - 1)), "w2": float(w2)}
 
 
 @dataclass
