@@ -31,7 +31,8 @@ class RadialPolynomial:
     """The kernel W(r) = quadratic·|r|² + quartic·|r|⁴, whose `Interaction` costs O(n·d²) instead of n² evaluations.
 
     With u = x − x̄ and, over the n samples, s = E|u|², C = E[uuᵀ], q = E[|u|²u], the sum over pairs is exactly
-    (n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j) = n/(n−1)·(2·quadratic·u + 4·quartic·(|u|²u + su + 2Cu − q)).
+    (n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j) = n/(n−1)·(2·quadratic·u + 4·quartic·(|u|²u + su + 2Cu − q)). With weights of mean 1
+    all means are weighted, and n/(n−1) becomes n²/(n² − Σw²).
 
     Args:
         quadratic: coefficient of |r|²; positive attracts.
@@ -63,36 +64,37 @@ class RadialPolynomial:
         squared = r.square().sum(-1)
         return squared * (self.quadratic + self.quartic * squared)
 
-    def energy(self, x: Tensor) -> Tensor:
-        """½ the mean of W over the pairs i ≠ j of the samples x (n,d): scalar, differentiable."""
-        n, u = len(x), x - x.mean(0)
-        squared = u.square().sum(-1)
-        s, C = squared.mean(), u.T @ u / n
-        quartic = squared.square().mean() + s.square() + 2 * C.square().sum()
-        return n / max(n - 1, 1) * (self.quadratic * s + self.quartic * quartic)
+    def energy(self, x: Tensor, w: Tensor) -> Tensor:
+        """½ the mean of W over the pairs i ≠ j of the samples x (n,d) of weights w (n,1): scalar, differentiable."""
+        n, u = len(x), x - (w * x).mean(0)
+        squared = u.square().sum(-1, keepdim=True)
+        s, C = (w * squared).mean(), (w * u).T @ u / n
+        quartic = (w * squared.square()).mean() + s.square() + 2 * C.square().sum()
+        return n * n / _num_pairs(w) * (self.quadratic * s + self.quartic * quartic)
 
-    def pull(self, x: Tensor) -> Tensor:
+    def pull(self, x: Tensor, w: Tensor) -> Tensor:
         """(n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j), (n,d)."""
-        n, u = len(x), x - x.mean(0)
+        n, u = len(x), x - (w * x).mean(0)
         squared = u.square().sum(-1, keepdim=True)
         cubic = squared * u
-        quartic = cubic + squared.mean() * u + 2 * u @ (u.T @ u / n) - cubic.mean(0)
-        return n / max(n - 1, 1) * (2 * self.quadratic * u + 4 * self.quartic * quartic)
+        quartic = cubic + (w * squared).mean() * u + 2 * u @ ((w * u).T @ u / n) - (w * cubic).mean(0)
+        return n * n / _num_pairs(w) * (2 * self.quadratic * u + 4 * self.quartic * quartic)
 
-    def curvature(self, x: Tensor, own: slice) -> Tensor:
+    def curvature(self, x: Tensor, w: Tensor, own: slice) -> Tensor:
         """(n−1)⁻¹ Σ_{j≠i} ∇²W(x_i − x_j) for the rows `own` of x (n,d): (rows,d,d)."""
-        n, u = len(x), x - x.mean(0)
+        n, u = len(x), x - (w * x).mean(0)
         eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        squared = u.square().sum(-1)
-        isotropic = (squared[own] + squared.mean()).reshape(-1, 1, 1) * eye
-        outer = u[own].unsqueeze(2) * u[own].unsqueeze(1) + u.T @ u / n
-        return 2 * self.quadratic * eye + n / max(n - 1, 1) * 4 * self.quartic * (isotropic + 2 * outer)
+        squared = u.square().sum(-1, keepdim=True)
+        isotropic = (squared[own] + (w * squared).mean()).unsqueeze(2) * eye
+        outer = u[own].unsqueeze(2) * u[own].unsqueeze(1) + (w * u).T @ u / n
+        return 2 * self.quadratic * eye + n * n / _num_pairs(w) * 4 * self.quartic * (isotropic + 2 * outer)
 
 
 class Interaction(Energy):
     r"""F(ρ) = ½∬W(x−y) ρ(x)ρ(y), velocity −(∇W ∗ ρ)(x), with W made even: (W(r)+W(−r))/2.
 
-    On n samples the average runs over the pairs i ≠ j and divides by n−1, so W may be singular at 0. Cost: n²
+    On n samples the average runs over the pairs i ≠ j and divides by n−1, so W may be singular at 0. A pair of samples
+    with weights counts by their product. Cost: n²
     evaluations of W, and for the velocity a gradient of every second one (of each one if W is not even), in blocks of
     bounded memory, also when the value is differentiated. A `RadialPolynomial` costs O(n·d²).
 
@@ -110,6 +112,7 @@ class Interaction(Energy):
     """
 
     pairwise = True
+    weighable = True
 
     def __init__(self, W: Callable[..., Tensor], time: bool = False) -> None:
         self._function = Timed(W, "Interaction", "W", "r", time)
@@ -130,44 +133,45 @@ class Interaction(Energy):
         """½ the mean of W over pairs i ≠ j."""
         if shares(rho).group.size > 1:
             return self._shared_value(rho)
+        w = _weights(rho)
         if isinstance(self.W, RadialPolynomial):
-            return self.W.energy(rho.x)
-        value: Tensor = _PairEnergy.apply(rho.x, self._kernel(rho))
+            return self.W.energy(rho.x, w)
+        value: Tensor = _PairEnergy.apply(rho.x, w, self._kernel(rho))
         return value
 
     def power(self, rho: Sampled) -> Tensor:
         """½ the mean of ∂ₜW over pairs; NaN where W reads t outside torch."""
         if not self.time:
             return super().power(rho)
-        own, share = rho.x.detach(), shares(rho)
+        own, share, w = rho.x.detach(), shares(rho), _weights(rho)
         x = share.gather(own)
 
         def total(t: Tensor) -> Tensor:
-            return sum_of_values(_AtTime(self.W, t), own, x, share.own.start)
+            return sum_of_values(_AtTime(self.W, t), own, x, w, share.own.start)
 
         found = slope_in_time(total, own.new_tensor(time_of(rho, self._function.call)))
-        return share.group.sum(found) / (2 * max(len(x) * (len(x) - 1), 1))
+        return share.group.sum(found) / (2 * _num_pairs(w))
 
     def _shared_value(self, rho: Sampled) -> Tensor:
         """The value where several processes share the samples, differentiable in those of this process."""
-        own, share = rho.x.detach(), shares(rho)
+        own, share, w = rho.x.detach(), shares(rho), _weights(rho)
         x = share.gather(own)
         if isinstance(self.W, RadialPolynomial):
-            value = self.W.energy(x)
+            value = self.W.energy(x, w)
         else:
-            total = share.group.sum(sum_of_values(self._kernel(rho), own, x, share.own.start))
-            value = total / (2 * max(len(x) * (len(x) - 1), 1))
+            total = share.group.sum(sum_of_values(self._kernel(rho), own, x, w, share.own.start))
+            value = total / (2 * _num_pairs(w))
         if not rho.x.requires_grad:
             return value
-        return value - (self.velocity(rho) * (rho.x - own)).sum() / len(x)  # n ∂F/∂x_i = −v_i
+        return value - (w[share.own] * self.velocity(rho) * (rho.x - own)).sum() / len(x)  # n ∂F/∂x_i = −w_i v_i
 
     def velocity(self, rho: Sampled) -> Tensor:
         """−(n−1)⁻¹ Σ_{j≠i} ∇W(x_i − x_j), (n,d)."""
-        own, share = rho.x.detach(), shares(rho)
+        own, share, w = rho.x.detach(), shares(rho), _weights(rho)
         x = share.gather(own)
         if isinstance(self.W, RadialPolynomial):
-            return -self.W.pull(x)[share.own]
-        return -sum_of_slopes(self._kernel(rho), own, x, share.own.start) / max(len(x) - 1, 1)
+            return -self.W.pull(x, w)[share.own]
+        return -len(x) / _num_pairs(w) * sum_of_slopes(self._kernel(rho), own, x, w, share.own.start)
 
     def hessian(self, rho: Sampled) -> Hessian:
         """C_i = the mean over partners j of ∇²W(x_i − x_j), times n/(n−1) as in the value.
@@ -177,7 +181,7 @@ class Interaction(Energy):
         pairs by moments. Any other W is differentiated at no more than 64 partners of each sample, whose distances in
         the order of the samples are evenly spaced: O(64·n·d) numbers, d backward passes.
         """
-        own, share = rho.x.detach(), shares(rho)
+        own, share, w = rho.x.detach(), shares(rho), _weights(rho)
         x = share.gather(own)
         n, W = len(x), self._kernel(rho)
         if n < 2:
@@ -185,8 +189,8 @@ class Interaction(Energy):
 
         def fields() -> dict[str, Tensor]:
             if isinstance(W, RadialPolynomial):
-                return {"centred": n / (n - 1) * W.curvature(x, share.own)}
-            return {"centred": n / (n - 1) * mean_curvature(W, x, share.own)}
+                return {"centred": n / (n - 1) * W.curvature(x, w, share.own)}
+            return {"centred": n / (n - 1) * mean_curvature(W, x, w, share.own)}
 
         return hessian_of(self.label, share, fields)
 
@@ -216,37 +220,52 @@ class _PairEnergy(torch.autograd.Function):
     """½ the mean of W over pairs. Its gradient is known, −v/n, so that no graph of n² pairs is ever kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W: Callable[..., Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, W: Callable[..., Tensor]) -> Tensor:
         ctx.W = W
-        ctx.save_for_backward(x)
-        return sum_of_values(W, x, x, 0) / (2 * max(len(x) * (len(x) - 1), 1))
+        ctx.save_for_backward(x, w)
+        return sum_of_values(W, x, x, w, 0) / (2 * _num_pairs(w))
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        total = sum_of_slopes(ctx.W, x.detach(), x.detach(), 0)
-        return factor * Once.apply(total, x, _ONCE) / max(len(x) * (len(x) - 1), 1), None
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, None, None]:
+        x, w = ctx.saved_tensors
+        total = w * sum_of_slopes(ctx.W, x.detach(), x.detach(), w, 0)
+        return factor * Once.apply(total, x, _ONCE) / _num_pairs(w), None, None
 
 
-def sum_of_values(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
-    """Σ_i Σ_{j≠start+i} W(rows_i − samples_j): scalar. Row i is sample start + i.
+def _weights(rho: Sampled) -> Tensor:
+    """Those of all samples, (n,1); ones where all count alike."""
+    share = shares(rho)
+    if share.weights is None:
+        return rho.x.new_ones(share.num_samples, 1)
+    return share.gather(share.weights).unsqueeze(1)
+
+
+def _num_pairs(w: Tensor) -> Tensor:
+    """Σ_{i≠j} w_i w_j of weights of mean 1: n(n−1) where all count alike; at least 1, for a single sample."""
+    return (len(w) ** 2 - w.square().sum()).clamp(min=1.0)
+
+
+def sum_of_values(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, w: Tensor, start: int) -> Tensor:
+    """Σ_i Σ_{j≠start+i} w_{start+i} w_j W(rows_i − samples_j): scalar. Row i is sample start + i.
 
     Args:
         W: kernel, (…,d) → (…,).
         rows: (m,d), a contiguous part of the samples.
         samples: (n,d).
+        w: weights of the samples, (n,1).
         start: index of rows[0] among the samples.
     """
     total = rows.new_zeros(())
     for i, j in _blocks(rows, samples):
         r, diagonal = _differences(rows[i], samples[j], start + i.start - j.start)
         value = _kernel(W, r)
-        total += (value if diagonal is None else value.masked_fill(diagonal, 0.0)).sum()
+        value = value if diagonal is None else value.masked_fill(diagonal, 0.0)
+        total += (w[start + i.start : start + i.stop][: len(value)].T @ value @ w[j]).sum()
     return total
 
 
-def sum_of_slopes(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, start: int) -> Tensor:
-    """Σ_{j≠start+i} ∇W(rows_i − samples_j) for W made even, (m,d); arguments as in `sum_of_values`.
+def sum_of_slopes(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, w: Tensor, start: int) -> Tensor:
+    """Σ_{j≠start+i} w_j ∇W(rows_i − samples_j) for W made even, (m,d); arguments as in `sum_of_values`.
 
     When rows are all the samples each unordered pair is visited once and counts on both sides.
     """
@@ -258,9 +277,9 @@ def sum_of_slopes(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, start
         g = _even_slope(W, r)
         if diagonal is not None:
             g = g.masked_fill(diagonal.unsqueeze(-1), 0.0)
-        total[i] += g.sum(1)
+        total[i] += (w[j] * g).sum(1)
         if whole and j.start > i.start:
-            total[j] -= g.sum(0)
+            total[j] -= (w[i].unsqueeze(1) * g).sum(0)
     if not bool(total.any()):  # legal for a flat W, else W cannot be differentiated: `slope` distinguishes the two
         with torch.enable_grad():
             r = (samples - samples.roll(1, 0)).requires_grad_(True)
@@ -268,21 +287,22 @@ def sum_of_slopes(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, start
     return total
 
 
-def mean_curvature(W: Callable[..., Tensor], samples: Tensor, own: slice) -> Tensor:
-    """Mean of ∇²W(x_i − x_j), W made even, over at most 64 partners j ≠ i of each row `own` of samples: (rows,d,d)."""
+def mean_curvature(W: Callable[..., Tensor], samples: Tensor, w: Tensor, own: slice) -> Tensor:
+    """Mean of ∇²W(x_i − x_j), W made even, by the weights w (n,1) of at most 64 partners j ≠ i of `own`: (rows,d,d)."""
     n, d = samples.shape
     count = min(_PARTNERS, n - 1)
     shifts = torch.linspace(1, n - 1, count, dtype=torch.float64, device=samples.device).round().long()
     rows = torch.arange(own.start, own.stop, device=samples.device)
     parts = [samples.new_zeros(0, d, d)]
     for i in rows.split(max(1, entries_at_once(_BLOCK, samples) // (count * d))):
-        r = samples[i].unsqueeze(1) - samples[(i.unsqueeze(1) + shifts) % n]
-        parts.append(_even_curvature(W, r))
+        partners = (i.unsqueeze(1) + shifts) % n
+        r = samples[i].unsqueeze(1) - samples[partners]
+        parts.append(_even_curvature(W, r, w[partners].squeeze(2)))
     return torch.cat(parts)
 
 
-def _even_curvature(W: Callable[..., Tensor], r: Tensor) -> Tensor:
-    """Mean over the partners of (∇²W(r) + ∇²W(−r))/2, (b,c,d) → (b,d,d); −r is skipped where W is even."""
+def _even_curvature(W: Callable[..., Tensor], r: Tensor, w: Tensor) -> Tensor:
+    """Mean over partners of weights w (b,c) of (∇²W(r) + ∇²W(−r))/2, r (b,c,d) → (b,d,d); −r is skipped for even W."""
     shift = torch.zeros_like(r[:, 0]).requires_grad_(True)  # the same for all partners of a sample: their sum at once
 
     def value(sign: float) -> Tensor:
@@ -291,7 +311,7 @@ def _even_curvature(W: Callable[..., Tensor], r: Tensor) -> Tensor:
 
     forward, backward = value(1.0), value(-1.0)
     total = forward if torch.equal(forward, backward) else (forward + backward) / 2
-    found = second_derivatives(total.mean(1), shift)
+    found = second_derivatives((total * w).sum(1) / w.sum(1), shift)
     return r.new_zeros(len(r), r.shape[2], r.shape[2]) if found is None else found
 
 

@@ -117,11 +117,19 @@ class Curvature:
         if self.point is not None:
             total = total + (u * (self.point @ u.unsqueeze(2)).squeeze(2)).sum()
         if self.centred is not None:
-            u = u - group.sum(u.sum(0)) / self.tangent.n
+            u = self.apart(u)
             total = total + (u * (self.centred @ u.unsqueeze(2)).squeeze(2)).sum()
         if self.slopes is not None:
             total = total + self.scaled(self.slopes.jv(eta).unsqueeze(2)).square().sum()
         return group.sum(total) / self.tangent.n
+
+    def apart(self, u: Tensor) -> Tensor:
+        """Rows u (n, …) of the own samples, as those of J, less their mean: u_i − √w_i·Σ√w_j u_j/Σw_j."""
+        group, weights = self.tangent.group, self.tangent.weights
+        if weights is None:
+            return u - group.sum(u.sum(0)) / self.tangent.n
+        root = group.slice_rows(weights.sqrt()).view(-1, *(1,) * (u.ndim - 1))
+        return u - root * (group.sum((root * u).sum(0)) / weights.sum())
 
     def scaled(self, y: Tensor, part: slice = slice(None)) -> Tensor:
         """S y for columns y (b, q·d, c) of some samples: S is symmetric, and a number where div u has no weight."""
@@ -138,7 +146,7 @@ class Curvature:
         metric = self.tangent.gram_primal()
         hessian = torch.zeros_like(metric)
         if self.point is not None or self.centred is not None:
-            mean = self._mean_rows() if self.centred is not None else metric.new_zeros(1)
+            mean, root = self._mean_rows() if self.centred is not None else (metric, metric)
             start = 0
             for rows in self.tangent.rows():
                 block = rows.view(-1, d, p)
@@ -147,7 +155,7 @@ class Curvature:
                 if self.point is not None:
                     add_product(hessian, rows, (self.point[part] @ block).view(-1, p))
                 if self.centred is not None:
-                    block = block - mean
+                    block = block - root[part] * mean
                     add_product(hessian, block.view(-1, p), (self.centred[part] @ block).view(-1, p))
         if self.slopes is not None:
             start = 0
@@ -170,7 +178,7 @@ class Curvature:
             if self.point is not None:
                 total[k].addmm_((self.point[:, k, k].unsqueeze(1) * columns).T, columns)
             if self.centred is not None:
-                apart = columns - group.sum(columns.sum(0)) / n
+                apart = self.apart(columns)
                 total[k].addmm_((self.centred[:, k, k].unsqueeze(1) * apart).T, apart)
         if self.slopes is not None:
             along2 = self.axis.view(len(self.axis), -1, self.tangent.d).square()
@@ -180,11 +188,19 @@ class Curvature:
                 total[k][spots.unsqueeze(1), spots] += (weights.reshape(-1, 1) * columns).T @ columns
         return plain._replace(hessian=group.sum(total) / n)
 
-    def _mean_rows(self) -> Tensor:
-        """Mean of J over the samples, (d,p)."""
-        d, p = self.tangent.d, self.tangent.p
-        own = torch.stack([rows.view(-1, d, p).sum(0) for rows in self.tangent.rows()]).sum(0)
-        return self.tangent.group.sum(own) / self.tangent.n
+    def _mean_rows(self) -> tuple[Tensor, Tensor]:
+        """Mean of J over the samples, (d,p), and the roots of the own samples' weights, (n,1,1)."""
+        d, p, group = self.tangent.d, self.tangent.p, self.tangent.group
+        weights = self.tangent.weights
+        if weights is None:
+            weights = torch.ones(self.tangent.n, dtype=self.tangent.dtype, device=self.tangent.device)
+        root = group.slice_rows(weights.sqrt()).view(-1, 1, 1)
+        total, start = torch.zeros(d, p, dtype=root.dtype, device=root.device), 0
+        for rows in self.tangent.rows():
+            block = rows.view(-1, d, p)
+            total += (root[start : start + len(block)] * block).sum(0)
+            start += len(block)
+        return group.sum(total) / weights.sum(), root
 
 
 def _forget(curvature: Curvature) -> None:
@@ -234,8 +250,7 @@ class ImplicitTangent:
         """Rows from columns u = J· (n,d,c) and y = D· (n,q·d,c)."""
         parts = [u if self._root is None else self._root.transpose(1, 2) @ u]
         if self._center_root is not None:
-            mean = self.group.sum(u.sum(0)) / self.n
-            parts.append(self._center_root.transpose(1, 2) @ (u - mean))
+            parts.append(self._center_root.transpose(1, 2) @ self.curvature.apart(u))
         if y is not None:
             parts.append(self.h**0.5 * self.curvature.scaled(y))
         return torch.cat(parts, 1)
@@ -252,8 +267,7 @@ class ImplicitTangent:
         head, rest = rows[:, :d].unsqueeze(2), rows[:, d:].unsqueeze(2)
         u = head if self._root is None else self._root @ head
         if self._center_root is not None:
-            pulled = self._center_root @ rest[:, :d]
-            u = u + pulled - self.group.sum(pulled.sum(0)) / self.n
+            u = u + self.curvature.apart(self._center_root @ rest[:, :d])
             rest = rest[:, d:]
         total = self.tangent.jtu(u.squeeze(2))
         return total if slopes is None else total + slopes.jtu(self.h**0.5 * self.curvature.scaled(rest).squeeze(2))

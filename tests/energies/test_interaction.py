@@ -51,6 +51,55 @@ def test_moments_are_the_sum_over_pairs(n, dim, a, b):
         np.testing.assert_allclose(energy.velocity(rho), v, rtol=0, atol=1e-12 * np.abs(v).max())
 
 
+def weighted(n, dim, requires_grad=False):
+    """Samples with weights of mean 1, between a third and three."""
+    rho = pushed(n, dim, requires_grad)
+    w = torch.linspace(-1, 1, n, dtype=torch.float64).mul(1.1).exp()
+    rho.weights = w / w.mean()
+    return rho
+
+
+@pytest.mark.parametrize(
+    "energy", [*(by_pairs(*pair) for pair in COEFFICIENTS), *map(energies.Interaction, KERNELS.values())]
+)
+def test_a_pair_counts_by_the_product_of_its_weights(energy):
+    """Value, velocity and gradient against all pairs in one graph."""
+    rho = weighted(40, 2, requires_grad=True)
+    off = rho.weights.unsqueeze(1) * rho.weights * (1 - torch.eye(40, dtype=torch.float64))
+    r = rho.x.unsqueeze(1) - rho.x + torch.eye(40, dtype=torch.float64).unsqueeze(2)
+    truth = (off * energy.W(r)).sum() / (2 * off.sum())
+    value = energy(rho)
+    torch.testing.assert_close(value, truth, rtol=1e-12, atol=1e-14)
+    by_x, by_theta = torch.autograd.grad(truth, (rho.x, rho.theta), retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(value, rho.theta)[0], by_theta, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(energy.velocity(rho), -40 * by_x / rho.weights.unsqueeze(1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b"), COEFFICIENTS)
+def test_moments_are_the_sum_over_pairs_with_weights(a, b):
+    rho = weighted(30, 3)
+    polynomial, pairs = energies.Interaction(energies.RadialPolynomial(quadratic=a, quartic=b)), by_pairs(a, b)
+    torch.testing.assert_close(polynomial(rho), pairs(rho), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(polynomial.velocity(rho), pairs.velocity(rho), rtol=1e-11, atol=1e-12)
+
+
+def test_curvatures_are_averaged_by_the_weights_of_partners():
+    """All partners, since there are fewer than 64; by moments a sample is its own partner, at ∇²W(0)."""
+    rho, kernel = weighted(30, 2), energies.RadialPolynomial(quadratic=0.7, quartic=0.3)
+    r = rho.x.unsqueeze(1) - rho.x
+    eye = torch.eye(2, dtype=torch.float64)
+    squared = r.square().sum(-1)[..., None, None]
+    each = (2 * 0.7 + 4 * 0.3 * squared) * eye + 8 * 0.3 * r.unsqueeze(3) * r.unsqueeze(2)
+    w = rho.weights.view(1, -1, 1, 1) * (1 - torch.eye(30, dtype=torch.float64))[..., None, None]
+    by_partners = 30 / 29 * (w * each).sum(1) / w.sum(1)
+    found = energies.Interaction(lambda r: kernel(r)).hessian(rho).centred
+    torch.testing.assert_close(found, by_partners, rtol=1e-9, atol=1e-10)
+    factor = 30**2 / (30**2 - rho.weights.square().sum())
+    quartic = each - 1.4 * eye
+    by_moments = 30 / 29 * (1.4 * eye + factor * (rho.weights.view(1, -1, 1, 1) * quartic).mean(1))
+    torch.testing.assert_close(energies.Interaction(kernel).hessian(rho).centred, by_moments, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("n", [2, 40])
 @pytest.mark.parametrize(("a", "b"), COEFFICIENTS)
 def test_the_gradient_in_theta_by_moments_and_by_pairs(n, a, b):
@@ -113,7 +162,7 @@ def test_rows_in_any_parts_and_blocks(kernel, block, monkeypatch):
     slopes = (g.sum(1) - g.sum(0)) / 2
     monkeypatch.setattr(interaction, "_BLOCK", block)
     for cuts in ([0, 13], [0, 1, 13], [0, 5, 6, 13]):
-        parts = [(x[a:b], x, a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [(x[a:b], x, torch.ones_like(x[:, :1]), a) for a, b in zip(cuts, cuts[1:], strict=False)]
         torch.testing.assert_close(torch.cat([interaction.sum_of_slopes(W, *part) for part in parts]), slopes)
         torch.testing.assert_close(sum(interaction.sum_of_values(W, *part) for part in parts), values.detach().sum())
 

@@ -47,16 +47,19 @@ class Draws:
     def _reaches_further(self) -> bool:
         """Whether right sides take a wider law: the energy takes weights and, where the map starts, has a value there.
 
-        A target may have none beyond an edge that samples of λ do not reach.
+        A target may have none beyond an edge that samples of λ do not reach. Pairs alone, without a density, gain
+        nothing: what the tail does there moves no other sample.
         """
         setup = self.setup
         if not setup.energy.weighable or setup.form == "gradient":
             return False
         z, weights = setup.reference.wide_sample(self.num_samples, torch.Generator().manual_seed(0))
         if weights is None or setup.energy.time:
-            return True
+            return not setup.energy.pairwise
         theta = self._placed(setup.map.initial())
-        return bool(torch.isfinite(setup.energy(setup.pushed(theta, self._checked(z, len(z)), 0.0))))
+        rho = setup.pushed(theta, self._checked(z, len(z)), 0.0)
+        finite = bool(torch.isfinite(setup.energy(rho)))
+        return finite and (rho.asked_for_density or not setup.energy.pairwise)
 
     def blocks(self, generator: torch.Generator) -> list[Tensor]:
         """Fresh samples of a row in blocks of at most num_samples (energies of pairs couple only within a block)."""
