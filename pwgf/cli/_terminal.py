@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from ..errors import printable
 
 
 class Output:
-    """Standard output that ends no command: a full disk is kept as `failure`; where the reader has gone, none is told.
+    """Standard output whose errors end no command: a full disk is kept in `failure`, a reader that has gone is ignored.
 
     Args:
         stream: what it writes to.
@@ -27,6 +27,10 @@ class Output:
         self._try(lambda stream: stream.write(text))
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes each of the lines."""
+        self.write("".join(lines))
+
     def flush(self) -> None:
         """Hands on what is buffered."""
         self._try(lambda stream: stream.flush())
@@ -37,19 +41,24 @@ class Output:
         except BrokenPipeError:
             pass
         except OSError as failure:
-            self.failure = failure
+            self.failure = self.failure or failure
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
         return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
 def output() -> Iterator[Output]:
-    """Puts an `Output` in the place of stdout; it and stderr write out letters that their encoding lacks."""
+    """Puts an `Output` in the place of stdout, of which a process has one: commands do not run in several threads.
+
+    It and stderr write out letters that their encoding lacks.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    with contextlib.redirect_stdout(Output(sys.stdout or io.StringIO())) as found:
+    with contextlib.redirect_stdout(Output(io.StringIO() if sys.stdout is None else sys.stdout)) as found:
         yield found
 
 

@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = 2
     if out.failure is None:
         return status
-    message = f"standard output could not be written: {out.failure}. Redirect it; the files are complete."
-    say(f"pwgf: error: {message}", error=True)
+    files = " What the command stores is complete." if status == 0 else ""
+    say(f"pwgf: error: standard output could not be written: {out.failure}. Redirect it.{files}", error=True)
     return status or 2
 
 

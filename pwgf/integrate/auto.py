@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import NonFiniteError, SolverError
-from .base import Advance, Field, as_config
+from .base import NO_MEMORY, Advance, Field, as_config
 from .explicit import Explicit
 from .implicit import Implicit
 
 STABLE = {"adaptive_heun": 2.0, "fehlberg2": 2.0, "bosh3": 2.5, "dopri5": 3.3, "dopri8": 6.0}
 """Lengths of the real stability intervals: h·κ up to which an explicit step damps a mode of rate κ."""
 
-_LENGTH = 6  # of the memory: which side, its count, κ, and three numbers of the implicit side
 _NEAR_LIMIT = 0.2  # share of the stability interval above which an explicit step will soon be bound by it
 
 
@@ -90,8 +89,8 @@ class Auto:
         Raises:
             SolverError, NonFiniteError: neither side finds a step.
         """
-        known = len(memory) == _LENGTH  # else of another integrator, or none yet
-        own = memory[3:] if known else torch.zeros(_LENGTH - 3, dtype=torch.float64)
+        known = len(memory) in (3, 6) and memory[0] < 2  # that of `Implicit` begins with its order, 2 or 3
+        own = memory[3:] if known else NO_MEMORY
         cheap = field.implicit_is_cheap(theta)
         habits = _CHEAP if cheap else _COSTLY
         if not known:

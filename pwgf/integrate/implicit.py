@@ -122,7 +122,7 @@ class Implicit:
             return self._minimising_movement(field, theta, length, self.dt)
         start = field.linearise(theta)
         order, since, extra = self.order, 0, 1.0  # `extra`: damping in units of the scheme's
-        if len(memory) == 3 and memory[0] > 0:  # else of another integrator, or none yet
+        if len(memory) == 3 and memory[0] > 1:  # else that of another integrator, or none yet
             order, since, extra = int(memory[0]), int(memory[1]), float(memory[2])
         noise = start.agreement() < _NOISE
         if noise:

@@ -2,7 +2,7 @@
 
 The scales of rows are /t, /param, /dim and /sample. No dataset in a group has one of these names: libraries that read
 netCDF would take it for the axis. Arrays in groups that belong to none of these get scales of their own in the group,
-axis0_8 for a first axis of length 8, which name the axis and have no values.
+axis0_8 for a first axis of length 8 (axis0_8_ where that name is taken), which name the axis and have no values.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _scale(file: h5py.File, name: str, axis: int, length: int) -> h5py.Dataset:
     named = _NAMED.get(name, ())
     inner = named[axis] if axis < len(named) else f"axis{axis}_{length}"
     own = inner if inner.startswith("/") else f"{name.split('/')[0]}/{inner}"
-    while own in file and not file[own].is_scale:  # an array that has this name
+    while own in file and not getattr(file[own], "is_scale", False):  # an array or a group that has this name
         own += "_"
     if own not in file:
         file.create_dataset(own, data=np.zeros(length, dtype=np.uint8))

@@ -124,7 +124,12 @@ def test_verdicts_and_warnings(w2, warned, done, found, capsys):
     battery.print_table([line])
     told = capsys.readouterr().out
     assert f"1 {found[0]}" in told
-    assert f"error_estimate above W2 in {int(w2 < 0.01)} of 1 rows" in told
+    assert f"error_estimate above w2 in {int(w2 < 0.01)} of 1 rows" in told
+
+
+def test_an_error_that_is_no_number_is_wrong():
+    line = {"bounds": {"w2": 0.01, "obs": 0.01}, "rows": [{"w2": 0.001, "obs": math.nan}], "warned": [], "error": None}
+    assert math.isnan(battery.missed(line, line["rows"][0])) and battery.said(line) == "silent"
 
 
 def solved(name, monkeypatch, folder):

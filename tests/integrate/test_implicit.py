@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -525,7 +526,7 @@ def interval(field, memory, first_step=0.5, tolerance=1e-2):
 
 
 def test_auto_goes_over_when_the_map_is_strained_and_does_a_folded_interval_again():
-    field, explicit = Phased(1.0), [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+    field, explicit = Phased(1.0), [0.0, 0.0, 1.0]
     assert interval(field, []).implicit
     assert not Auto(explicit_start=True).resolved(1e-2).advance(field, torch.ones(1), 0.5, 0.5, torch.zeros(0)).implicit
     field.cheap = False
@@ -540,7 +541,7 @@ def test_auto_goes_over_when_the_map_is_strained_and_does_a_folded_interval_agai
 
 
 def test_auto_comes_back_when_explicit_steps_would_be_as_long():
-    field, memory = Phased(1.0), [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+    field, memory = Phased(1.0), [1.0, 0.0, 1.0]
     for _ in range(10):
         assert bool(memory[0])
         found = interval(field, memory, first_step=0.01)
@@ -553,7 +554,7 @@ def test_auto_comes_back_when_explicit_steps_would_be_as_long():
 def test_the_memory_of_another_integrator_counts_for_nothing():
     """κ = 1e4 in the place of a multiple of the damping."""
     of_auto = torch.tensor([1.0, 3.0, 1e4, 3.0, 2.0, 8.0], dtype=torch.float64)
-    for integrator, other in ((Implicit(), of_auto), (Auto(), of_auto[3:])):
+    for integrator, other in ((Implicit(), of_auto), (Implicit(), of_auto[:3]), (Auto(), of_auto[3:])):
         made = integrator.resolved(1e-2)
         theta = torch.tensor([1.0], dtype=torch.float64)
         known, fresh = Phased(1.0), Phased(1.0)
@@ -563,8 +564,27 @@ def test_the_memory_of_another_integrator_counts_for_nothing():
         assert known.extra_damping == fresh.extra_damping == 1
 
 
+@pytest.mark.parametrize("implicit", [Implicit(), Implicit(dt=0.01)])
+def test_auto_remembers_which_side_works_whatever_its_implicit_side_remembers(implicit):
+    """After an explicit start, and of implicit steps of fixed length, there is nothing of that side."""
+    made = Auto(implicit=implicit, explicit_start=True)
+    made = dataclasses.replace(made, explicit=made.explicit.resolved(1e-2))
+    made = dataclasses.replace(made, implicit=implicit if implicit.dt else implicit.resolved(1e-2))
+    field, theta = Phased(1.0), torch.tensor([1.0], dtype=torch.float64)
+    field.share = (0.0, 0.01)
+    found = made.advance(field, theta, 1.0, 0.01, NO_MEMORY)
+    assert not found.implicit and bool(found.memory[0])
+    counts = []
+    field.share = (0.0, 0.0)
+    for _ in range(3):
+        found = made.advance(field, theta, 1.0, 0.01, found.memory)
+        assert found.implicit
+        counts.append(int(found.memory[1]))
+    assert counts == [1, 2, 3]
+
+
 def test_auto_stays_implicit_where_explicit_steps_would_be_bound():
-    field, memory = Phased(1e4), [1.0, 0.0, 1e4, 0.0, 0.0, 0.0]
+    field, memory = Phased(1e4), [1.0, 0.0, 1e4]
     for _ in range(12):
         found = interval(field, memory, first_step=0.5)
         memory = found.memory.tolist()

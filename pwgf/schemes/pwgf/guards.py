@@ -34,7 +34,7 @@ class Memory(NamedTuple):
 
 
 def memory_of(state: State) -> Memory:
-    """That of a state; ConfigError where it holds what no step of PWGF leaves."""
+    """The memory of a state; ConfigError where it holds what no step of PWGF leaves."""
     none = {"integrator": NO_MEMORY, "tiny": NO_TINY, "began": torch.zeros(1)}
     kept = {name: state.extra.get(name, values).cpu() for name, values in none.items()}
     sound = all(values.ndim == 1 and bool(torch.isfinite(values).all()) for values in kept.values())
@@ -42,7 +42,7 @@ def memory_of(state: State) -> Memory:
         shapes = {name: tuple(values.shape) for name, values in kept.items()}
         raise ConfigError(
             f"the state at t = {state.t:.6g} keeps numbers of earlier steps that PWGF does not leave: {shapes}, or one "
-            "of them is not finite. Begin a new run from dataclasses.replace(state, extra={})."
+            "is not finite. Begin a new run from dataclasses.replace(scheme.start(t=state.t), theta=state.theta)."
         )
     return Memory(kept["integrator"], kept["tiny"], float(kept["began"]))
 
