@@ -13,6 +13,7 @@ from .. import plots, storage
 from ..errors import ConfigError
 from ..problems import Problem, names
 from ..run.trajectory import Trajectory, load
+from ..schemes.base import FEW_FOLDS
 from ..study import accuracy
 from ._own import maker_of, passing_on, posed
 
@@ -158,7 +159,7 @@ def _warnings(run: Trajectory, status: str) -> list[str]:
     found = []
     if status != "complete":
         found.append(f"the run is {status}: it ends at t = {run.t[-1]:g} of {run.config['times'][-1]:g}")
-    if "fold_fraction" in run.names and run["fold_fraction"].max() > 0:
+    if "fold_fraction" in run.names and run["fold_fraction"].max() > FEW_FOLDS:
         found.append(
             "the map folds at some samples, where its density is wrong: more samples, or a map that cannot fold"
         )

@@ -241,8 +241,8 @@ def _weights(rho: Sampled) -> Tensor:
 
 
 def _num_pairs(w: Tensor) -> Tensor:
-    """Σ_{i≠j} w_i w_j of weights of mean 1: n(n−1) where all count alike; at least 1, for a single sample."""
-    return (len(w) ** 2 - w.square().sum()).clamp(min=1.0)
+    """Σ_{i≠j} w_i w_j of weights of mean 1: n(n−1) where all count alike; not quite 0 for a single sample."""
+    return (len(w) ** 2 - w.square().sum()).clamp(min=torch.finfo(w.dtype).tiny)
 
 
 def sum_of_values(W: Callable[..., Tensor], rows: Tensor, samples: Tensor, w: Tensor, start: int) -> Tensor:

@@ -146,6 +146,10 @@ class Description:
         return cls(**{**entries, "settings": tuple(entries.get("settings", ()))})
 
 
+FEW_FOLDS = 5e-4
+"""Share of folded samples up to which nothing is warned of: single ones, in the tail of laws that are right."""
+
+
 class Watch:
     """What a scheme warns of while it runs; this one of folds. `solve` makes one a run and reports each kind once.
 
@@ -161,7 +165,7 @@ class Watch:
     def of_row(self, row: Row, t: float) -> Iterator[tuple[str, str]]:
         """Kinds of trouble in the row at t, each with its message."""
         folded = float(row.get("fold_fraction", 0.0))
-        if folded > 0:
+        if folded > FEW_FOLDS:
             message = (
                 f"the map folds at {folded:.2g} of the samples at t = {t:.4g}: its density is wrong there. Cure: "
                 f"{self.fold_cure}"

@@ -11,6 +11,7 @@ import torch
 import pwgf
 from pwgf import energies, maps
 from pwgf.errors import ConfigError, NonFiniteError
+from pwgf.schemes.base import Watch
 from pwgf.schemes.pwgf.watch import PWGFWatch
 from pwgf.state import Info
 from tests.run.helpers import TIMES, assert_same_rows, scheme, solve
@@ -162,6 +163,11 @@ def test_the_loop_warns_of_folds_and_poor_maps_once(caplog):
         r"the law seems to be off by .* at t = 0\.01, more than accuracy = 2 %.*Tried at this time",
     ):
         assert len([m for m in caplog.messages if re.search(words, m)]) == 1
+
+
+@pytest.mark.parametrize(("folded", "kinds"), [(0.0, []), (4e-4, []), (6e-4, ["fold"])])
+def test_single_folds_in_the_tail_are_no_warning(folded, kinds):
+    assert [kind for kind, _ in Watch((0.0, 1.0)).of_row({"fold_fraction": folded}, 0.5)] == kinds
 
 
 def test_the_loop_warns_of_a_poor_map_where_there_is_no_estimate(caplog):
