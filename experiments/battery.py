@@ -172,16 +172,8 @@ def as_row(line: dict[str, Any]) -> list[str]:
     estimate = f"{row['estimate']:.2g}" if row else "–"
     reached = f"{line['reached']:.3g} of {line['end']:g}"
     counts = [f"{line['cpu']:.0f}", str(line.get("num_stages", 0))]
-    return [
-        line["problem"],
-        str(line["seed"]),
-        line["verdict"],
-        errors or "–",
-        estimate,
-        line["said"],
-        reached,
-        *counts,
-    ]
+    known = [line["problem"], str(line["seed"]), line["verdict"]]
+    return [*known, errors or "–", estimate, line["said"], reached, *counts]
 
 
 def print_table(lines: Sequence[dict[str, Any]]) -> None:
@@ -189,9 +181,8 @@ def print_table(lines: Sequence[dict[str, Any]]) -> None:
     header = ["problem", "seed", "verdict", "worst row", "estimate", "warnings", "t", "CPU s", "right sides"]
     table(header, (as_row(line) for line in lines))
     for key in ("verdict", "said"):
-        print(
-            ", ".join(f"{count} {word}" for word, count in Counter(line[key] for line in lines).items() if word != "–")
-        )
+        found = Counter(line[key] for line in lines)
+        print(", ".join(f"{count} {word}" for word, count in found.items() if word != "–"))
     rows = [row for line in lines for row in line["rows"] if "w2" in row]
     if rows:
         ratio = median(row["estimate"] / row["w2"] for row in rows)

@@ -37,7 +37,8 @@ class Energy(ABC):
     moment-matched samples and are never split into blocks. `time` marks those that depend on `rho.t`, the
     time. Those with `has_value` False, such as drifts, have a velocity but no value whose gradient it is. `weighable`
     marks those whose value averages by `rho.mean` alone and whose velocity at a sample depends on that sample alone:
-    right sides may then give the samples weights, and see more of the tails.
+    right sides may then give the samples weights, and see more of the tails. `Interaction`, which counts a pair by the
+    product of its weights, takes them too.
 
     A subclass supplies `__call__` and `velocity`, and, where it can, `hessian`: implicit steps then treat the term
     implicitly. For F = ½E|x − a|², for instance, the form is E|u|², `Hessian(point=torch.eye(d).expand(n, d, d))` in

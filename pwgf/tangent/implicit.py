@@ -125,11 +125,17 @@ class Curvature:
 
     def apart(self, u: Tensor) -> Tensor:
         """Rows u (n, …) of the own samples, as those of J, less their mean: u_i − √w_i·Σ√w_j u_j/Σw_j."""
-        group, weights = self.tangent.group, self.tangent.weights
-        if weights is None:
-            return u - group.sum(u.sum(0)) / self.tangent.n
-        root = group.slice_rows(weights.sqrt()).view(-1, *(1,) * (u.ndim - 1))
-        return u - root * (group.sum((root * u).sum(0)) / weights.sum())
+        root, total = self._roots()
+        root = root.view(-1, *(1,) * (u.ndim - 1))
+        return u - root * (self.tangent.group.sum((root * u).sum(0)) / total)
+
+    def _roots(self) -> tuple[Tensor, Tensor]:
+        """√w of the own samples, (n,), and Σw over all; ones where all count alike."""
+        plain = self.tangent
+        weights = (
+            torch.ones(plain.n, dtype=plain.dtype, device=plain.device) if plain.weights is None else plain.weights
+        )
+        return plain.group.slice_rows(weights.sqrt()), weights.sum()
 
     def scaled(self, y: Tensor, part: slice = slice(None)) -> Tensor:
         """S y for columns y (b, q·d, c) of some samples: S is symmetric, and a number where div u has no weight."""
@@ -146,7 +152,8 @@ class Curvature:
         metric = self.tangent.gram_primal()
         hessian = torch.zeros_like(metric)
         if self.point is not None or self.centred is not None:
-            mean, root = self._mean_rows() if self.centred is not None else (metric, metric)
+            root = self._roots()[0].view(-1, 1, 1)
+            mean = self._mean_rows() if self.centred is not None else metric.new_zeros(1)
             start = 0
             for rows in self.tangent.rows():
                 block = rows.view(-1, d, p)
@@ -188,19 +195,15 @@ class Curvature:
                 total[k][spots.unsqueeze(1), spots] += (weights.reshape(-1, 1) * columns).T @ columns
         return plain._replace(hessian=group.sum(total) / n)
 
-    def _mean_rows(self) -> tuple[Tensor, Tensor]:
-        """Mean of J over the samples, (d,p), and the roots of the own samples' weights, (n,1,1)."""
-        d, p, group = self.tangent.d, self.tangent.p, self.tangent.group
-        weights = self.tangent.weights
-        if weights is None:
-            weights = torch.ones(self.tangent.n, dtype=self.tangent.dtype, device=self.tangent.device)
-        root = group.slice_rows(weights.sqrt()).view(-1, 1, 1)
-        total, start = torch.zeros(d, p, dtype=root.dtype, device=root.device), 0
+    def _mean_rows(self) -> Tensor:
+        """Mean of J over the samples by their weights, (d,p)."""
+        root, total = self._roots()
+        own, start = root.new_zeros(self.tangent.d, self.tangent.p), 0
         for rows in self.tangent.rows():
-            block = rows.view(-1, d, p)
-            total += (root[start : start + len(block)] * block).sum(0)
+            block = rows.view(-1, *own.shape)
+            own += torch.tensordot(root[start : start + len(block)], block, dims=1)
             start += len(block)
-        return group.sum(total) / weights.sum(), root
+        return self.tangent.group.sum(own) / total
 
 
 def _forget(curvature: Curvature) -> None:

@@ -18,6 +18,7 @@ import torch
 
 import pwgf
 from pwgf import energies, filtering, maps, sampling
+from pwgf.cli._terminal import Output
 from pwgf.errors import ConfigError, StorageError
 from pwgf.run import progress
 from pwgf.storage import Writer, open_record
@@ -93,12 +94,25 @@ FULL = "pwgf: error: standard output could not be written: [Errno 28] No space l
 
 def test_a_run_whose_stdout_is_full_is_stored(tmp_path):
     said = to_a_full_disk("run", "ornstein-uhlenbeck", "--dim", "1", "--times", "0,0.01", "--out", tmp_path / "run.h5")
-    assert FULL in said and open_record(tmp_path / "run.h5").complete
+    assert f"{FULL}. Redirect it. What the command stores is complete." in said
+    assert open_record(tmp_path / "run.h5").complete
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
 def test_help_whose_stdout_is_full(arguments):
     assert FULL in to_a_full_disk(*arguments)
+
+
+def test_an_output_whose_disk_is_full_keeps_the_first_reason():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, text)
+
+    found = Output(Full())
+    found.writelines(["first", " line"])
+    found.write("second")
+    assert found.failure.strerror == "first line" and not found.isatty()
+    assert copy.copy(found).failure is found.failure
 
 
 def test_help_without_a_stdout():

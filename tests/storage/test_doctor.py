@@ -178,9 +178,9 @@ def test_the_doctor_disturbs_no_writer(tmp_path):
     check_rows(open_record(path), 3, 3)
 
 
-def test_a_state_that_bears_the_name_of_an_axis_is_copied(tmp_path):
+@pytest.mark.parametrize("taken", ["restart/axis0_1", "restart/axis0_1/inner"])
+def test_a_state_that_bears_the_name_of_an_axis_is_copied(tmp_path, taken):
     path = write_run(str(tmp_path / "run.h5"), 4).path
-    taken = "restart/axis0_1"
 
     def change(file):
         file[taken] = np.arange(3.0)

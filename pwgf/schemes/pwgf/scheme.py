@@ -66,8 +66,8 @@ class PWGF(MapReplay):
 
     ρ_θ = (T_θ)#λ follows ∂ₜρ = ∇·(ρ∇δF/δρ) through θ̇ = argmin_η E_λ|∂_θT η − v|², v = −∇δF/δρ(T_θ(z)). Each right side
     is one damped least-squares solve on `num_samples` samples, which are frozen during a sampling interval and redrawn
-    after it: evenly spread ones of λ or, for a Gaussian λ and an energy with a density, of a wider law with weights, so
-    that the map is held in the tails.
+    after it: evenly spread ones of λ or, for a Gaussian λ and an energy with a density or without pairs, of a wider law
+    with weights, so that the map is held in the tails.
 
     Args:
         energy: F, e.g. `energies.Potential(V) + energies.Entropy()`.
