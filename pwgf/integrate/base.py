@@ -103,6 +103,8 @@ class Advance(NamedTuple):
         implicit: whether an implicit step worked.
         stiffness: h·κ, the step times the fastest rate that it has seen.
         reason: why the last substep was rejected; empty when none was.
+        error: estimated rms displacement error of the accepted substeps, the root of the sum of their squares, in the
+            units of the tolerance; 0 where none is estimated.
     """
 
     theta: Tensor
@@ -115,6 +117,7 @@ class Advance(NamedTuple):
     implicit: bool
     stiffness: float
     reason: str = ""
+    error: float = 0.0
 
 
 def check_positive(call: str, max_rejections: int = 1, **values: float | None) -> None:

@@ -90,7 +90,7 @@ class Explicit:
             raise SolverError(f"{self.method}: {error} after {watch.num_rejected} rejected substeps") from error
         return Advance(
             end.to(theta.device), watch.theta_dot, length, watch.accepted, watch.proposal, watch.num_rejected,
-            NO_MEMORY, False, watch.stiffness(),
+            NO_MEMORY, False, watch.stiffness(), error=watch.ratios2**0.5 * float(self.tolerance),
         )  # fmt: skip
 
     def to_config(self) -> dict[str, Any]:
@@ -183,6 +183,7 @@ class _Watch:
         self.stages: list[tuple[Tensor, Tensor]] = []  # the latest two: θ and θ̇
         self.attempting, self.failure = False, None  # type: tuple[bool, Exception | None]
         self.num_rejected, self.ratio = 0, math.inf
+        self.ratios2 = 0.0  # sum of the squared ratios of accepted substeps
         self.tried = self.wanted = self.accepted = self.proposal = length
 
     def __call__(self, t: Tensor, theta: Tensor) -> Tensor:
@@ -224,6 +225,7 @@ class _Watch:
     def callback_accept_step(self, t0: Tensor, theta: Tensor, dt: Tensor) -> None:
         growth = _GROW if self.ratio == 0 else _SAFETY * self.ratio ** (-1 / self.order)
         self.accepted = self.tried
+        self.ratios2 += self.ratio**2
         proposal = self.tried * min(_GROW, max(_SHRINK, growth))
         # a substep cut short by the end of the interval does not disprove the length that was wanted
         self.proposal = max(proposal, self.wanted) if self.tried < 0.999 * self.wanted else proposal

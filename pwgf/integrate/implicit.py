@@ -157,6 +157,7 @@ class Implicit:
         return Advance(
             trial.theta, moved, h, h, proposal, step.num_rejected,
             torch.tensor([order, since, extra], dtype=torch.float64), True, stiffness, step.reason,
+            min(trial.ratios.values()) * float(self.tolerance),  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _minimising_movement(self, field: Field, theta: Tensor, length: float, dt: float) -> Advance:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ..errors import PWGFError
 from .chains import USER_ERRORS, langevin
@@ -71,8 +72,9 @@ def bennett(forward: Tensor, backward: Tensor) -> Bridged:
     n, m = len(forward), len(backward)
     log_z = float(torch.logsumexp(forward, 0)) - math.log(n)
     for _ in range(_ITERATIONS):
-        of_rho = torch.sigmoid(forward - log_z + math.log(m / n))
-        of_pi = torch.sigmoid(log_z - backward - math.log(m / n))
-        log_z += float((of_rho.sum() / of_pi.sum()).log())
-    variance = sum(float(part.var() / part.mean().square()) / len(part) for part in (of_rho, of_pi))
+        of_rho = logsigmoid(forward - log_z + math.log(m / n))
+        of_pi = logsigmoid(log_z - backward - math.log(m / n))
+        log_z += float(torch.logsumexp(of_rho, 0) - torch.logsumexp(of_pi, 0))
+    shares = [torch.softmax(part, 0) for part in (of_rho, of_pi)]
+    variance = sum(len(part) * float(part.var()) for part in shares)
     return Bridged(log_z, math.sqrt(variance), float(backward.mean()) - log_z)

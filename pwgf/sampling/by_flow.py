@@ -37,6 +37,7 @@ _log = logging.getLogger("pwgf")
 _FIRST_CHECK = 0.125  # time of the first check of the law; each later one at twice the time
 _SLOW = 0.5  # fall of F over a doubling of t, relative to the KL that remains: where natural-gradient steps take over
 _MISSED, _LEAST_MISSED = 10.0, 0.01  # KL(π|ρ) relative to KL(ρ|π), or to .01 nats where that is less: a warning
+_MISSED_MODE = 3.0  # log(p/Zρ) at a mode of which ρ knows nothing
 _MARGIN = 0.25  # of the tolerance: what the natural-gradient steps aim at, so that fresh samples confirm it
 _DIVERGED_CHECKS = 4  # in a row, with F falling no slower while the samples spread: there is no minimum
 _DIVERGED_GROWTH = 1.3  # of the spread of the samples between two such checks
@@ -127,7 +128,7 @@ def sample(
     seed = check_seed(seed, "sample")
     named = checked_names(names, dim)
     device = check_device(settings.get("device", "cpu"), "sample")
-    target, reference, smooth = _posed(log_density, dim, whiten, reference, device, seed)
+    target, reference, smooth, modes = _posed(log_density, dim, whiten, reference, device, seed)
     map = ResidualMLP(dim) if map is None else map
     if smooth:
         settings = {"integrator": Auto(explicit_start=True), **settings}
@@ -142,9 +143,11 @@ def sample(
     theta = watch.finished(run.state())
     y, log_rho = _drawn(scheme, target, theta, n, polish, seed)
     found = _weighted(target, y, log_rho, watch.converged, run, theta, named)
+    law = PushedLaw(scheme.map, reference, theta.double().to(device))
     if bridge and not polish:
-        law = PushedLaw(scheme.map, reference, theta.double().to(device))
         found = _bridged(found, target, law, y, bridge, seed)
+    if _misses(modes, target, law, found.log_z):
+        found = dataclasses.replace(found, converged=False)
     if run.path is not None:
         about = {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish), "bridge": int(bridge)}
         store(found, y, run.path, about)
@@ -153,18 +156,43 @@ def sample(
 
 def _posed(
     log_density: LogDensity, dim: int, whiten: Whiten, reference: Reference | None, device: str, seed: int
-) -> tuple[Target, Reference, bool]:
-    """log p in the coordinates chosen, λ, and whether the flow is expected to be smooth there."""
+) -> tuple[Target, Reference, bool, Tensor]:
+    """log p in the coordinates chosen, λ, whether the flow is expected to be smooth there, and modes found (k,d)."""
     auto = isinstance(whiten, str) and whiten == "auto"
     start = Gaussian(dim) if reference is None else reference
     target = Target(log_density, coordinates(log_density, dim, None if auto else whiten, device))
     target.check_start(start.sample(1000, torch.Generator().manual_seed(seed)).to(device))
+    none = torch.zeros(0, dim, dtype=torch.float64, device=device)
     if not auto:
-        return target, start, whiten is not None
+        return target, start, whiten is not None, none
     found = closest_gaussian(target, dim, device, seed) if reference is None else None
     if found is None:
-        return target, start, False
-    return Target(log_density, coordinates(log_density, dim, found, device)), start, True
+        return target, start, False, none
+    centred = Target(log_density, coordinates(log_density, dim, (found.m, found.scale), device))
+    return centred, start, not len(found.modes), torch.linalg.solve(found.scale, (found.modes - found.m).T).T
+
+
+def _misses(modes: Tensor, target: Target, law: PushedLaw, log_z: float) -> bool:
+    """Has ρ far less density than p/Z at one of the modes (k,d)? A warning names the first."""
+    for k in range(len(modes)):
+        y = modes[k : k + 1]
+        with torch.no_grad():
+            x, value = target.coordinates(y)[0], float(target(y))
+        try:
+            missed = value - log_z - float(law.log_density(y))
+        except SolverError:  # no sample of λ is mapped there
+            missed = math.inf
+        if missed > _MISSED_MODE:
+            _log.warning(
+                "sample: a search found %d modes, and the law misses the one near x = %s (number %d by weight), "
+                "where it has less than a twentieth of the density of p/Z: samples and log Z are those of the others. "
+                "Cure: reference=Gaussian(dim, cov=…), as wide as the modes lie apart, or a larger map",
+                len(modes),
+                [round(value, 3) for value in x[0].tolist()],
+                k + 1,
+            )
+            return True
+    return False
 
 
 def _bridged(found: Sampled, target: Target, law: PushedLaw, y: Tensor, steps: int, seed: int) -> Sampled:

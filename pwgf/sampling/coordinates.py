@@ -68,13 +68,7 @@ class Target:
         """Refuses coordinates or a log p that are not finite where the flow begins, or of the wrong shape or dtype."""
         with torch.no_grad():
             x = self._checked(y)
-            value = self._log_density(x)
-        if not isinstance(value, Tensor) or value.shape != (len(y),):
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ShapeError(
-                f"{_CALL} must have shape ({len(y)},) for x of shape {tuple(y.shape)}; got "
-                f"{got}. Sum over coordinates: ….sum(-1)."
-            )
+            value = evaluate(self.log_density, _CALL, y.shape[:1], x, x)
         bad = ~torch.isfinite(value)
         if bool(bad.any()):
             k = int(bad.int().argmax())

@@ -81,6 +81,11 @@ class Descended(NamedTuple):
         return best > 0.9 * min(self.kl[:-_PATIENCE]) and fall < 0.1 * best
 
     @property
+    def arrived(self) -> bool:
+        """Did the steps end before there were sixty, where log p was finite all the way?"""
+        return 0 < len(self.kl) <= _MOST_STEPS
+
+    @property
     def runs_away(self) -> bool:
         """Did F still fall after all steps, a third as fast as at first or faster, while the samples spread tenfold?"""
         middle = _MOST_STEPS // 2

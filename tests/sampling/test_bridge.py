@@ -32,6 +32,15 @@ def test_two_gaussians_with_a_known_ratio():
     assert math.sqrt(sum(error**2 for error in errors) / 400) == pytest.approx(sum(stated) / 400, rel=0.15)
 
 
+@pytest.mark.parametrize("apart", [800.0, 1e4])
+def test_laws_far_apart_have_a_finite_ratio(apart):
+    """log p − log ρ = c − a at samples of ρ and c + a at those of π: by symmetry log Z = c, of unknown error."""
+    x = torch.randn(200, generator=torch.Generator().manual_seed(0)).double()
+    found = bennett(3 - apart + x, 3 + apart + x)
+    assert all(math.isfinite(value) for value in found)
+    assert abs(found.log_z - 3) < apart
+
+
 def test_chains_go_where_the_law_has_no_samples():
     """ρ = N(0, 1) cut at 1, π = N(0, 1): importance alone misses 16 % of the mass."""
     x = torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double()

@@ -1,5 +1,6 @@
 """Natural-gradient steps: their rows and solution against closed forms, and what they reach where a flow is slow."""
 
+import logging
 import math
 
 import pytest
@@ -90,19 +91,52 @@ def test_a_gaussian_in_its_own_coordinates(condition):
     torch.testing.assert_close(torch.linalg.svdvals(factor), torch.ones(12).double(), rtol=0, atol=0.015)
 
 
-def test_modes_far_apart_are_not_whitened_away():
-    """The closest Gaussian of two far modes is that of one; ascents from wide starts find the other."""
+def test_the_coordinates_hold_modes_that_lie_far_apart():
+    """The closest Gaussian of two far modes is that of one; ascents from wide starts find the other.
+
+    A mixture of equal parts N((0, 0), I) and N((8, 0), I) has the mean (4, 0) and the covariance diag(17, 1).
+    """
     centres = torch.tensor([[0.0, 0.0], [8.0, 0.0]]).double()
 
     def two(x):
         return torch.logsumexp(-torch.cdist(x, centres).square() / 2, 1)
 
-    assert closest_gaussian(two, 2, "cpu", 0) is None
-    m, scale = closest_gaussian(lambda x: -x.square().sum(1) / 8, 2, "cpu", 0)
+    m, scale, modes = closest_gaussian(two, 2, "cpu", 0)
+    torch.testing.assert_close(modes[modes[:, 0].argsort()], centres, rtol=0, atol=0.01)
+    torch.testing.assert_close(m, centres.mean(0), rtol=0, atol=0.01)
+    torch.testing.assert_close(scale @ scale.T, torch.tensor([17.0, 1.0]).double().diag(), rtol=1e-3, atol=1e-3)
+    m, scale, modes = closest_gaussian(lambda x: -x.square().sum(1) / 8, 2, "cpu", 0)
+    assert len(modes) == 0
     torch.testing.assert_close(m, torch.zeros(2).double(), rtol=0, atol=0.05)
     torch.testing.assert_close(scale @ scale.T, 4 * torch.eye(2).double(), rtol=0.05, atol=0.05)
     assert closest_gaussian(lambda x: x[:, 0], 2, "cpu", 0) is None
     assert closest_gaussian(lambda x: -x.square().sum(1), 32, "cpu", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation"),
+    [((1000.0, 1000.0), (1.0, 1.0)), ((1000.0, -500.0), (0.01, 3.0)), ((100.0, 100.0), (0.01, 0.01))],
+)
+def test_a_gaussian_far_from_the_start_is_reached_from_its_mode(mean, deviation):
+    """Sixty natural-gradient steps from N(0, I) do not get there."""
+    mean, deviation = torch.tensor(mean).double(), torch.tensor(deviation).double()
+    found = sample(lambda x: -((x - mean) / deviation).square().sum(1) / 2, 2, n=2000, progress=False)
+    assert found.converged
+    assert abs(found.log_z - math.log(2 * math.pi * float(deviation.prod()))) < 1e-3
+    torch.testing.assert_close((found.mean() - mean) / deviation, torch.zeros(2).double(), rtol=0, atol=0.1)
+
+
+def test_a_mode_that_the_law_misses_is_named(caplog):
+    """Of .97 N((0, 0), I) and .03 N((8, 0), I) an affine map holds the first."""
+    centres, share = torch.tensor([[0.0, 0.0], [8.0, 0.0]]).double(), torch.tensor([0.97, 0.03]).double()
+
+    def two(x):
+        return torch.logsumexp(share.log() - torch.cdist(x, centres).square() / 2, 1)
+
+    with caplog.at_level(logging.WARNING, "pwgf"):
+        found = sample(two, 2, n=500, map=maps.Affine(2), progress=False)
+    assert not found.converged
+    assert "a search found 2 modes, and the law misses the one near x = [8.0, " in caplog.text
 
 
 def test_theta_is_that_of_the_samples():

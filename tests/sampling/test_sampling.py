@@ -123,7 +123,7 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: sample(lambda x: -x.square(), 2), ShapeError, r"log p\(x\) must have shape \(1000,\).*Sum over"),
+        (lambda: sample(lambda x: -x.square(), 2), ShapeError, r"log p\(x\) must return shape \(1000,\).*sum over"),
         (
             lambda: sample(lambda x: torch.where(x[:, 0] > 0, -x[:, 0], -math.inf), 2),
             ConfigError,
@@ -149,7 +149,12 @@ def test_it_ends_when_the_map_can_do_no_more(caplog):
         (lambda: sample(gaussian, 1, whiten=([math.nan], [[1.0]])), ConfigError, "not finite"),
         (lambda: sample(gaussian, 2, seed=0.5), ConfigError, r"sample\(seed=…\) must be an integer in \[0, 2⁶³\)"),
         (lambda: hmc(gaussian, torch.zeros(2, 2), seed=-1), ConfigError, r"hmc\(seed=…\) must be an integer"),
-        (lambda: sample(lambda x: (x[:, 0] > 0).long(), 2), ConfigError, r"log p\(x\) varies .* but has no gradient"),
+        (lambda: sample(lambda x: (x[:, 0] > 0).long(), 2), ConfigError, r"log p\(x\) returned torch.int64"),
+        (
+            lambda: sample(lambda x: -(x[:, 1] ** 2), 1),
+            ConfigError,
+            r"log p\(x\) failed on .*IndexError: index 1 is out",
+        ),
         (lambda: sample(lambda x: gaussian(x.detach()), 2), ConfigError, r"log p\(x\) varies .* but has no gradient"),
         (
             lambda: sample(gaussian, 2, whiten=lambda y: y),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError, NonFiniteError, SolverError
+from ...integrate import Advance
 from ...integrate.base import NO_MEMORY
 from ...linalg import Solution
 from ...measures import PushedMeasure
@@ -26,25 +28,48 @@ _GROWN = 2.0  # by what a step exceeds the first of these where they grow
 
 
 class Memory(NamedTuple):
-    """What a state keeps of the steps before: the integrator's numbers (k,), `tiny_steps`, and when the flow began."""
+    """What a state keeps of the steps before.
+
+    Args:
+        integrator: its numbers, (k,).
+        tiny: see `tiny_steps`.
+        began: when the flow began.
+        step_error: root of the sum of the squared errors of all steps, in units of x, as the integrator estimates them.
+    """
 
     integrator: Tensor
     tiny: Tensor
     began: float
+    step_error: float
+
+    def after(self, moved: Advance, left: float, unit: float) -> dict[str, Tensor]:
+        """What the next state keeps: after a step with `left` to the next stored time, its errors in this unit of x."""
+        error = math.hypot(self.step_error, moved.error * unit)
+        return {
+            "integrator": moved.memory,
+            "tiny": tiny_steps(self.tiny, moved.dt, left),
+            "step_error": torch.tensor([error], dtype=torch.float64),
+        }
+
+
+def none_yet(t: float) -> dict[str, Tensor]:
+    """What a state keeps at the start t of a flow."""
+    began, error = torch.tensor([t, 0.0], dtype=torch.float64).split(1)
+    return {"integrator": NO_MEMORY, "tiny": NO_TINY, "began": began, "step_error": error}
 
 
 def memory_of(state: State) -> Memory:
     """The memory of a state; ConfigError where it holds what no step of PWGF leaves."""
-    none = {"integrator": NO_MEMORY, "tiny": NO_TINY, "began": torch.zeros(1)}
-    kept = {name: state.extra.get(name, values).cpu() for name, values in none.items()}
+    kept = {name: state.extra.get(name, values).cpu() for name, values in none_yet(0.0).items()}
     sound = all(values.ndim == 1 and bool(torch.isfinite(values).all()) for values in kept.values())
-    if not sound or len(kept["began"]) != 1 or len(kept["tiny"]) not in (1, 2):  # 1 in files of version 0.1
+    single = len(kept["began"]) == len(kept["step_error"]) == 1
+    if not sound or not single or len(kept["tiny"]) not in (1, 2):  # 1 in files of version 0.1
         shapes = {name: tuple(values.shape) for name, values in kept.items()}
         raise ConfigError(
             f"the state at t = {state.t:.6g} keeps numbers of earlier steps that PWGF does not leave: {shapes}, or one "
             "is not finite. Begin a new run from dataclasses.replace(scheme.start(t=state.t), theta=state.theta)."
         )
-    return Memory(kept["integrator"], kept["tiny"], float(kept["began"]))
+    return Memory(kept["integrator"], kept["tiny"], float(kept["began"]), float(kept["step_error"]))
 
 
 def tiny_steps(before: Tensor, dt: float, left: float) -> Tensor:

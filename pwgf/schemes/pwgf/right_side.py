@@ -75,7 +75,7 @@ class RightSide:
     ) -> None:
         self.setup, self.z, self.t, self.damping, self.probes = setup, z, t, damping, probes
         self.implicit_damping, self.implicit_momentum = implicit_damping, implicit_momentum
-        self.in_spreads, self.unit = in_spreads, 1.0
+        self.in_spreads, self.unit, self.unit_in_x = in_spreads, 1.0, 1.0
         self.weights = weights
         self.prepared: Any = None  # what the solver has of the latest J, and may use again at the next
         self.last, self.momentum = last, momentum
@@ -144,6 +144,7 @@ class RightSide:
             speeds = [self.rho.mean(u.square().sum(1)) for u in (v, self.frame.outside(v))]
             self.start = Start(*torch.stack([self.setup.energy(self.rho).detach(), *speeds]).tolist())
             self.unit = self._spread() if self.in_spreads and not self.frame.in_spreads else 1.0
+            self.unit_in_x = self._spread() if self.frame.in_spreads else self.unit
             self.first = self.rho if self.setup.energy.time else None
         return v
 

@@ -24,7 +24,6 @@ from ...checks import (
 from ...energies import Energy, refuse_ill_posed
 from ...errors import ConfigError, NonFiniteError, SolverError
 from ...integrate import Advance, Auto, Explicit, FixedStep, Implicit, Integrator, get_integrator
-from ...integrate.base import NO_MEMORY
 from ...linalg import LinearSolver, get_solver
 from ...maps import Layers, ResidualMLP
 from ...maps.base import PushForward
@@ -38,10 +37,10 @@ from ..base import Description, MapReplay, Row, fork, member_config, merge_count
 from .cures import NOT_TRIED, errors_with_cures
 from .description import described
 from .draws import Draws
-from .estimate import error_estimate, samples_for
+from .estimate import error_95, error_estimate, samples_for
 from .evaluation import evaluate_row
 from .growth import check_growth, grown
-from .guards import MOST_TINY, NO_TINY, check_shared, gave_up, memory_of, stalled, tiny_steps
+from .guards import MOST_TINY, check_shared, gave_up, memory_of, none_yet, stalled
 from .right_side import EXACT_SLOPES, RightSide
 from .settings import (
     auto_solver,
@@ -246,8 +245,7 @@ class PWGF(MapReplay):
             spread, speed = float(x.var(0, unbiased=False).mean().sqrt()), float(v.square().sum(1).mean().sqrt())
             dt = 0.01 * spread / speed if speed > 0 and spread > 0 else 1.0
         counted = ("num_steps", "num_stages", "num_rejected", "num_redraws", "num_products", "num_implicit")
-        extra = {"integrator": NO_MEMORY, "tiny": NO_TINY, "began": torch.tensor([t], dtype=torch.float64)}
-        return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, dict.fromkeys(counted, 0), extra))
+        return self._agreed(State(t, theta, torch.zeros_like(theta), dt, rng, dict.fromkeys(counted, 0), none_yet(t)))
 
     def step(self, state: State, t1: float) -> tuple[State, Info]:
         """One sampling interval towards t1: draw z, integrate, keep the proposal for the next.
@@ -281,11 +279,11 @@ class PWGF(MapReplay):
             state.counters, num_steps=1, num_stages=stages + side.num_stages, num_products=side.num_products,
             num_rejected=rejected + moved.num_rejected, num_redraws=redraw, num_implicit=int(moved.implicit),
         )  # fmt: skip
-        tiny = tiny_steps(memory.tiny, moved.dt, left)
-        if float(tiny[0]) > MOST_TINY:
+        kept = memory.after(moved, left, side.unit_in_x)
+        if float(kept["tiny"][0]) > MOST_TINY:
             raise stalled(MOST_TINY, moved.dt, state.t, side.diagnosis(), moved.reason)
-        extra = {**state.extra, "integrator": moved.memory, "tiny": tiny}
         theta[where], theta_dot[where] = moved.theta, moved.theta_dot
+        extra = {**state.extra, **kept}
         after = State(t, theta, theta_dot, moved.proposal, generator.get_state(), counters, extra, rest)
         further = grown(self._alone, self._draws, after, self.accuracy, side.damping)
         after = self._agreed(after if further is None else dataclasses.replace(after, theta=further))
@@ -355,6 +353,8 @@ class PWGF(MapReplay):
         elapsed = state.t - memory_of(state).began
         z = self._draws.samples(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
         row["error_estimate"], row["spread"] = error_estimate(alone, theta, rate, z, elapsed, state.t, side.frame)
+        steps = memory_of(state).step_error if self.integrator.adaptive else math.nan
+        row.update(step_error=steps, error_95=error_95(float(row["error_estimate"]), steps))
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:
             draw = functools.partial(self._draws.of_side, generator)
