@@ -11,7 +11,7 @@ import functools
 import math
 import numbers
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
@@ -358,41 +358,3 @@ def check_theta0(theta0: Tensor | None, num_params: int, call: str) -> Tensor | 
     if not bool(torch.isfinite(theta).all()):
         raise ConfigError(f"{call}(theta0=…) must be finite; got NaN or infinite entries. Start from map.initial().")
     return theta
-
-
-_MOST_SHOWN = 6  # numbers of a list
-
-
-def as_call(config: Mapping[str, Any]) -> str:
-    """The settings that `to_config` gives as the call that makes such an object; what is None is left out.
-
-    Example:
-        >>> as_call({"name": "Gaussian", "dim": 20, "mean": [0.0] * 20, "cov": None})
-        'Gaussian(dim=20, mean=[20 numbers])'
-    """
-    terms = config.get("terms")
-    if isinstance(terms, list):
-        return " + ".join(_coefficient(term.get("coefficient", 1.0)) + as_call(term) for term in terms)
-    entries = {key: value for key, value in config.items() if key not in ("name", "coefficient") and value is not None}
-    own = {key: value for key, value in entries.items() if not str(value).startswith("pwgf.")}  # not its own functions
-    name = str(config.get("name", "")).rpartition(".")[2]
-    return f"{name}({', '.join(f'{key}={_as_argument(value)}' for key, value in own.items())})"
-
-
-def _coefficient(value: Any) -> str:
-    return "" if value == 1 else f"{value:g}·" if is_real(value) else f"{value}·"
-
-
-def _as_argument(value: Any) -> str:
-    if isinstance(value, Mapping) and "name" in value:
-        return as_call(value)
-    shape = value.get("shape") if isinstance(value, Mapping) else getattr(value, "shape", None)
-    if isinstance(value, (list, tuple)) and (len(value) > _MOST_SHOWN or any(isinstance(row, list) for row in value)):
-        shape = [len(value), *([len(value[0])] if isinstance(value[0], (list, tuple)) else [])]
-    if shape:
-        return f"[{' × '.join(map(str, shape))} numbers]"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_as_argument, value))}]"
-    if isinstance(value, str) and "." in value:
-        return value.rpartition(".")[2]  # of a function
-    return f"{value:g}" if isinstance(value, float) else repr(value)

@@ -14,7 +14,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 LAYERS = [
-    {"_version", "errors", "checks", "state"},
+    {"_version", "errors", "checks", "state", "shown"},
     {"maps", "distances", "storage", "parallel"},
     {"measures", "tangent", "linalg"},
     {"energies"},
@@ -29,6 +29,7 @@ LAYERS = [
 # Imports within a layer, each with its reason.
 BESIDE = {
     ("checks", "errors"): "what a check raises",
+    ("shown", "checks"): "what is a number",
     ("state", "errors"): "what a step raises that is lost in rounding",
     ("problems", "oracles"): "an exact law that no formula gives",
     ("filtering", "sampling"): "samples of a law with a known density",
@@ -371,6 +372,7 @@ def test_few_top_level_names():
 MAKES_A_SCHEME = {
     "sampling/by_flow.py": "a posterior is sampled by PWGF",
     "filtering/by_flow.py": "between observations the law follows PWGF",
+    "fitting/stored.py": "a fit in a file is a run of one row, read as those of maps are",
 }
 ABOVE_SCHEMES = ("run/", "fitting/", "sampling/", "filtering/", "study/", "plots/", "cli/")
 CLASSES = {kind.__name__ for kind in pwgf.schemes.SCHEMES.values()} | {"MapReplay", "ParticleReplay", "JKOReplay"}

@@ -55,11 +55,11 @@ def tutorial(script: Path) -> str:
 
 
 def _pictures(module: Path, text: str) -> list[Path]:
-    """The pictures of an experiment: named after it, in its folder of results, or named in its docstring."""
+    """The pictures of an experiment: those of its last run here, else the kept ones named after it or by its text."""
     kept = [*ROOT.glob("docs/images/*.png"), *ROOT.glob("results/*.png")]
     own = sorted(path for path in kept if path.stem.startswith(module.stem) or path.name in text)
     own = list({path.name: path for path in own}.values())  # of two copies one
-    return own + sorted(ROOT.glob(f"results/{module.stem}/*.png"))
+    return sorted(ROOT.glob(f"results/{module.stem}/*.png")) or own
 
 
 def gallery() -> tuple[str, list[Path]]:

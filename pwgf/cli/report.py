@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+from .. import storage
 from ..errors import PathError
 from ..study.compare import Comparison
 from ._terminal import say
@@ -24,6 +25,11 @@ def info(settings: Info) -> int:
         found = {"file": path, "kind": "comparison", "config": table.config, "entries": table.entries}
         methods = ", ".join(table.config.get("methods", []))
         return _tell(settings, found, [f"{path}: a comparison of {methods}", "", *table.lines()])
+    with contextlib.suppress(PathError):
+        columns, about = storage.read_table(path)
+        listed = {name: list(values) for name, values in columns.items()}
+        found = {"file": path, "kind": "table", "config": about, "columns": listed}
+        return _tell(settings, found, _table(path, about, listed))
     found = read(path, problem_from(settings.problem, "pwgf info --problem"))
     return _tell(settings, found, lines(found))
 
@@ -34,6 +40,15 @@ def _tell(settings: Info, found: dict[str, Any], words: list[str]) -> int:
     for line in words:
         say(line)
     return 0
+
+
+def _table(path: str, about: Facts, columns: dict[str, list[Any]]) -> list[str]:
+    """What a table is about, and its rows."""
+    rows = [
+        [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in zip(*columns.values(), strict=True)
+    ]
+    lines = [list(columns), ["---"] * len(columns), *rows]
+    return [f"{path}: a table of {about.get('kind', 'pwgf')}", "", *(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def _part(file: str, path: str) -> str:

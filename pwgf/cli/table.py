@@ -11,11 +11,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .. import storage
 from ..errors import ConfigError, PathError, PWGFError, SchemaError
 from ..problems import Problem
 from ..run.resume import flatten
 from ..run.trajectory import Trajectory
-from ..study.compare import Comparison
 from ._terminal import say
 from .facts import plain, problem_from, read, run_of
 from .settings import Table
@@ -89,8 +89,8 @@ def _unread(path: str, error: PWGFError) -> Line:
     """The line of a file that is no run with rows."""
     if isinstance(error, SchemaError):
         with contextlib.suppress(PWGFError):
-            Comparison.load(path)
-            return Line(path, "comparison")
+            _, about = storage.read_table(path)
+            return Line(path, "comparison" if "methods" in about else "table")  # such as that of a filter
     kinds = {"damaged": SchemaError, "missing": PathError, "empty": ConfigError, "not read": PWGFError}
     status = next(word for word, kind in kinds.items() if isinstance(error, kind))
     return Line(path, status, message=str(error))

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import as_call, check_repeats, plain, private
+from ..checks import check_repeats, plain, private
 from ..errors import ConfigError, PWGFError, ShapeError
 from ..measures import Sampled
 from ..parallel import Shared
+from ..shown import Shown
 from .hessian import Hessian
 
 FEW = 64  # samples at which a gradient is compared with differences
@@ -30,7 +31,7 @@ class Term(NamedTuple):
     energy: Energy
 
 
-class Energy(ABC):
+class Energy(Shown, ABC):
     """A functional F of a measure, with its velocity. Energies can be added and scaled: `V + 0.5 * Entropy()`.
 
     `pairwise` marks energies whose sampled value couples the samples (interactions, functionals): they get antithetic,
@@ -98,9 +99,6 @@ class Energy(ABC):
     def noises(self) -> list[tuple[float, Any]]:
         """Diffusions beside the temperature of `particle_form`, each with its factor; none here."""
         return []
-
-    def __repr__(self) -> str:
-        return as_call(self.to_config())
 
     def to_config(self) -> dict[str, Any]:
         """JSON that names the energy; callables by qualified name only."""

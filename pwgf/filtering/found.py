@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import html
+from dataclasses import dataclass
 
 from ..measures import PushedLaw
 from ..run.trajectory import Trajectory
+from ..shown import as_table, fields_as_table
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Updated:
     share: float
     kl_flow: float
     kl_fit: float
+    _repr_html_ = fields_as_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Filtered:
     """What `run` returns.
 
@@ -46,9 +49,20 @@ class Filtered:
     updates: list[Updated]
     end: float
     law: PushedLaw
-    runs: list[Trajectory] = field(repr=False)
+    runs: list[Trajectory]
 
     @property
     def log_evidence(self) -> float:
         """log p(y_1, …, y_K)."""
         return sum(update.log_evidence for update in self.updates)
+
+    def __repr__(self) -> str:
+        known = f"log evidence {self.log_evidence:.4g}, law at t = {self.end:g}"
+        return f"Filtered({len(self.updates)} observations, {known})"
+
+    def _repr_html_(self) -> str:
+        """A row for each observation."""
+        names = ("log_evidence", "log_evidence_stderr", "share", "kl_flow", "kl_fit")
+        updates = zip(self.times, self.updates, strict=True)
+        rows = [[f"{t:g}", *(f"{getattr(update, name):.3g}" for name in names)] for t, update in updates]
+        return f"<p>{html.escape(repr(self))}</p>{as_table(rows, ('t', *names))}"

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import schemes, storage
+from .. import storage
 from ..errors import ConfigError, PathError
 from ..maps import PushForward
 from ..measures import PushedLaw, Reference
 from ..parallel import world
-from ..run.results import read_result, store_result
+from ..run.results import final_law, read_result, store_result
 from ..run.trajectory import Trajectory
 from ..run.trajectory import load as load_run
-from ..schemes._arguments import in_standard_coordinates
 from .found import Filtered, Updated
 
 _KIND = "filtering.run"
@@ -81,7 +80,7 @@ def load(
         if _run_id(path) != run_id:
             raise ConfigError(_STOPPED.format(call=call))
         runs.append(load_run(path, map=map, reference=reference))
-        law = _law(runs[-1], map, reference)
+        law = final_law(runs[-1], map, reference)
         if k < num_updates:
             predicted.append(law)
             updates.append(_update(path, law, call))
@@ -108,13 +107,6 @@ def _table(folder: str | os.PathLike[str], call: str) -> tuple[list[float], list
 def _run_id(path: str) -> str:
     with storage.open_record(path) as record:
         return record.run_id
-
-
-def _law(flow: Trajectory, map: PushForward | None, reference: Reference | None) -> PushedLaw:
-    """The law at the end of a flow."""
-    known = None if map is None else in_standard_coordinates(map, flow.reference)
-    reader: Any = schemes.replay(flow.config, map=known, reference=reference)
-    return PushedLaw(reader.map, reader.reference, flow.state().theta.double().cpu())
 
 
 def _update(path: str, law: PushedLaw, call: str) -> Updated:

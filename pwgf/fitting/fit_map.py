@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from ..errors import ConfigError, NonFiniteError, ShapeError, SolverError
 from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
 from ..run.progress import Progress
+from ..shown import fields_as_table
+from . import stored
 
 _CHECK_EVERY = 10  # iterations between two checks on the held-out samples
 _HALVINGS = 6  # of the learning rate after failures, before giving up
@@ -37,6 +40,9 @@ class Fit(NamedTuple):
     iterations: int
     converged: bool
 
+    def _repr_html_(self) -> str:
+        return fields_as_table(self)
+
 
 @plain_numbers
 def fit(
@@ -53,6 +59,9 @@ def fit(
     held_out: float = 0.2,
     seed: int = 0,
     progress: bool | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> Fit:
     r"""θ for which ρ_θ = (T_θ)#λ is close to a target: maximum likelihood for samples, reverse KL for a log density.
 
@@ -76,9 +85,12 @@ def fit(
             fit to a log density is judged by `batch_size` further samples of λ in any case.
         seed: of θ₀, batches and split.
         progress: as in `solve`.
+        out, resume, overwrite: as in `solve`. The fit is a run of one row there, with 1000 samples of ρ_θ, which
+            `fitting.load` reads as such and `pwgf.load` as a run. One that was stopped is made anew by `resume`.
 
     Raises:
         ConfigError, ShapeError: arguments that cannot work.
+        ResumeMismatchError: the file holds a fit to another target, or by other settings.
         SolverError: the iterations failed repeatedly; names the iteration, the learning rate, the best value.
 
     Example:
@@ -90,27 +102,38 @@ def fit(
         True
     """
     target = as_tensor(target)
-    settings = {"batch_size": batch_size, "patience": patience}
+    settings: dict[str, Any] = {"batch_size": batch_size, "patience": patience}
     _check_settings(map, reference, learning_rate, max_iterations, polish, held_out, settings)
     generator = seeded(seed, "fit")
     theta = check_theta0(theta0, map.num_params, "fit")
     given = target if isinstance(target, Tensor) else theta
     theta = (map.initial(seed) if theta is None else theta).double().to("cpu" if given is None else given.device)
     if isinstance(target, Tensor):
-        objective: _Objective = _Likelihood(
-            map, reference, _checked_samples(target, map), batch_size, held_out, generator
-        )
+        target = _checked_samples(target, map)
+        objective: _Objective = _Likelihood(map, reference, target, batch_size, held_out, generator)
     elif callable(target):
         objective = _ReverseKL(map, reference, target, batch_size, generator)
     else:
         raise ConfigError(
             f"fit(target=…) must be samples (n, {map.dim}) or a function log π(x); got {type(target).__name__}."
         )
-    with contextlib.closing(Progress(0, max_iterations + polish, progress)) as bar:
-        best = _Best(objective, theta, learning_rate, bar)
-        done = _adam(best, generator, max_iterations, patience)
-        done = _polish(best, polish) if polish else done
-    return Fit(best.theta.cpu(), best.value, best.iterations, done)
+
+    def find() -> tuple[Tensor, dict[str, float]]:
+        with contextlib.closing(Progress(0, max_iterations + polish, progress)) as bar:
+            best = _Best(objective, theta, learning_rate, bar)
+            done = _adam(best, generator, max_iterations, patience)
+            done = _polish(best, polish) if polish else done
+        return best.theta.cpu(), {"held_out": best.value, "iterations": best.iterations, "converged": done}
+
+    settings |= {"learning_rate": learning_rate, "max_iterations": max_iterations, "polish": polish}
+    settings |= {"held_out_share": held_out, "theta0": theta0}
+    file = stored.File(out, resume, overwrite)
+    return fit_of(*stored.keep(file, map, reference, target, settings, seed, find))
+
+
+def fit_of(theta: Tensor, figures: Mapping[str, float]) -> Fit:
+    """From θ and the figures of `stored`."""
+    return Fit(theta, figures["held_out"], int(figures["iterations"]), bool(figures["converged"]))
 
 
 class _Objective(Protocol):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import distances
+from .. import distances, storage
 from ..checks import as_tensor, plain_numbers, seeded
 from ..errors import ConfigError
 from ..maps import ConvexRidge
 from ..maps.base import PushForward
-from ..measures import Gaussian, PushedLaw
+from ..measures import Gaussian, PushedLaw, Reference
+from ..run.results import final_law
+from ..run.trajectory import load as load_run
 from ..schemes._arguments import in_standard_coordinates
-from .fit_map import Fit, fit
+from ..shown import fields_as_table
+from . import stored
+from .fit_map import Fit, fit, fit_of
 
 _TEST_SHARE = 0.2  # of the samples, by which the fit is judged and which it does not see
 _LEAST = 20  # samples
@@ -39,6 +44,9 @@ class Start(NamedTuple):
     floor: float
     fit: Fit
 
+    def _repr_html_(self) -> str:
+        return fields_as_table(self)
+
     @property
     def settings(self) -> dict[str, Any]:
         """Arguments of `PWGF`: map, reference, theta0."""
@@ -52,6 +60,9 @@ def from_samples(
     *,
     seed: int = 0,
     progress: bool | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     **options: Any,
 ) -> Start:
     """A start at samples: λ is the Gaussian with their mean and covariance, T_θ is fitted by maximum likelihood.
@@ -66,10 +77,12 @@ def from_samples(
         map: T; None means `ConvexRidge(d, width=64)`, which cannot fold.
         seed: of all randomness.
         progress: as in `solve`.
+        out, resume, overwrite: as for `fit`.
         options: of `fit`.
 
     Raises:
         ConfigError: no samples (n,d), too few, not finite, or all in a plane; from `fit`.
+        ResumeMismatchError: from `fit`.
         SolverError: from `fit`.
 
     Example:
@@ -88,12 +101,39 @@ def from_samples(
     reference = Gaussian(x.shape[1], seen.mean(0), torch.cov(seen.T).reshape(x.shape[1], -1))
     map = ConvexRidge(x.shape[1], width=64) if map is None else map
     map = in_standard_coordinates(map, reference)
-    found = fit(map, reference, seen, seed=seed, progress=progress, **options)
-    law = PushedLaw(map, reference, found.theta)
-    fresh = law.sample(_NUM_EVAL, generator)
-    squares = [float(distances.sliced_w2(fresh, law.sample(len(test), generator))) for _ in range(_REPEATS)]
-    error = float(distances.sliced_w2(fresh, test)) ** 0.5
-    return Start(law, error, (sum(squares) / _REPEATS) ** 0.5, found)
+
+    def find() -> tuple[Tensor, dict[str, float]]:
+        found = fit(map, reference, seen, seed=seed, progress=progress, **options)
+        law = PushedLaw(map, reference, found.theta)
+        fresh = law.sample(_NUM_EVAL, generator)
+        squares = [float(distances.sliced_w2(fresh, law.sample(len(test), generator))) for _ in range(_REPEATS)]
+        error = float(distances.sliced_w2(fresh, test)) ** 0.5
+        floor = (sum(squares) / _REPEATS) ** 0.5
+        return found.theta, {**found._asdict(), "error": error, "floor": floor}
+
+    file = stored.File(out, resume, overwrite)
+    theta, figures = stored.keep(file, map, reference, x, options, seed, find)
+    return _start(PushedLaw(map, reference, theta), figures)
+
+
+def load(path: str | os.PathLike[str], *, map: PushForward | None = None, reference: Reference | None = None) -> Start:
+    """What `from_samples(out=path)` or `fit(out=path)` returned, from its file; of `fit`, error and floor are NaN.
+
+    Args:
+        path: as given to `out`.
+        map, reference: your own, which no file can rebuild; see `pwgf.load`.
+
+    Raises:
+        PathError, SchemaError: as `pwgf.load`.
+        ConfigError: a run that is no fit.
+    """
+    path = storage.checked_path(path, "fitting.load(path)")
+    figures = stored.read(path, f"fitting.load({path!r})")
+    return _start(final_law(load_run(path, map=map, reference=reference), map, reference), figures)
+
+
+def _start(law: PushedLaw, figures: dict[str, float]) -> Start:
+    return Start(law, figures["error"], figures["floor"], fit_of(law.theta, figures))
 
 
 def _checked(x: object) -> Tensor:

@@ -14,6 +14,7 @@ from ..linalg import get_solver
 from ..maps.base import PushForward
 from ..measures import Reference
 from ..run.trajectory import Trajectory
+from ..shown import fields_as_table
 from ..tangent import Tangent
 
 
@@ -29,6 +30,9 @@ class Reparametrised(NamedTuple):
     theta: Tensor
     error: float
     iterations: int
+
+    def _repr_html_(self) -> str:
+        return fields_as_table(self)
 
 
 @plain_numbers

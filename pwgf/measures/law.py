@@ -9,8 +9,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..checks import as_call, as_points, is_integer, memory_told
+from ..checks import as_points, is_integer, memory_told
 from ..errors import ConfigError, NonFiniteError
+from ..shown import as_call
 
 NUM_FOR_MOMENTS = 100_000
 """Samples behind a mean or covariance that no formula gives."""

@@ -33,6 +33,17 @@ def solve_tridiagonal(lower: Array, diag: Array, upper: Array, rhs: Array) -> Ar
     return solve_banded((1, 1), np.stack([np.roll(upper, 1), diag, np.roll(lower, -1)]), rhs)
 
 
+def _factored(lower: Array, diag: Array, upper: Array) -> Callable[[Array], Array]:
+    """rhs (N,) → x of `solve_tridiagonal`, for many right sides: the matrix is factorised once."""
+    from scipy.linalg.lapack import get_lapack_funcs  # noqa: PLC0415, a tenth of a second
+
+    factorise, solve = get_lapack_funcs(("gttrf", "gttrs"), (diag,))
+    *factors, failed = factorise(lower[1:], diag, upper[:-1])
+    if failed:
+        raise SolverError("fokker_planck: a step has a singular matrix. Are V, D and t finite?")
+    return lambda rhs: solve(*factors, rhs)[0]
+
+
 def fokker_planck(
     grid: Array, potential: Array, rho0: Array, t: float, *, tau: float | Array = 1.0, steps: int = 200
 ) -> Array:
@@ -62,9 +73,9 @@ def fokker_planck(
     rho = rho0
     for duration in (0.1 * t, 0.9 * t):
         dt = duration / (steps // 2)
-        terms = [(residue, (dt * lower, dt * diag - pole, dt * upper)) for pole, residue in _radau_poles()]
+        terms = [(residue, _factored(dt * lower, dt * diag - pole, dt * upper)) for pole, residue in _radau_poles()]
         for _ in range(steps // 2):
-            rho = np.sum([(residue * solve_tridiagonal(*matrix, rho)).real for residue, matrix in terms], axis=0)
+            rho = np.sum([(residue * solve(rho)).real for residue, solve in terms], axis=0)
     return rho
 
 

@@ -29,7 +29,7 @@ def panels(run: Trajectory, problem: Problem | None, n: int, most: int = 3) -> t
     asked = (_energy(run, problem), _residual(run), _error(run, problem, n), _estimate(run))
     found = [panel for panel in asked if callable(panel)][:most]
     notes = [why for why in asked if isinstance(why, str) and why]
-    own = [name for name in run.names if name not in ("theta", "theta_dot", "t") and not _is_shown(name)]
+    own = [name for name in run.names if name not in ("theta", "theta_dot", "samples", "t") and not _is_shown(name)]
     told = [*(n for n in _TELLING if n in own), *(n for n in own if n not in _TELLING)]
     for name in told or ([] if found else ["wall_time"]):
         if len(found) < most and _column(run, name) is not None:

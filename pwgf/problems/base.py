@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..checks import as_call, is_real, plain
+from ..checks import is_real, plain
 from ..energies.base import Energy
 from ..errors import ConfigError, PWGFError, nearest
 from ..maps.base import PushForward
 from ..measures import Law, Reference
+from ..shown import Shown
 
 
-class Problem(ABC):
+class Problem(Shown, ABC):
     """A flow whose law is known at every time: ρ = `reference` at times[0], moved by `energy`.
 
     A subclass names the arguments of its constructor in `_arguments`; everything else is computed on demand.
@@ -26,9 +27,6 @@ class Problem(ABC):
     dim: int
     flow: ClassVar[str] = "gradient"
     """Which flow of the energy the exact law is of, and hence which schemes solve it: "gradient", or "Hamiltonian"."""
-
-    def __repr__(self) -> str:
-        return as_call(self.to_config())
 
     @property
     def name(self) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import os
 from importlib import import_module
 from typing import Any
 
+from ..shown import as_table
 from .asked import Dims, Times
 
 
@@ -140,7 +140,4 @@ class Pictures:
 
     def _repr_html_(self) -> str:
         """A small table."""
-        rows = "".join(
-            f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in self._figures().items()
-        )
-        return f"<table>{rows}</table>"
+        return as_table(self._figures().items())

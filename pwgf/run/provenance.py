@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from .._version import __version__
 
 
 def provenance(device: str, processes: int = 1) -> dict[str, Any]:
-    """Versions, platform, host, threads, processes, device and its name, git commit of the folder, command line.
+    """Versions, platform, host, threads, processes, device and its name, git commits of pwgf and folder, command line.
 
     JSON values.
     """
@@ -28,7 +29,8 @@ def provenance(device: str, processes: int = 1) -> dict[str, Any]:
         "processes": processes,
         "device": device,
         "device_name": _device_name(device),
-        "git_commit": _git_commit(),
+        "git_commit": _git_commit("."),
+        "pwgf_commit": _package_commit(),
         "argv": [str(word).encode("utf-8", "backslashreplace").decode() for word in sys.argv],  # which may be no UTF-8
     }
 
@@ -47,10 +49,22 @@ def _version(library: str) -> str:
         return ""
 
 
-def _git_commit() -> str:
-    """Commit of the working folder's repository, or ""; the run does not depend on it."""
+def _package_commit() -> str:
+    """Commit of the checkout that this package runs from, "" where it is installed, or git does not know its files."""
+    folder, name = os.path.split(os.path.abspath(__file__))
+    return _git_commit(folder) if _git(folder, "ls-files", name) else ""
+
+
+def _git_commit(folder: str) -> str:
+    """Commit of the folder's repository, or ""; the run does not depend on it."""
+    return _git(folder, "rev-parse", "HEAD")
+
+
+def _git(folder: str, *words: str) -> str:
+    """What git says, "" where it fails."""
+    command = ["git", "-C", folder, *words]
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""What is made of a finished run, in its file: samples of a posterior, the update of a filter."""
+"""What is made of a finished run: samples of a posterior or the update of a filter, in its file, and its last law."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .. import storage
+from .. import schemes, storage
 from ..errors import ConfigError
+from ..maps import PushForward
+from ..measures import PushedLaw, Reference
 from ..parallel import world
+from ..schemes._arguments import in_standard_coordinates
+from .trajectory import Trajectory
 
 
 def store_result(path: str, kind: str, about: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -49,3 +53,10 @@ def read_result(path: str, kind: str, call: str) -> tuple[dict[str, Any], dict[s
             f"its end, call {kind} again with resume=True; read a run of pwgf.solve by pwgf.load."
         )
     return about, values
+
+
+def final_law(run: Trajectory, map: PushForward | None, reference: Reference | None) -> PushedLaw:
+    """The law at the end of a run of one map; map and reference are what `load` was given."""
+    known = None if map is None else in_standard_coordinates(map, run.reference)
+    reader: Any = schemes.replay(run.config, map=known, reference=reference)
+    return PushedLaw(reader.map, reader.reference, run.state().theta.double().cpu())

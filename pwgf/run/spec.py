@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 
 from ..checks import check_integer, check_seed, is_real, plain, refuse_masks
 from ..errors import ConfigError
+from ..maps import PushForward
 from ..schemes import Scheme, ask, names_for
 from ..schemes.base import stored_config
 from ..state import State
@@ -26,7 +28,7 @@ class RunSpec:
 
     Args:
         scheme: `stored_config(scheme)`.
-        description: `scheme.describe()` as JSON.
+        description: `scheme.describe()` as JSON, with the `formula` of the map as the docstring of its class begins.
         times: (T,) float64, strictly increasing; a row is stored at each, and the first is the initial time.
         seed: of all randomness.
         problem: `problem.to_config()`, or None.
@@ -65,7 +67,7 @@ class RunSpec:
             check_integer(store_samples, "store_samples", "solve", least=1)
         return cls(
             scheme=stored_config(scheme),
-            description=ask(scheme, "describe")().to_config(),
+            description={**ask(scheme, "describe")().to_config(), "formula": _formula(getattr(scheme, "map", None))},
             times=check_times(times),
             seed=check_seed(seed, "solve"),
             problem=None if problem is None else problem.to_config(),
@@ -102,6 +104,13 @@ class RunSpec:
         begun = stored["times"]
         times = check_times(np.concatenate([begun, self.times[len(begun) :]]))
         return dataclasses.replace(self, times=times, metadata=stored.get("metadata"))
+
+
+def _formula(map: Any) -> str:
+    """The first paragraph of the docstring of a map's class, and of that of a map within it; "" without a map."""
+    told = "" if map is None else " ".join((inspect.getdoc(type(map)) or "").partition("\n\n")[0].split())
+    inner = getattr(map, "map", None)
+    return told if not isinstance(inner, PushForward) else f"{told} M: {_formula(inner)}"
 
 
 def check_times(times: Times, call: str = "solve") -> np.ndarray:

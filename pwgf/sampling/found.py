@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..measures.base import effective_share
 from ..run.trajectory import Trajectory
+from ..shown import as_table
 from .coordinates import Coordinates, Linear
 
+_COLUMNS = ("mean", "sd", "5%", "50%", "95%", "ess")
 _CHAINS = 4  # into which independent draws are divided for ArviZ, which compares chains
 
 
@@ -61,6 +64,9 @@ class Sampled:
         known = "no weights after a polish" if math.isnan(self.ess) else constant
         ended = "converged" if self.converged else "not converged"
         return f"Sampled({n} samples, d = {dim}, {known}, {ended} at t = {self.t:g})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.summary()._repr_html_()}"
 
     @property
     def centre(self) -> Tensor:
@@ -173,12 +179,16 @@ class Summary:
 
     def __repr__(self) -> str:
         wide = max(len(name) for name in self.names)
-        lines = [" " * wide + "".join(f"{name:>11}" for name in ("mean", "sd", "5%", "50%", "95%", "ess"))]
-        columns = (self.mean, self.sd, self.q05, self.q50, self.q95)
-        for k, name in enumerate(self.names):
-            figures = "".join(f"{column[k]:>11.4g}" for column in columns)
-            lines.append(f"{name:<{wide}}{figures}{self.ess[k]:>11.0f}")
-        return "\n".join(lines)
+        rows = [("", *_COLUMNS), *self._rows()]
+        return "\n".join(f"{name:<{wide}}{''.join(f'{text:>11}' for text in texts)}" for name, *texts in rows)
+
+    def _repr_html_(self) -> str:
+        return as_table(self._rows(), ("", *_COLUMNS))
+
+    def _rows(self) -> list[list[str]]:
+        figures = zip(self.mean, self.sd, self.q05, self.q50, self.q95, strict=True)
+        texts = [[f"{value:.4g}" for value in row] for row in figures]
+        return [[name, *row, f"{ess:.0f}"] for name, row, ess in zip(self.names, texts, self.ess, strict=True)]
 
 
 def default_names(dim: int) -> tuple[str, ...]:

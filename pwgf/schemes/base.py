@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import as_call, check_points, is_real
+from ..checks import check_points, is_real
 from ..energies import Energy
 from ..errors import ConfigError
 from ..maps.base import Block, PushForward
 from ..measures import PushedMeasure, Reference
+from ..shown import Shown
 from ..state import Info, Rows, State
 
 Row = dict[str, float | Tensor]
@@ -177,7 +178,7 @@ class Watch:
         yield from ()
 
 
-class Answers:
+class Answers(Shown):
     """What a scheme is asked besides its steps, with answers that suit most; override those that do not.
 
     `MapReplay`, `ParticleReplay` and `JKOReplay` inherit them. A scheme without this base gets them too (`ask`).
@@ -187,11 +188,10 @@ class Answers:
     flow: ClassVar[str] = "gradient"
     """Which flow of the energy it follows: "gradient", down the energy, or "Hamiltonian", Newton's law."""
 
-    def __repr__(self) -> str:
+    def _settings(self) -> dict[str, Any]:
         parts = {name: getattr(self, name, None) for name in ("energy", "map", "reference")}
         known = {name: member_config(part) for name, part in parts.items() if part is not None}
-        settings = self.to_config() if hasattr(self, "to_config") else {}
-        return as_call({**known, **settings, "name": type(self).__name__})
+        return {**known, **getattr(self, "to_config", dict)(), "name": type(self).__name__}
 
     def check_times(self, times: np.ndarray, start: State | None) -> None:
         """ConfigError where the scheme cannot store rows at these times, or begin at this state."""

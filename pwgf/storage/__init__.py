@@ -12,7 +12,7 @@ from pwgf.storage.packing import pack, set_result
 from pwgf.storage.reader import Record, open_record
 from pwgf.storage.schema import Header, load_json
 from pwgf.storage.table import read_table, write_table
-from pwgf.storage.writer import Writer
+from pwgf.storage.writer import Writer, refuse_existing
 
 __all__ = [
     "Header",
@@ -28,6 +28,7 @@ __all__ = [
     "pack",
     "path_without_run",
     "read_table",
+    "refuse_existing",
     "refused",
     "salvage",
     "set_result",

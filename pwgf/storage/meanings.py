@@ -76,6 +76,13 @@ _MEANINGS = {
     "inner_iterations": Meaning("inner iterations", "1", "of the optimisation in the last step"),
     "learning_rate": Meaning("learning rate", "1", "of the inner optimisation in the last step"),
     "num_unsettled": Meaning("unsettled steps", "1", "steps whose inner optimisation was cut short, total so far"),
+    "result/held_out": Meaning(
+        "held-out value", "1", "nats: −E log ρ of samples kept aside, or E[log ρ − log π] of a fit"
+    ),
+    "result/iterations": Meaning("iterations", "1", "of the fit"),
+    "result/converged": Meaning("converged", "1", "1 where the fit stopped for lack of improvement, else 0"),
+    "result/error": Meaning("error of the fit", "units of x", "√(sliced W₂²) to data kept aside; NaN if not measured"),
+    "result/floor": Meaning("floor of the error", "units of x", "what error would be if the data came from the law"),
     "wall_time": Meaning("wall time", "s", "since the start, added over resumed runs"),
     "cpu_time": Meaning("CPU time", "s", "of all processes since the start, added over resumed runs"),
     "result/x": Meaning("samples x", "units of x", "drawn from ρ; by log_weights they are samples of p/Z"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from ..run.solve import solve
 from ..run.spec import check_times
 from ..run.trajectory import Trajectory, load
 from ..schemes import SCHEMES, Scheme, ask
+from ..shown import as_table
 from .accuracy import errors, num_particles
 
 Make = Callable[[Problem, np.ndarray], Scheme]
@@ -84,7 +86,7 @@ class Summary(NamedTuple):
     members: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """A table with an entry for each method, problem, seed and time.
 
@@ -115,6 +117,14 @@ class Comparison:
         count = len(columns["t"])
         pick = {name: str if name in TEXTS else float for name in (*NUMBERS, *TEXTS)}
         return cls([{name: kind(columns[name][k]) for name, kind in pick.items()} for k in range(count)], config)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        head, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in self.lines() if line[:1] == "|")
+        remarks = "".join(f"<p>{html.escape(line)}</p>" for line in self.lines() if line and line[0] != "|")
+        return as_table(rows, head) + remarks
 
     def summaries(self) -> list[Summary]:
         """Medians in the order of the entries."""

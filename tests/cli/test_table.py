@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pwgf
-from pwgf import cli, maps, problems
+from pwgf import cli, maps, problems, storage
 from pwgf.cli import table
 from pwgf.study import accuracy
 from pwgf.study.compare import Comparison, compare
@@ -165,3 +165,15 @@ def test_a_folder_without_runs_is_told(tmp_path, capsys):
 def test_a_comparison_among_the_runs_is_no_damage(tmp_path, capsys):
     Comparison([], {"methods": []}).save(tmp_path / "c.h5")
     assert "| c.h5 | comparison |" in told(capsys, "table", tmp_path)
+
+
+def test_the_table_of_a_filter_says_what_it_is(tmp_path, capsys):
+    """As `filtering.run(out=…)` leaves it beside its flows."""
+    columns = {"t": [0.5, 1.0], "run_id": ["a", "b"], "log_evidence": [-0.25, float("nan")]}
+    path = storage.write_table(tmp_path / "filter.h5", columns, {"kind": "filtering.run", "num_updates": 1})
+    said = told(capsys, "info", path).splitlines()
+    assert said[0] == f"{path}: a table of filtering.run" and sorted(said[2].split()[1::2]) == sorted(columns)
+    assert {"0.5", "a", "-0.25"} <= set(said[4].split()) and {"1", "b", "nan"} <= set(said[5].split())
+    found = json.loads(told(capsys, "info", path, "--json"))
+    assert found["kind"] == "table" and found["columns"]["log_evidence"] == [-0.25, None]
+    assert "| filter.h5 | table |" in told(capsys, "table", tmp_path)

@@ -123,7 +123,7 @@ def test_the_gallery_shows_each_experiment_with_its_command(site):
     scripts = [p for p in (pages.ROOT / "experiments").glob("*.py") if "__main__" in p.read_text(encoding="utf-8")]
     missing = [path.stem for path in scripts if f"python -m experiments.{path.stem}" not in page.text]
     assert missing == []
-    assert sum(link.endswith(".png") for link in page.loads) >= 5
+    assert sum(link.endswith(".png") for link in page.loads) >= 8
 
 
 @pytest.fixture(scope="module")

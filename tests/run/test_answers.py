@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import pwgf
-from pwgf import energies, maps, problems
-from pwgf.checks import as_call
+from pwgf import energies, fitting, maps, problems, sampling
 from pwgf.run import progress
 from pwgf.run.signals import Signals
+from pwgf.shown import as_call
 
 PROBLEM = problems.OrnsteinUhlenbeck(2)
 
@@ -87,6 +87,19 @@ def test_all_shelves_say_more_than_an_address():
         maps.ResidualMLP(2), maps.ConvexRidge(2), maps.ConvexMax(2), maps.NeuralODE(2),
     ]  # fmt: skip
     assert [repr(member) for member in members if " object at 0x" in repr(member) or "\n" in repr(member)] == []
+
+
+def test_notebooks_show_tables():
+    energy = energies.Potential(torch.sum) + 0.5 * energies.Entropy()
+    assert energy._repr_html_().endswith(
+        "<td>Potential(V=sum)</td></tr><tr><th></th><td>0.5·Entropy()</td></tr></table>"
+    )
+    shown = scheme()._repr_html_()
+    assert "<th>map</th><td>Affine(dim=2)</td>" in shown and "<th>num_samples</th><td>50</td>" in shown
+    found = fitting.fit(maps.Affine(1), pwgf.Gaussian(1), torch.randn(9, 1), max_iterations=1, polish=0, progress=False)
+    assert "<th>Fit</th>" in found._repr_html_() and "<th>theta</th><td>[2 numbers]</td>" in found._repr_html_()
+    sampled = sampling.sample(lambda x: -x.square().sum(-1) / 2, 1, 100, names=["a<b"], progress=False)
+    assert "effective 100%" in sampled._repr_html_() and "<th>a&lt;b</th>" in sampled._repr_html_()
 
 
 def test_a_notebook_shows_a_table_of_the_run():

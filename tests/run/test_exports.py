@@ -3,10 +3,12 @@
 import csv
 import hashlib
 import importlib.util
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +17,7 @@ import xarray
 
 import pwgf
 from pwgf import energies, maps, problems, storage
+from pwgf.run.spec import _formula
 
 PROBLEM = problems.OrnsteinUhlenbeck(3)
 
@@ -154,6 +157,18 @@ def test_the_columns_of_every_scheme_have_a_meaning(name):
     row = scheme.measure(scheme.start(0))
     known = [n for n in row if storage.meaning(n).description == "a column of the scheme's own"]
     assert known == []
+
+
+def test_the_file_tells_the_formula_of_the_map_and_what_made_it(run):
+    told = run.config["description"]
+    assert told["formula"] == inspect.getdoc(maps.Affine).partition("\n\n")[0].replace("\n", " ")
+    outer, inner = maps.Standardised(maps.Affine(1), [1.0], 2.0), inspect.getdoc(maps.Affine).partition("\n\n")[0]
+    assert _formula(outer).startswith("T_θ(z) = centre + spread·M_θ") and _formula(outer).endswith(f"M: {inner}")
+    with storage.open_record(run.path) as record:
+        made_with = record.provenance
+    git = ["git", "-C", str(Path(pwgf.__file__).parent), "rev-parse", "HEAD"]
+    known = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    assert made_with["pwgf_commit"] == known and made_with["argv"] == sys.argv
 
 
 def test_the_source_of_the_users_functions_is_in_the_file(run):

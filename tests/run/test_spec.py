@@ -20,13 +20,14 @@ def test_it_holds_what_the_file_records(tmp_path):
     spec = RunSpec.of(moving, TIMES, 3, problem, state, {"note": "first try"})
     assert spec.to_config() == {
         "scheme": moving.to_config(),
-        "description": moving.describe().to_config(),
+        "description": {**moving.describe().to_config(), "formula": spec.description["formula"]},
         "times": TIMES,
         "seed": 3,
         "problem": problem.to_config(),
         "start": {"t": 0.0, "counters": {"num_steps": 2}},
         "metadata": {"note": "first try"},
     }
+    assert spec.description["formula"].startswith("T_θ(z) = A z + b + axis_gain")
     json.dumps(spec.to_config())
     assert spec.span == (TIMES[0], TIMES[-1])
     assert spec.device == "cpu"

@@ -222,6 +222,7 @@ def test_names_are_one_for_each_coordinate(names):
         sample(names=names)
 
 
+@pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # of ArviZ to newer matplotlibs
 def test_arviz_summarises_a_file(made):
     import arviz  # its warning of its own next version is not ours
 
@@ -232,6 +233,8 @@ def test_arviz_summarises_a_file(made):
     assert bool((abs(table["mean"] - [0, 3]) < error).all())
     assert list(table["sd"]) == pytest.approx([2, 1], rel=0.1)
     assert bool((table["ess_bulk"] > 1000).all()) and bool((table["r_hat"] < 1.02).all())
+    traces = arviz.plot_trace(found.to_arviz(), backend_kwargs={"figsize": (4, 4)})
+    assert [axes.get_title() for axes in traces[:, 0]] == NAMES and len(traces[0, 1].lines) == 4  # chains
     lp = found.to_arviz().sample_stats["lp"].values.ravel()
     x = np.stack([found.to_arviz().posterior[name].values.ravel() for name in NAMES], 1)
     np.testing.assert_allclose(lp, gaussian(torch.from_numpy(x)), rtol=1e-9)

@@ -136,6 +136,13 @@ def test_the_moment_floor_is_what_exact_samples_score():
     assert np.mean(found) == pytest.approx((d * d + 3 * d) / (2 * n), rel=0.1)
 
 
+def test_it_shows_the_table_and_what_failed(stored):
+    _, table, _ = stored
+    shown = table._repr_html_()
+    assert repr(table) == "\n".join(table.lines()) and shown.startswith("<table><tr><th>method</th><th>d</th>")
+    assert shown.count("<tr>") == 1 + len(table.summaries()) and "<p>Failed: " in shown
+
+
 def test_members_that_fail_do_not_stop_the_others(stored):
     _, table, said = stored
     assert of(table, "refused", "failed").tolist() == [1] * 9
