@@ -230,8 +230,7 @@ class PWGF(MapReplay):
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
         check_shared(self._setup, theta, z, t)
-        num_params = self.map.moving_at(theta)[0].num_params
-        chosen = solve_settings(self.damping, self.momentum, num_params, self.num_samples, self.map.dim)
+        chosen = solve_settings(self.damping, self.momentum, self.map.moving_at(theta)[0], self.num_samples)
         if len(z) > 1:
             check_coordinates(z, self.map, chosen.implicit_damping)
         if self.takes_implicit_steps:
@@ -304,9 +303,7 @@ class PWGF(MapReplay):
             else:
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
-        chosen = solve_settings(
-            self.damping, momentum, setup.map.num_params, len(z), z.shape[1], self.takes_implicit_steps
-        )
+        chosen = solve_settings(self.damping, momentum, setup.map, len(z), self.takes_implicit_steps)
         return RightSide(
             setup, z, last, t, probes=probes, in_spreads=self._in_spreads, weights=weights,
             **chosen._asdict(),
