@@ -83,7 +83,8 @@ class PWGF(MapReplay):
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
         damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-7 for implicit steps of a map
             with few parameters (up to 600, and about n·d/4); for d = 1 1e-10 in all steps of a run that takes implicit
-            ones with such a map. Smaller is more accurate, and takes more steps.
+            ones with such a map; 1e-9 for `maps.Affine` from num_samples of 2(d + 1) on. Smaller is more accurate, and
+            takes more steps.
         momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
             for implicit steps of a map with few parameters.
         accuracy: error of the law that is aimed at, W₂ relative to its spread √tr cov. Each row's `error_estimate` is
