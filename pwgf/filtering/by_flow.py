@@ -106,7 +106,7 @@ def run(
     def move(law: PushedLaw, to: float) -> PushedLaw:
         """The law after a flow, which must be the stored one before the update ahead of it replaces a stored one."""
         path = None if out is None else flow_path(out, len(runs))
-        there: dict[str, Any] = {"out": path, "resume": resume, "overwrite": overwrite}
+        there: dict[str, Any] = {"start": now, "out": path, "resume": resume, "overwrite": overwrite}
         law, flow = predict(model, law, to - now, **there, seed=seed + len(runs), progress=progress, **settings)
         if updates:
             store(runs[-1], updates[-1])
@@ -133,6 +133,7 @@ def predict(
     law: PushedLaw,
     duration: float,
     *,
+    start: float = 0.0,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -140,18 +141,20 @@ def predict(
     progress: bool | None = None,
     **settings: Any,
 ) -> tuple[PushedLaw, Trajectory]:
-    """The law after the given duration without an observation, and the flow there, which begins at time 0.
+    """The law after the given duration without an observation, and the flow there.
 
     Args:
         model: dynamics.
         law: at the start.
         duration: > 0, in units of t.
+        start: the time at the start, for dynamics that depend on it; all other flows begin at 0.
         out, resume, overwrite, seed, progress: as in `solve`.
         settings: of `PWGF`.
     """
     scheme = PWGF(model.energy, law.map, law.reference, theta0=law.theta, **settings)
     to: dict[str, Any] = {"out": out, "resume": resume, "overwrite": overwrite}
-    flow = solve(scheme, [0.0, duration], **to, seed=seed, progress=progress)
+    begin = start if model.energy.time else 0.0
+    flow = solve(scheme, [begin, begin + duration], **to, seed=seed, progress=progress)
     return PushedLaw(law.map, law.reference, flow.state().theta.double().cpu()), flow
 
 

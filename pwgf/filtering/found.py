@@ -41,7 +41,7 @@ class Filtered:
         updates: the result of each observation; `updates[k].law` is the law just after it.
         end: the last time.
         law: the law at `end`.
-        runs: the flows between observations, in times that begin at 0 for each.
+        runs: the flows between observations, in times that begin at 0 for each, unless the dynamics depend on time.
     """
 
     times: list[float]

@@ -24,14 +24,15 @@ class StateSpace:
     r"""dX = −∇V(X) dt + √(2τ) dW, X₀ ~ `initial`, observed through y_k ~ p(·|X at t_k), independently.
 
     Args:
-        potential: V, (n,d) → (n,), differentiable.
+        potential: V, (n,d) → (n,), differentiable. For any other diffusion, the energy of its flow as a whole, such as
+            `Drift(b) + Diffusion(D)` for dX = b(X) dt + √(2D) dW, also one that depends on time.
         log_likelihood: (y, x (n,d)) → (n,), log p(y|x) of one observation y, differentiable in x; constants count only
             in the evidence.
         initial: the law of X₀; a `Gaussian`, or another reference measure with a positive density.
-        temperature: τ > 0; 1/β of dX = −∇V dt + √(2/β) dW.
+        temperature: τ > 0; 1/β of dX = −∇V dt + √(2/β) dW. An energy has its own: leave this at 1.
 
     Raises:
-        ConfigError: not callable, no measure, τ ≤ 0.
+        ConfigError: not callable, no measure, τ ≤ 0, an energy that particles cannot follow.
 
     Example:
         >>> from pwgf import Gaussian
@@ -42,7 +43,7 @@ class StateSpace:
         ... )
     """
 
-    potential: Callable[[Tensor], Tensor]
+    potential: Callable[[Tensor], Tensor] | Energy
     log_likelihood: Callable[[Any, Tensor], Tensor]
     initial: Reference
     temperature: float = 1.0
@@ -52,6 +53,13 @@ class StateSpace:
         check_callable(self.potential, "StateSpace(potential=…)")
         check_callable(self.log_likelihood, "StateSpace(log_likelihood=…)")
         check_number(self.temperature, "temperature", "StateSpace", low=0.0, high=math.inf, open_low=True)
+        if isinstance(self.potential, Energy):
+            self.potential.particle_form()
+            if self.temperature != 1.0:
+                raise ConfigError(
+                    f"StateSpace(potential=energy, temperature=…): the noise is in the energy; got temperature="
+                    f"{self.temperature:g} beside it. Leave it out: {self.temperature:g} * Entropy() is that noise."
+                )
         if not isinstance(self.initial, Reference):
             raise ConfigError(
                 f"StateSpace(initial=…) must be a reference measure, like Gaussian(dim); got "
@@ -65,7 +73,9 @@ class StateSpace:
 
     @property
     def energy(self) -> Energy:
-        """∫V dρ + τ∫ρ log ρ, whose gradient flow is the law between observations."""
+        """∫V dρ + τ∫ρ log ρ, or the energy given: its flow is the law between observations."""
+        if isinstance(self.potential, Energy):
+            return self.potential
         return Potential(self.potential) + self.temperature * Entropy()
 
     def at(self, y: Any) -> Callable[[Tensor], Tensor]:

@@ -64,6 +64,7 @@ class Affine(PushForward):
         (w,) = self.unpack(theta.detach())
         return solve_affine(w, x, "Affine")
 
+    needs_damping: ClassVar[bool] = False
     has_factors: ClassVar[bool] = True
 
     def factors(self, theta: Tensor, z: Tensor) -> list[Layer]:

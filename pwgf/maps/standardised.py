@@ -178,6 +178,11 @@ class Standardised(PushForward):
         return self.map.slope_rows(theta, self._inside(z), xi)
 
     @property
+    def needs_damping(self) -> bool:  # type: ignore[override]
+        """As M."""
+        return self.map.needs_damping
+
+    @property
     def has_factors(self) -> bool:  # type: ignore[override]
         """Whether M has."""
         return self.map.has_factors

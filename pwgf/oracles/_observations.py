@@ -9,12 +9,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..checks import is_real, plain
+from ..energies import Energy
 from ..errors import ConfigError
 from ..measures import Reference
 
 
 class Observed(Protocol):
-    """A diffusion dX = −∇V(X) dt + √(2τ) dW with X₀ ~ `initial`, observed at times; `filtering.StateSpace` is one."""
+    """A diffusion with X₀ ~ `initial`, observed at times; `filtering.StateSpace` is one."""
 
     @property
     def dim(self) -> int:
@@ -27,13 +28,18 @@ class Observed(Protocol):
         ...
 
     @property
-    def potential(self) -> Callable[[Tensor], Tensor]:
-        """V, (n,d) → (n,)."""
+    def potential(self) -> Callable[[Tensor], Tensor] | Energy:
+        """V, (n,d) → (n,), of dX = −∇V(X) dt + √(2τ) dW; or the energy of another diffusion."""
         ...
 
     @property
     def temperature(self) -> float:
-        """τ."""
+        """τ beside V."""
+        ...
+
+    @property
+    def energy(self) -> Energy:
+        """Whose flow is the law between observations."""
         ...
 
     def at(self, y: Any) -> Callable[[Tensor], Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_integer, check_number, plain_numbers, seeded
+from ..measures import Cloud
 from ..measures.base import effective_share
 from ._observations import Observed, check_observation, schedule
 
@@ -59,24 +60,28 @@ def particles(
     generator = seeded(seed, "filtering.particles")
     x, now, evidence, shares = model.initial.sample(n, generator), 0.0, 0.0, []
     for t, y in zip(at, observations, strict=True):
-        x = _wander(model, x, t - now, dt, generator)
+        x = _wander(model, x, now, t, dt, generator)
         log_w = model.at(y)(x)
         check_observation(log_w, t)
         evidence += float(torch.logsumexp(log_w, 0)) - math.log(n)
         shares.append(effective_share(log_w))
         levels = (torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)) / n
         x, now = x[torch.searchsorted(torch.softmax(log_w, 0).cumsum(0), levels).clamp(max=n - 1)], t
-    return Particles(_wander(model, x, end - now, dt, generator), evidence, shares)
+    return Particles(_wander(model, x, now, end, dt, generator), evidence, shares)
 
 
-def _wander(model: Observed, x: Tensor, duration: float, dt: float, generator: torch.Generator) -> Tensor:
-    """Euler–Maruyama over the duration, in equal steps of at most dt."""
-    count = math.ceil(duration / dt - 1e-9)
-    h = duration / max(count, 1)
-    for _ in range(count):
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(model.potential(leaf).sum(), leaf)
-        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        x = x - h * slope + math.sqrt(2 * model.temperature * h) * noise
+def _wander(model: Observed, x: Tensor, start: float, end: float, dt: float, generator: torch.Generator) -> Tensor:
+    """Euler–Maruyama from one time to another, in equal steps of at most dt."""
+    drifts, temperature = model.energy.particle_form()
+    noises = model.energy.noises()
+    count = math.ceil((end - start) / dt - 1e-9)
+    h = (end - start) / max(count, 1)
+    for k in range(count):
+        rho = Cloud(x, start + k * h)
+        x = x + math.sqrt(2 * temperature * h) * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        for factor, term in drifts:
+            x = x + factor * h * term.velocity(rho)
+        for factor, term in noises:
+            gauss = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+            x = x + math.sqrt(2 * factor * h) * term.noise(rho, gauss)
     return x

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..energies import Energy
 from ..errors import ConfigError
 from ._observations import Observed, check_observation, schedule
 from .finite_volume import Marginal, fokker_planck
@@ -37,10 +38,15 @@ def finite_volumes(
         The law at the end; its `density` at the nodes `grid` sums to 1 over the spacing.
 
     Raises:
-        ConfigError: d > 1, a grid that is too narrow.
+        ConfigError: d > 1, a model without a potential, a grid that is too narrow.
     """
     if model.dim != 1:
         raise ConfigError(f"filtering.finite_volumes works in one dimension; the model has {model.dim}. Use particles.")
+    if isinstance(model.potential, Energy):
+        raise ConfigError(
+            f"filtering.finite_volumes needs a model with a potential V(x) and a temperature; got the energy "
+            f"{model.potential!r}. On a line every drift has a potential: give it, or use particles."
+        )
     at, end = schedule(times, observations, end)
     grid = np.linspace(-half_width, half_width, num_nodes)
     nodes, spacing = torch.from_numpy(grid)[:, None], grid[1] - grid[0]

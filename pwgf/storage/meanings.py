@@ -58,6 +58,7 @@ _MEANINGS = {
     "acceleration_rms": Meaning("rms acceleration", "units of x / units of t²", "that the samples should have"),
     "power": Meaning("power", "units of F / units of t", "E ∂ₜV, the rate of work on the samples"),
     "entropy_production": Meaning("entropy production", "1 / units of t", "E|v|²/τ of a driven flow"),
+    "heat": Meaning("heat", "units of F / units of t", "E[f·v], the rate at which forces f on particles heat the bath"),
     "num_iterations": Meaning("iterations", "1", "for the equations of the steps, total since the start"),
     "spread": Meaning("spread of the law", "units of x", "√tr cov of ρ without the fastest .5 % of the samples"),
     "dissipation": Meaning("dissipation", "units of F / units of t", "E[v·Jθ̇], about −dF/dt"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pwgf
-from pwgf import filtering, maps, storage
+from pwgf import energies, filtering, maps, problems, storage
 from pwgf.errors import ConfigError, PathError, ResumeMismatchError, SchemaError, ShapeError
 from pwgf.filtering import Law, StateSpace, update
 from tests.storage.forging import forge, set_value
@@ -73,6 +73,66 @@ def test_a_linear_model_gives_what_kalman_gives(map):
     assert found.log_evidence == pytest.approx(evidence, abs=0.01)
     assert all(u.kl_flow < 2e-3 and u.kl_fit < 1e-3 and 0 < u.share < 1 for u in found.updates)
     assert found.times == TIMES and len(found.predicted) == 2 and len(found.runs) == 3
+
+
+class Turning:
+    """A drift that is no gradient, about a centre that may move, and noise unlike in the two directions."""
+
+    K, D = double(1.0, -2.0, 1.5, 0.5).reshape(2, 2), double(0.8, 0.2).diag()
+    H, R = Linear.H, Linear.R
+
+    def model(self, centre=None):
+        def b(t, x):
+            return -(x - (double(0.5, -1.0) if centre is None else centre(float(t))).to(x)) @ self.K.T.to(x)
+
+        drift = energies.Drift(b, time=True) if centre else energies.Drift(lambda x: b(0.0, x))
+        return StateSpace(drift + energies.Diffusion(self.D), Linear().model().log_likelihood, pwgf.Gaussian(2))
+
+    def by_hand(self, centre, end=1.5):
+        """Mean and covariance by the moments of the linear problem and Bayes' rule for precisions."""
+        mean, cov, now = torch.zeros(2).double(), torch.eye(2).double(), 0.0
+        for t, y in zip([*TIMES, end], [*Linear.seen, None], strict=True):
+            problem = problems.LinearDrift(self.K, lambda s, now=now: centre(now + s), self.D, mean=mean, cov=cov)
+            law = problem.exact(t - now)
+            mean, cov, now = law.mean(), law.cov(), t
+            if y is not None:
+                precision = torch.linalg.inv(cov)
+                cov = torch.linalg.inv(precision + self.H.T @ self.H / self.R)
+                mean = cov @ (precision @ mean + (self.H.T / self.R).flatten() * y)
+        return mean, cov
+
+
+def test_kalman_follows_a_drift_that_turns():
+    turning, centre = Turning(), double(0.5, -1.0)
+    start = torch.zeros(2).double(), torch.eye(2).double()
+    mean, cov, _ = filtering.kalman(
+        turning.K, centre, turning.H, turning.R, *start, TIMES, Linear.seen, end=1.5, temperature=turning.D
+    )
+    exact_mean, exact_cov = turning.by_hand(lambda t: centre)
+    torch.testing.assert_close(mean, exact_mean, rtol=0, atol=1e-8)
+    torch.testing.assert_close(cov, exact_cov, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "centre",
+    [None, lambda t: double(math.cos(3 * t), math.sin(3 * t))],
+    ids=["at rest", "dragged"],
+)
+def test_a_model_that_is_no_gradient(centre, tmp_path):
+    turning = Turning()
+    mean, cov = turning.by_hand(centre or (lambda t: double(0.5, -1.0)))
+    model = turning.model(centre)
+    found = filtering.run(model, TIMES, Linear.seen, end=1.5, map=maps.Affine(2), progress=False, out=tmp_path)
+    its_mean, its_cov = found.law.moments()
+    torch.testing.assert_close(its_mean, mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(its_cov, cov, rtol=0, atol=0.01)
+    again = filtering.load(tmp_path)
+    torch.testing.assert_close(again.law.moments()[0], its_mean)
+    assert again.runs[1].t.tolist() == pytest.approx([0.4, 1.0] if centre else [0.0, 0.6])
+    particles = filtering.particles(model, TIMES, Linear.seen, end=1.5, n=20_000)
+    torch.testing.assert_close(particles.x.mean(0), mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(torch.cov(particles.x.T), cov, rtol=0, atol=0.03)
+    assert found.log_evidence == pytest.approx(particles.log_evidence, abs=0.05)
 
 
 def test_a_rippled_well_gives_what_finite_volumes_give():
@@ -159,6 +219,23 @@ def test_no_observation_is_a_mere_flow_and_flows_are_stored(tmp_path):
             lambda: StateSpace(lambda x: x, lambda y, x: x, pwgf.Gaussian(1), temperature=0),
             ConfigError,
             "temperature",
+        ),
+        (
+            lambda: StateSpace(energies.PorousMedium(2), lambda y, x: x, pwgf.Gaussian(1)),
+            ConfigError,
+            "particles have no density, which PorousMedium needs",
+        ),
+        (
+            lambda: StateSpace(energies.Drift(lambda x: -x), lambda y, x: x, pwgf.Gaussian(1), temperature=0.5),
+            ConfigError,
+            r"the noise is in the energy; got temperature=0\.5 beside it.*0\.5 \* Entropy\(\)",
+        ),
+        (
+            lambda: filtering.finite_volumes(
+                StateSpace(energies.Drift(lambda x: -x), lambda y, x: x, pwgf.Gaussian(1)), [], [], end=1.0
+            ),
+            ConfigError,
+            "needs a model with a potential.*every drift has a potential: give it, or use particles",
         ),
         (lambda: filtering.run(3, [], []), ConfigError, "needs a StateSpace; got int"),
         (lambda: filtering.run(rippled(), [1.0], []), ConfigError, "got 1 times, 0 observations"),

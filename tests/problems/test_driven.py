@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad_vec, simpson
+from scipy.integrate import quad_vec, simpson, solve_ivp
 from scipy.linalg import expm
 
 import pwgf
-from pwgf import maps, problems
+from pwgf import energies, maps, problems
 from pwgf.errors import ConfigError, ShapeError
 from pwgf.study.accuracy import errors
 
@@ -93,7 +93,27 @@ def test_work_and_entropy_production_of_the_dragged_trap():
     power, produced = np.vectorize(trap.power)(times), np.vectorize(trap.entropy_production)(times)
     np.testing.assert_allclose(run["power"], power, rtol=0.01, atol=0.08)  # 4.6σ of 10 000 samples
     np.testing.assert_allclose(run["entropy_production"][1:], produced[1:], rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(run["heat"], 0.5 * run["entropy_production"], rtol=0.01, atol=0.08)  # τσ: C is constant
     assert simpson(run["power"], x=times) == pytest.approx(trap.work(2.0), rel=0.01)
+
+
+def test_the_heat_of_a_trap_that_breathes_and_of_a_drift_that_turns():
+    """V = ½k(t)x²: C′ = −2kC + 2τ and U′ = ½k′C − heat of U = ½kC; and b = −x − 2Rx in N(0, I): heat E|2Rx|²."""
+    tau = 0.5
+    energy = energies.Potential(lambda t, x: 0.5 * (2 + torch.sin(3 * t)) * x.square().sum(-1), time=True)
+    scheme = pwgf.PWGF(energy + tau * energies.Entropy(), maps.Affine(1), pwgf.Gaussian(1), num_eval=20_000)
+    run = pwgf.solve(scheme, np.linspace(0, 1.5, 4), progress=False)
+    k = 2 + np.sin(3 * run.t)
+    C = solve_ivp(
+        lambda t, C: -2 * (2 + math.sin(3 * t)) * C + 2 * tau, (0, 1.5), [1.0], t_eval=run.t, rtol=1e-9, atol=1e-9
+    ).y[0]
+    heat = -0.5 * k * (-2 * k * C + 2 * tau)
+    np.testing.assert_allclose(run["heat"], heat, rtol=0.03, atol=2e-3)
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    turning = energies.Drift(lambda x: -x - 2 * x @ turn.to(x).T) + energies.Entropy()
+    run = pwgf.solve(pwgf.PWGF(turning, maps.Affine(2), pwgf.Gaussian(2)), [0.0, 0.1], progress=False)
+    assert run["heat"][-1] == pytest.approx(8.0, rel=0.05)
+    assert "power" not in run.names
 
 
 def test_particles_measure_the_power_too_and_other_flows_have_no_such_columns():
@@ -105,7 +125,7 @@ def test_particles_measure_the_power_too_and_other_flows_have_no_such_columns():
     still = problems.OrnsteinUhlenbeck(1)
     row = pwgf.PWGF(still.energy, maps.Affine(1), still.reference, num_samples=40, num_eval=100)
     columns = row.measure(row.start())
-    assert not {"power", "entropy_production"} & set(columns)
+    assert not {"power", "entropy_production", "heat"} & set(columns)
 
 
 def test_a_linear_drift_of_no_dimension_is_in_the_plane():

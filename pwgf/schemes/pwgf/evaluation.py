@@ -26,7 +26,9 @@ def evaluate_row(
         projection_residual = E|Jθ̇ − v|²/E|v|² (0 where v vanishes); dissipation = E[v·Jθ̇] ≈ −dF/dt where F does not
         depend on time and v is its gradient; velocity_rms = √E|v|²; fold_fraction, the share of samples with
         det ∂_zT ≤ 0. For driven flows also power, the rate of work ∂F/∂t at ρ, where F depends on time, and, at a
-        constant temperature τ, entropy_production = E|v|²/τ. With a mobility M, known at one ρ by `frame`, v is M times
+        constant temperature τ, entropy_production = E|v|²/τ and heat = E[f·v], the rate at which the force f that acts
+        on particles (−∇V, and a drift) heats the bath: the energy without its entropy rises by power − heat, plus the
+        work E[b·v] of a drift b. With a mobility M, known at one ρ by `frame`, v is M times
         the force −∇δF/δρ, the norm of all but velocity_rms is that of M⁻¹, and dissipation = E[−∇δF/δρ·Jθ̇].
     """
     terms = setup.energy.terms()
@@ -46,21 +48,22 @@ def evaluate_row(
     row.update({name: sums[name] for name in ("dissipation", "fold_fraction")})
     if setup.energy.time:
         row["power"] = sums["power"]
-    temperature = _temperature(setup.energy)
+    temperature, _ = _bath(setup.energy)
     if temperature > 0:
         row["entropy_production"] = sums["falling"] / temperature
+        row["heat"] = sums["heat"]
     return row
 
 
-def _temperature(energy: Energy) -> float:
-    """That of a driven flow in which noise of one constant temperature acts; 0 for any other."""
+def _bath(energy: Energy) -> tuple[float, list[tuple[float, Energy]]]:
+    """The one constant temperature of the noise of a driven flow, 0 for any other, and the forces on particles."""
     if not energy.time and energy.has_value:
-        return 0.0
+        return 0.0, []
     try:
-        temperature = energy.particle_form()[1]
+        forces, temperature = energy.particle_form()
     except ConfigError:
-        return 0.0
-    return 0.0 if energy.noises() else temperature
+        return 0.0, []
+    return (0.0, []) if energy.noises() else (temperature, forces)
 
 
 def _block(setup: Setup, theta_dot: Tensor, rho: PushedMeasure, tangent: Tangent, known: Frame) -> dict[str, float]:
@@ -74,5 +77,8 @@ def _block(setup: Setup, theta_dot: Tensor, rho: PushedMeasure, tangent: Tangent
         values["fold_fraction"] = rho.mean((rho.det_sign <= 0).to(v.dtype))
         if setup.energy.time:
             values["power"] = setup.energy.power(rho)
+    temperature, forces = _bath(setup.energy)
+    if temperature > 0:
+        values["heat"] = sum((c * rho.mean((term.velocity(rho) * v).sum(1)) for c, term in forces), v.new_zeros(()))
     numbers = torch.stack([value.detach().to(v.dtype) for value in values.values()]).tolist()
     return dict(zip(values, numbers, strict=True))

@@ -82,7 +82,8 @@ class PWGF(MapReplay):
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
         damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-7 for implicit steps of a map
             with few parameters (up to 600, and about n·d/4); for d = 1 1e-10 in all steps of a run that takes implicit
-            ones with such a map. Smaller is more accurate, and takes more steps.
+            ones with such a map; 1e-9 for `maps.Affine` from num_samples of 2(d + 1) on. Smaller is more accurate, and
+            takes more steps.
         momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
             for implicit steps of a map with few parameters.
         accuracy: error of the law that is aimed at, W₂ relative to its spread √tr cov. Each row's `error_estimate` is
@@ -229,8 +230,7 @@ class PWGF(MapReplay):
                 "(b) theta0 makes the map singular: start at map.initial()."
             )
         check_shared(self._setup, theta, z, t)
-        num_params = self.map.moving_at(theta)[0].num_params
-        chosen = solve_settings(self.damping, self.momentum, num_params, self.num_samples, self.map.dim)
+        chosen = solve_settings(self.damping, self.momentum, self.map.moving_at(theta)[0], self.num_samples)
         if len(z) > 1:
             check_coordinates(z, self.map, chosen.implicit_damping)
         if self.takes_implicit_steps:
@@ -302,9 +302,7 @@ class PWGF(MapReplay):
             else:
                 signs = torch.randint(0, 2, (n, 1, d), generator=generator, dtype=torch.int8)
                 probes = (2 * signs - 1).to(z)
-        chosen = solve_settings(
-            self.damping, momentum, setup.map.num_params, len(z), z.shape[1], self.takes_implicit_steps
-        )
+        chosen = solve_settings(self.damping, momentum, setup.map, len(z), self.takes_implicit_steps)
         return RightSide(
             setup, z, last, t, probes=probes, in_spreads=self._in_spreads, weights=weights,
             **chosen._asdict(),

@@ -169,12 +169,20 @@ def test_heavy_damping_keeps_of_the_last_theta_dot_what_fits_the_velocity():
 
 
 @pytest.mark.parametrize(
-    ("dim", "integrator", "damping"),
-    [(1, "auto", 1e-10), (1, "implicit", 1e-10), (1, "explicit", 1e-6), (2, "auto", 1e-6)],
+    ("map", "integrator", "damping"),
+    [
+        (maps.ResidualMLP(1, width=4, axis_units=2), "auto", 1e-10),
+        (maps.ResidualMLP(1, width=4, axis_units=2), "implicit", 1e-10),
+        (maps.ResidualMLP(1, width=4, axis_units=2), "explicit", 1e-6),
+        (maps.ResidualMLP(2, width=4), "auto", 1e-6),
+        (maps.Affine(2), "auto", 1e-9),
+        (maps.Affine(150), "auto", 1e-6),  # whose parameters 200 samples do not determine well
+        (maps.Standardised(maps.Affine(2), [5.0, 5.0], 0.1), "explicit", 1e-9),
+    ],
 )
-def test_damping_of_explicit_solves_is_small_on_a_line_beside_implicit_ones(dim, integrator, damping):
+def test_damping_of_explicit_solves_is_small_on_a_line_and_for_affine_maps(map, integrator, damping):
     energy = energies.Potential(lambda x: 0.5 * x.square().sum(-1)) + energies.Entropy()
-    scheme = pwgf.PWGF(energy, maps.Affine(dim), pwgf.Gaussian(dim), integrator=integrator, num_samples=200)
+    scheme = pwgf.PWGF(energy, map, pwgf.Gaussian(map.dim), integrator=integrator, num_samples=200)
     assert scheme.measure(scheme.start(0))["damping"] == damping
 
 
