@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +18,20 @@ from .base import PushForward
 class InBox(Displaced):
     r"""A map of the box lower ≤ z ≤ upper onto itself, for flows between reflecting walls (no flux through them).
 
-    With the angle α_i = π(z_i − lower_i)/(upper_i − lower_i) and c_i = cos α_i, T is
+    With s_i = 2(z_i − lower_i)/(upper_i − lower_i) − 1, T is
 
-    tan(½α_i(T)) = tan(½α_i(z))·exp(h_i),  h = M_θ(c) − c,
+    artanh s_i(T) = artanh s_i(z) + ½h_i,  h = M_θ(s) − s,
 
-    M the given map. No sample leaves the box, whatever θ; walls are mapped onto themselves; displacements and slopes of
-    log ρ along the normal vanish there, as in the exact flow of an energy with an entropy; and T continues by
-    reflection outside the box. For small h, T_i − z_i = (upper_i − lower_i)/π · sin(α_i)·h_i: a constant h is the first
-    mode of heat in a box.
+    M the given map. No sample leaves the box, whatever θ, and walls are mapped onto themselves. For small h,
+    T_i − z_i = (upper_i − lower_i)·¼(1 − s_i²)·h_i. The slope of log ρ along the normal of a wall is free: zero flux
+    means ∂ₙ log ρ = v·n/τ there, v the drift, τ the temperature, and `PWGF` finds it as a natural boundary condition.
+    Outside the box T continues by reflection.
 
     Energies of the density may start from a law that ends at the walls, such as `UniformBox(lower, upper)`. All samples
     of the reference must lie in the box. For densities outside it, log λ should be −∞ there.
 
     Args:
-        map: M, of the dimension of the box; it sees c ∈ [−1, 1]^d.
+        map: M, of the dimension of the box; it sees s ∈ [−1, 1]^d.
         lower, upper: corners of the box, d numbers or one for all coordinates, in units of x.
 
     Raises:
@@ -70,9 +69,12 @@ class InBox(Displaced):
         lower, upper = self._constants.like(z)  # type: ignore[attr-defined]  # set in __post_init__
         return lower, upper, upper - lower
 
-    def _angle(self, z: Tensor) -> Tensor:
+    def _reflected(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """s of z, or of its mirror image in the box, and the sign of the slope of s, (n,d) each."""
         lower, _, edge = self._box(z)
-        return math.pi * ((z - lower) / edge)
+        y = torch.remainder((z - lower) / edge, 2.0)
+        beyond = y > 1
+        return 2 * torch.where(beyond, 2 - y, y) - 1, torch.where(beyond, -1.0, 1.0).to(z)
 
     def seen(self, z: Tensor) -> Tensor:
         """The box as [−1, 1]^d."""
@@ -90,44 +92,45 @@ class InBox(Displaced):
         refuse_beyond(beyond, z, lower, upper, f"{call}(map=InBox(…))", "the box", "flow into it through the walls")
 
     def features(self, z: Tensor) -> Tensor:
-        """c."""
-        return self._angle(z).cos()
+        """s."""
+        return self._reflected(z)[0]
 
     def features_along(self, z: Tensor, xi: Tensor) -> Tensor:
-        """−sin α·π ξ/edge."""
-        return -self._angle(z).sin() * (math.pi / self._box(z)[2]) * xi
+        """2ξ/edge, negative in a mirror image."""
+        return 2 * self._reflected(z)[1] * xi / self._box(z)[2]
 
     def displaced(self, z: Tensor, h: Tensor) -> Tensor:
-        """z + edge/π·(α(T) − α(z)), the difference by its sine and cosine; rounding stays inside, too."""
+        """z + ½edge·(s(T) − s(z)); rounding stays inside, too."""
         lower, upper, edge = self._box(z)
-        angle = self._angle(z)
-        s, c, sh, less = angle.sin(), angle.cos(), h.sinh(), 2 * (h / 2).sinh().square()
-        moved = torch.atan2(s * (sh - c * less), 1 + c * (c * less - sh))
-        x = z + edge / math.pi * moved
+        s, sign = self._reflected(z)
+        x = z + edge / 2 * sign * (1 - s.square()) * (h / 2).sinh() / self._stretched(s, h)
         inside = (z >= lower) & (z <= upper)
         return torch.where(inside, torch.minimum(torch.maximum(x, lower), upper), x)
 
-    def _ratio(self, z: Tensor, h: Tensor) -> Tensor:
-        """sin α(T)/sin α(z) = 1/(cosh h − c sinh h) > 0, (n,d)."""
-        return 1 / (h.cosh() - self.features(z) * h.sinh())
+    @staticmethod
+    def _stretched(s: Tensor, h: Tensor) -> Tensor:
+        """cosh ½h + s·sinh ½h > 0; (1 − s²)/(1 − s(T)²) is its square."""
+        return ((1 + s) * (h / 2).exp() + (1 - s) * (-h / 2).exp()) / 2
 
     def weights(self, z: Tensor, h: Tensor) -> Weights:
-        """∂T_i/∂h_i = edge_i/π·sin α_i(T)."""
-        return [self._box(z)[2] / math.pi * self._angle(z).sin() * self._ratio(z, h)]
+        """∂T_i/∂h_i = edge_i·¼(1 − s_i(T)²)."""
+        s, sign = self._reflected(z)
+        return [self._box(z)[2] / 4 * sign * (1 - s.square()) / self._stretched(s, h).square()]
 
     def weights_along(self, z: Tensor, h: Tensor, jacobian: Tensor, xi: Tensor) -> Weights:
-        """cos α(T)·∂_zT·ξ."""
-        c = self.features(z)
-        cosine = (c * h.cosh() - h.sinh()) * self._ratio(z, h)
-        return [cosine * (jacobian @ xi.unsqueeze(2)).squeeze(2)]
+        """−s(T)·∂_zT·ξ."""
+        s = self._reflected(z)[0]
+        moved = ((1 + s) * (h / 2).exp() - (1 - s) * (-h / 2).exp()) / (2 * self._stretched(s, h))
+        return [-moved * (jacobian @ xi.unsqueeze(2)).squeeze(2)]
 
     def jacobian(self, theta: Tensor, z: Tensor) -> Tensor:
-        """∂T_i/∂z_j = r_i[δ_ij − edge_i s_i (∂M − I)_ij s_j/edge_j], s = sin α(z), r = sin α(T)/s."""
-        edge, s, c = self._box(z)[2], self._angle(z).sin(), self.features(z)
+        """∂T_i/∂z_j = [δ_ij + ½edge_i(1 − s_i²)(∂M − I)_ij/edge_j]·(1 − s_i(T)²)/(1 − s_i²)."""
+        edge, (s, sign) = self._box(z)[2], self._reflected(z)
         identity = torch.eye(self.dim, dtype=z.dtype, device=z.device)
-        inner = self.map.jacobian(theta, c) - identity
-        bent = (edge * s).unsqueeze(2) * inner * (s / edge).unsqueeze(1)
-        return self._ratio(z, self.map(theta, c) - c).unsqueeze(2) * (identity - bent)
+        inner = self.map.jacobian(theta, s) - identity
+        bent = (edge / 2 * sign * (1 - s.square())).unsqueeze(2) * inner * (sign / edge).unsqueeze(1)
+        stretched = self._stretched(s, self.map(theta, s) - s)
+        return (identity + bent) / stretched.square().unsqueeze(2)
 
     def to_config(self) -> dict[str, Any]:
         """The configuration of M and the corners."""

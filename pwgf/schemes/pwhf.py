@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,11 +41,11 @@ from ._arguments import (
 )
 from ._guards import finite_velocity, refuse_folded
 from ._mixing import Mixing
+from ._newton import FreePaths, PWHFWatch, spread_of
 from .base import (
     Description,
     MapReplay,
     Row,
-    Watch,
     fork,
     member_config,
     merge_counters,
@@ -57,8 +57,6 @@ from .base import (
 _STEPS = 200  # of a run at default settings
 _TOGETHER = 16  # Verlet steps in one step of the scheme: the end of each is the start of the next, computed once
 _MOST_ITERATIONS = 50  # of the equations of a step, which contract by about |∂J·h·η|/|J| each
-_DRIFT = 0.01  # change of the total energy, relative to the kinetic one, that is named
-_NOISE = 3.0  # standard errors of the energy that it exceeds
 _BEND = 1e-5  # change of θ over which the slope of J along η is taken, relative to 1 + |θ|
 _BLOCK = 1000  # evaluation samples at once
 
@@ -72,39 +70,6 @@ class _Place:
     prepared: Any
     x: Tensor
     v: Tensor
-
-
-class PWHFWatch(Watch):
-    """Folds, and a total energy that changes where it should not: by itself, or upwards under friction.
-
-    Args:
-        span: the initial and the last time of the run.
-        friction: γ.
-        conserved: whether the energy has a value that does not depend on time.
-    """
-
-    def __init__(self, span: tuple[float, float], friction: float, conserved: bool = True) -> None:
-        super().__init__(span)
-        self._conserved = conserved
-        self._friction = friction
-        self._start = math.nan  # total energy of the first row
-        self._kinetic = 0.0  # the largest kinetic energy of a row so far
-
-    def of_row(self, row: Row, t: float) -> Iterator[tuple[str, str]]:
-        """Folds, and a changed energy, in the row at t."""
-        yield from super().of_row(row, t)
-        total, self._kinetic = float(row["total_energy"]), max(self._kinetic, float(row["kinetic_energy"]))
-        self._start = total if math.isnan(self._start) else self._start
-        change, noise = total - self._start, float(np.nan_to_num(row["energy_stderr"]))
-        allowed = _DRIFT * self._kinetic + _NOISE * (noise + 1e-4 * abs(float(row["energy"])))
-        if self._conserved and (change if self._friction > 0 else abs(change)) > allowed:
-            message = (
-                f"the total energy has changed by {change:.2g} up to t = {t:.4g}, which is "
-                f"{100 * abs(change) / self._kinetic:.2g} % of the largest kinetic energy; it should "
-                f"{'fall' if self._friction > 0 else 'stay'}. Cure: a smaller dt, a wider map, more samples "
-                "(num_samples)"
-            )
-            yield "energy", message
 
 
 class PWHF(MapReplay):
@@ -237,7 +202,20 @@ class PWHF(MapReplay):
             place = self._place(theta, z, t)
             eta = self._solved(place, self._first_velocity(place.x), torch.zeros_like(theta))
         counters = {"num_steps": 0, "num_stages": 0, "num_iterations": 0}
-        return State(t, theta, eta, self.dt, rng, counters)
+        return State(t, theta, eta, self.dt, rng, counters, {} if few.asked_for_density else self._paths(theta, rng, t))
+
+    def _paths(self, theta: Tensor, rng: Tensor, t: float) -> dict[str, Tensor]:
+        """Free paths of fresh samples, at their start; for the state."""
+        x = self._path_ends(theta, rng)
+        velocity = torch.zeros_like(x) if self.velocity0 is None else self._first_velocity(x)
+        return FreePaths(self.energy, x, velocity, t).to_extra()
+
+    def _path_ends(self, theta: Tensor, rng: Tensor) -> Tensor:
+        """x = T(z) of the fresh samples whose paths a state carries, (m,d)."""
+        count = self.num_samples if self.energy.pairwise else self.num_eval
+        z = self._drawn(self.reference.matched_sample(count, fork(rng, "paths")))
+        with torch.no_grad():
+            return torch.cat([self.map(theta, part) for part in z.split(_BLOCK)])
 
     def _first_velocity(self, x: Tensor) -> Tensor:
         call, f = "PWHF: velocity0(x)", self.velocity0
@@ -284,17 +262,20 @@ class PWHF(MapReplay):
         h, together = left / count, min(count, _TOGETHER)
         slowed, eta, iterations = math.exp(-0.5 * self.friction * h), state.theta_dot, 0
         t, rest = state.t, state.rest
-        place = self._place(state.theta, self._samples(state.rng), t)
+        place, paths = self._place(state.theta, self._samples(state.rng), t), FreePaths.of(self.energy, state)
         for k in range(together):
             before = place
             theta, needed = self._moved(before, slowed * eta, h, t)
             t, rest = (t1, 0.0) if k + 1 == count else state.later((k + 1) * h, t1)
             place = self._place(theta, before.tangent.z, t)
+            if paths is not None:
+                paths.move(h, slowed, t)
             velocity = (place.x - before.x) / h + 0.5 * h * place.v
             eta = slowed * self._solved(place, velocity, (theta - before.theta) / h)
             iterations += needed
         counters = merge_counters(state.counters, num_steps=1, num_stages=together, num_iterations=iterations)
-        after = State(t, place.theta, eta, self.dt, state.rng, counters, rest=rest)
+        extra = state.extra if paths is None else paths.to_extra()
+        after = State(t, place.theta, eta, self.dt, state.rng, counters, extra, rest)
         return after, Info(state.t, t, h, together, 0, {"num_iterations": float(iterations)})
 
     def _moved(self, place: _Place, eta: Tensor, h: float, t: float) -> tuple[Tensor, int]:
@@ -324,7 +305,7 @@ class PWHF(MapReplay):
         )
 
     def measure(self, state: State) -> Row:
-        """θ and η, and on `num_eval` fresh samples: F, ½E|Jη|², their sum, the share of the acceleration missed."""
+        """θ and η, and on `num_eval` fresh samples: F, ½E|Jη|², the acceleration missed; how far paths are off."""
         before = self._place(state.theta, self._samples(state.rng), state.t)
         rate = self._solved(before, self._acceleration(state, before.tangent, before.v), torch.zeros_like(state.theta))
         generator, blocks = fork(state.rng, "measure"), []
@@ -339,6 +320,9 @@ class PWHF(MapReplay):
         row.update(energy_stderr=standard_error(each), kinetic_energy=mean["kinetic"])
         row.update(total_energy=energy + mean["kinetic"], acceleration_rms=math.sqrt(mean["a2"]))
         row.update(projection_residual=mean["miss2"] / mean["a2"] if mean["a2"] > 0 else 0.0)
+        paths = FreePaths.of(self.energy, state)
+        off = math.nan if paths is None else paths.distance(self._path_ends(state.theta, state.rng))
+        row.update(path_error=off, spread=spread_of(before.x))
         row.update(fold_fraction=mean["folded"], dt=state.dt)
         row.update({name: float(count) for name, count in state.counters.items()})
         return row
@@ -372,7 +356,7 @@ class PWHF(MapReplay):
         return values.double().cpu().numpy()
 
     def watch(self, span: tuple[float, float]) -> PWHFWatch:
-        """Warns of folds and of a total energy that changes where it should not."""
+        """Warns of folds, of samples off their paths, and of a total energy that changes where it should not."""
         conserved = self.energy.has_value and not self.energy.time
         return PWHFWatch(span, self.friction, conserved)
 

@@ -56,11 +56,18 @@ _MEANINGS = {
     "kinetic_energy": Meaning("kinetic energy", "units of F", "½E|Jη|² of a second-order flow"),
     "total_energy": Meaning("total energy", "units of F", "F + ½E|Jη|², which friction alone changes"),
     "acceleration_rms": Meaning("rms acceleration", "units of x / units of t²", "that the samples should have"),
+    "path_error": Meaning(
+        "distance from free paths",
+        "units of x",
+        "rms, of fresh samples from those that follow Newton's law by themselves",
+    ),
     "power": Meaning("power", "units of F / units of t", "E ∂ₜV, the rate of work on the samples"),
     "entropy_production": Meaning("entropy production", "1 / units of t", "E|v|²/τ of a driven flow"),
     "heat": Meaning("heat", "units of F / units of t", "E[f·v], the rate at which forces f on particles heat the bath"),
     "num_iterations": Meaning("iterations", "1", "for the equations of the steps, total since the start"),
-    "spread": Meaning("spread of the law", "units of x", "√tr cov of ρ without the fastest .5 % of the samples"),
+    "spread": Meaning(
+        "spread of the law", "units of x", "√tr cov of ρ; in PWGF without the fastest .5 %"
+    ),
     "dissipation": Meaning("dissipation", "units of F / units of t", "E[v·Jθ̇], about −dF/dt"),
     "fold_fraction": Meaning("folded samples", "1", "share of samples where det ∂T/∂z ≤ 0, so that the map folds"),
     "second_moment": Meaning("second moment", "units of x²", "E|x|²"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import pwgf
 from pwgf import energies, maps
 from pwgf.errors import ConfigError, ShapeError
+from pwgf.oracles.finite_volume import fokker_planck
 from tests.maps.members import random_theta
 
 LOWER, UPPER = [0.0, -1.0], [1.0, 3.0]
@@ -47,8 +49,7 @@ def test_walls_are_mapped_onto_themselves_and_nothing_crosses_them():
             assert float(moved[:, k].abs().max()) < 1e-13
 
 
-def test_densities_between_walls_are_even_about_them():
-    """T commutes with the reflection at a wall, so log ρ has no slope along its normal."""
+def test_maps_of_a_box_go_on_beyond_its_walls_by_reflection():
     theta, z = random_theta(BOX), uniform(50, LOWER, UPPER)
     for k in range(2):
         for wall in (LOWER, UPPER):
@@ -60,12 +61,37 @@ def test_densities_between_walls_are_even_about_them():
             assert torch.allclose(BOX.log_abs_det(theta, mirror), BOX.log_abs_det(theta, z), rtol=0, atol=1e-10)
 
 
-def test_small_displacements_are_those_of_the_inner_map_times_a_sine():
+def test_a_constant_displacement_multiplies_the_odds_of_a_place():
+    """artanh s is half the logarithm of (z − lower)/(upper − z), here times 1.7."""
     map = maps.InBox(maps.Affine(1), 2.0, 5.0)
-    theta = corner([1.0, 1e-6])  # M(c) = c + 1e-6
-    z = torch.linspace(2, 5, 7, dtype=torch.float64)[:, None]
-    expected = 3 / math.pi * torch.sin(math.pi * (z - 2) / 3)
-    assert torch.allclose((map(theta, z) - z) / 1e-6, expected, rtol=0, atol=1e-5)
+    theta = corner([1.0, math.log(1.7)])  # M(s) = s + log 1.7
+    z = torch.linspace(2.1, 4.9, 7, dtype=torch.float64)[:, None]
+    x = map(theta, z)
+    assert torch.allclose((x - 2) / (5 - x), 1.7 * (z - 2) / (5 - z), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_drift_into_the_walls_piles_the_mass_up_there(dim):
+    """Fokker–Planck from the uniform law, a product, against finite volumes; without flux ∂ₓ log ρ = −V′ at a wall."""
+    potentials = [lambda x: -4 * x, lambda x: 3 * x + torch.cos(2 * math.pi * x) / 2][:dim]
+    drift = energies.Potential(lambda x: sum(V(x[:, k]) for k, V in enumerate(potentials)))
+    law = pwgf.UniformBox([0.0] * dim, [1.0] * dim)
+    map = maps.InBox(maps.ResidualMLP(dim, width=16), 0.0, 1.0)
+    scheme = pwgf.PWGF(drift + energies.Entropy(), map, law, num_samples=300 * dim, num_eval=300, tolerance=2e-4)
+    run = pwgf.solve(scheme, [0.0, 0.02, 0.3], progress=False)
+    nodes = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    grid = torch.cartesian_prod(*[nodes] * dim).reshape(-1, dim)
+    for t in (0.02, 0.3):
+        exact = torch.ones(1, dtype=torch.float64)
+        for V in potentials:
+            one = fokker_planck(nodes.numpy(), V(nodes).numpy(), np.ones(100), t)
+            exact = torch.outer(exact, torch.from_numpy(one / one.mean())).flatten()
+        assert float((run.log_density(t, grid).exp() - exact).abs().mean()) < 0.01
+        x = run.sample(t, 5000)
+        assert bool(((x >= 0) & (x <= 1)).all())
+        crowded = torch.full((1, dim), 0.5, dtype=torch.float64)
+        crowded[0, 0] = 1 - 1e-6
+        assert float(run.score(t, crowded)[0, 0]) == pytest.approx(4, abs=0.6)
 
 
 def test_a_map_on_a_torus_commutes_with_the_periods():

@@ -16,7 +16,7 @@ INVERTIBLE = [name for name in MEMBERS if name != "FromModule2"]  # a bare modul
 
 def contraction(map: maps.PushForward, lipschitz: float) -> torch.Tensor:
     """θ at which T = z + f with Lip(f) = `lipschitz` at most (product of spectral norms): a diffeomorphism if < 1."""
-    if isinstance(map, maps.InBox):  # its Jacobian is that of z + f, scaled from both sides by sines
+    if isinstance(map, maps.InBox):  # its Jacobian is I + ½(1 − s²)∂f, scaled from both sides
         return contraction(map.map, lipschitz)
     theta = random_theta(map, 1.0)
     if not isinstance(map, maps.ResidualMLP):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.stats import norm
 
 import pwgf
 from pwgf import energies, linalg, maps, problems
@@ -245,12 +246,45 @@ def test_a_changing_total_energy_and_a_rising_one_are_named(caplog):
     assert "it should stay. Cure: a smaller dt" in caplog.text
     rising, row = (
         PWHFWatch((0.0, 1.0), friction=1.0),
-        {"total_energy": 1.0, "kinetic_energy": 1.0, "energy": 0.5, "energy_stderr": math.nan},
+        {"total_energy": 1.0, "kinetic_energy": 1.0, "energy": 0.5, "energy_stderr": math.nan}
+        | {"path_error": math.nan, "spread": 1.0},
     )
     assert list(rising.of_row(row, 0.0)) == list(rising.of_row({**row, "total_energy": 0.5}, 0.1)) == []
     ((kind, message),) = rising.of_row({**row, "total_energy": 1.5}, 0.2)
     assert kind == "energy"
     assert "has changed by 0.5 up to t = 0.2, which is 50 % of the largest kinetic energy; it should fall" in message
+
+
+def test_samples_off_their_paths_are_measured_and_named(caplog):
+    """A pendulum with friction from rest at N(0, 1), whose outer samples an affine map must miss; truth by scipy."""
+    caplog.set_level(logging.WARNING, "pwgf")
+    pendulum = energies.Potential(lambda x: -x[:, 0].cos())
+    settings = {"dt": 0.02, "friction": 0.3, "num_samples": 200, "num_eval": 4000}
+    run = solve(scheme(pendulum, **settings), [0.0, 0.25, 2.0])
+    z = torch.from_numpy(norm.ppf((np.arange(400) + 0.5) / 400))
+
+    def rate(t, y):
+        return np.r_[y[400:], -np.sin(y[:400]) - 0.3 * y[400:]]
+
+    exact = solve_ivp(rate, (0, 2), np.r_[z.numpy(), np.zeros(400)], rtol=1e-8, t_eval=run.t).y[:400]
+    for k, t in enumerate(run.t):
+        off = run.push(float(t), z[:, None])[:, 0].numpy() - exact[:, k]
+        assert run["path_error"][k] == pytest.approx(math.sqrt((off**2).mean()), rel=0.1, abs=1e-12)
+    assert run["spread"][0] == pytest.approx(1, rel=0.01)
+    assert caplog.text.count("off the paths of Newton's law by") == 1
+    assert "at t = 2, " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("energy", "largest"),
+    [(energies.Interaction(lambda u: u.square().sum(-1) / 2), 0.003), (SPRING + energies.Entropy(), math.nan)],
+    ids=["interaction", "no paths with a density"],
+)
+def test_paths_of_an_exact_map_are_its_own(energy, largest):
+    """Each sample at cos t·z where all pull each other; a second set of samples has its own mean and spread."""
+    run = solve(scheme(energy), [0.0, 1.0])
+    assert np.allclose(run["path_error"], [0 if largest > 0 else math.nan, run["path_error"][1]], equal_nan=True)
+    assert run["path_error"][1] < largest or math.isnan(largest)
 
 
 def test_it_has_no_bound_of_gradient_flows():
