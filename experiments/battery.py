@@ -11,7 +11,7 @@ d = 3; and ∫ρ log ρ from a uniform ball, whose edge has no velocity and whic
 
 A run is *right* if it reaches its end and every row after the first differs from an independent law by less than 1 % of
 the scale of each error (`experiments.battery_references`; 2 % in L1), or by no more than the noise of particles. Each
-row's `error_estimate` is set against what was measured. A line is added to results/battery/table.jsonl; the last one of
+row's `error_95` is set against what was measured. A line is added to results/battery/table.jsonl; the last one of
 a run counts.
 """
 
@@ -166,28 +166,28 @@ def worst_row(line: dict[str, Any]) -> dict[str, float]:
 
 
 def as_row(line: dict[str, Any]) -> list[str]:
-    """A line of the table: errors and the estimate at the worst row."""
+    """A line of the table: errors and `error_95` at the worst row."""
     row = worst_row(line)
     errors = ", ".join(f"{name} {row[name]:.2g}" for name in ("w2", "l1", "sliced", "obs") if name in row)
-    estimate = f"{row['estimate']:.2g}" if row else "–"
+    above = f"{row['error_95']:.2g}" if row else "–"
     reached = f"{line['reached']:.3g} of {line['end']:g}"
     counts = [f"{line['cpu']:.0f}", str(line.get("num_stages", 0))]
     known = [line["problem"], str(line["seed"]), line["verdict"]]
-    return [*known, errors or "–", estimate, line["said"], reached, *counts]
+    return [*known, errors or "–", above, line["said"], reached, *counts]
 
 
 def print_table(lines: Sequence[dict[str, Any]]) -> None:
-    """All runs, counts of verdicts, and how often `error_estimate` was above the error."""
-    header = ["problem", "seed", "verdict", "worst row", "estimate", "warnings", "t", "CPU s", "right sides"]
+    """All runs, counts of verdicts, and how often `error_95` was above the error."""
+    header = ["problem", "seed", "verdict", "worst row", "error_95", "warnings", "t", "CPU s", "right sides"]
     table(header, (as_row(line) for line in lines))
     for key in ("verdict", "said"):
         found = Counter(line[key] for line in lines)
         print(", ".join(f"{count} {word}" for word, count in found.items() if word != "–"))
     rows = [row for line in lines for row in line["rows"] if "w2" in row]
     if rows:
-        ratio = median(row["estimate"] / row["w2"] for row in rows)
-        above = sum(row["w2"] < row["estimate"] for row in rows)
-        print(f"error_estimate above w2 in {above} of {len(rows)} rows; median of estimate over w2 {ratio:.2g}")
+        ratio = median(row["error_95"] / row["w2"] for row in rows)
+        above = sum(row["w2"] < row["error_95"] for row in rows)
+        print(f"error_95 above w2 in {above} of {len(rows)} rows; median of error_95 over w2 {ratio:.2g}")
 
 
 def main(

@@ -229,7 +229,9 @@ def judged(name: str, case: Case, out: Path) -> dict[str, Any]:
     for k, t in enumerate(case.judge.times):
         stored = row_at(run, t)
         if k > 0 and abs(run.t[stored] - t) < 1e-9 * case.judge.times[-1]:
-            own = {"folds": run["fold_fraction"][stored], "estimate": (run["error_estimate"] / run["spread"])[stored]}
+            spread = run["spread"][stored]
+            own = {"folds": run["fold_fraction"][stored], "estimate": run["error_estimate"][stored] / spread}
+            own["error_95"] = run["error_95"][stored] / spread
             own = {column: float(value) for column, value in own.items()}
             rows.append({"t": t, **case.judge.errors(run, k, laws), **own})
     done = bool(run.t[-1] >= case.judge.times[-1])

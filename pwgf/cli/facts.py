@@ -124,10 +124,11 @@ def verdict(run: Trajectory) -> Facts:
     """The largest estimated error of a row's law, in its spreads, when that was, the word for it, what was tried."""
     estimate, t = accuracy.estimated_error(run)
     if not math.isfinite(estimate):
-        return {"verdict": None, "estimated_error": None, "estimated_error_t": None, "tried": {}}
+        return {"verdict": None, "estimated_error": None, "estimated_error_t": None, "error_95": None, "tried": {}}
     word = next(word for word, _, limit in VERDICTS if estimate < limit)
-    tried = accuracy.tried_cures(run)
-    return {"verdict": word, "estimated_error": estimate, "estimated_error_t": t, "tried": tried}
+    above = accuracy.error_95(run)
+    facts = {"verdict": word, "estimated_error": estimate, "estimated_error_t": t}
+    return {**facts, "error_95": above if math.isfinite(above) else None, "tried": accuracy.tried_cures(run)}
 
 
 def _of(run: Trajectory, name: str, of: Callable[[np.ndarray], float]) -> float | None:

@@ -90,7 +90,7 @@ class Explicit:
             raise SolverError(f"{self.method}: {error} after {watch.num_rejected} rejected substeps") from error
         return Advance(
             end.to(theta.device), watch.theta_dot, length, watch.accepted, watch.proposal, watch.num_rejected,
-            NO_MEMORY, False, watch.stiffness(), error=watch.ratios2**0.5 * float(self.tolerance),
+            NO_MEMORY, False, watch.stiffness(), error=watch.ratios2**0.5 * float(self.tolerance),  # type: ignore[arg-type]
         )  # fmt: skip
 
     def to_config(self) -> dict[str, Any]:

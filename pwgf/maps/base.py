@@ -240,6 +240,9 @@ class PushForward(ABC):
         """Whether a density that ends at the walls of this box, corners (d,), has no edge for T's flow; here not."""
         return False
 
+    periodic: ClassVar[bool] = False
+    """Whether T maps a circle or torus onto itself."""
+
     needs_damping: ClassVar[bool] = True
     """Whether combinations of the parameters may hardly move a sample, which the damping of a solve then holds back."""
 

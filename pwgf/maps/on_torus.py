@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class OnTorus(Displaced):
         True
     """
 
+    periodic: ClassVar[bool] = True
     dim: int
     periods: Any
     lower: Any = 0.0

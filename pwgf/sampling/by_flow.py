@@ -84,8 +84,9 @@ def sample(
         map: T; None means `ResidualMLP(dim)`.
         reference: λ, in the coordinates of the flow; None means N(0, I).
         whiten: the coordinates y in which the flow runs. "auto": x = m + Ly, N(m, LLᵀ) the Gaussian closest to π, found
-            by natural-gradient steps from N(0, I); x itself where d > 31, where a reference is given, or where a search
-            from a hundred wide starts finds a mode farther than √d + 2 from m in y, since the flow would miss it.
+            by natural-gradient steps from N(0, I) or from a mode; where a search from a hundred wide starts finds modes
+            farther than √d + 2 from m in y, the mean and covariance of a mixture of Gaussians at all of them; x itself
+            where d > 31 or a reference is given.
             "laplace": m the mode that L-BFGS finds from 0 and LLᵀ the inverse Hessian of −log p there. A pair (m, L),
             (d,) and (d,d): the same with values from elsewhere, such as moments of an earlier run. A function
             y → x(y), log|det ∂x/∂y|, (n,d) → (n,d), (n,), one to one, both parts differentiable and finite everywhere:

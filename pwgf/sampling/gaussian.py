@@ -105,7 +105,9 @@ def _of_modes(log_density: LogDensity, ends: Tensor) -> Centred | None:
         return None
     with torch.no_grad():
         heights = log_density(ends).double()
-    at, factors, log_weights = [], [], []
+    at: list[Tensor] = []
+    factors: list[Tensor] = []
+    log_weights: list[Tensor] = []
     rest = torch.ones_like(heights, dtype=torch.bool)
     while bool(rest.any()):
         if len(at) == _MOST_MODES:

@@ -105,6 +105,13 @@ def estimated_error(run: Trajectory) -> tuple[float, float]:
     return float(share[k]), float(run.t[k])
 
 
+def error_95(run: Trajectory) -> float:
+    """What 95 of 100 errors of laws are below, at the row where that is largest, in spreads; NaN if not known."""
+    if "error_95" not in run.names:
+        return math.nan
+    return float(np.nan_to_num(_in_spreads(run, "error_95"), nan=-math.inf).max())
+
+
 def tried_cures(run: Trajectory) -> dict[str, float]:
     """What was tried at the row of the largest estimated error, with the estimate that it gave, relative to the spread.
 

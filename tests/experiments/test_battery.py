@@ -115,7 +115,7 @@ def test_two_time_scales_each_reach_their_variance():
 )
 def test_verdicts_and_warnings(w2, warned, done, found, capsys):
     line = {
-        "problem": "p", "seed": 0, "bounds": {"w2": 0.01}, "rows": [{"t": 1.0, "w2": w2, "estimate": 0.01}],
+        "problem": "p", "seed": 0, "bounds": {"w2": 0.01}, "rows": [{"t": 1.0, "w2": w2, "error_95": 0.01}],
         "warned": warned, "error": None, "done": done, "right": done and w2 <= 0.01,
         "reached": 1.0, "end": 1.0, "cpu": 1.0,
     }  # fmt: skip
@@ -124,7 +124,7 @@ def test_verdicts_and_warnings(w2, warned, done, found, capsys):
     battery.print_table([line])
     told = capsys.readouterr().out
     assert f"1 {found[0]}" in told
-    assert f"error_estimate above w2 in {int(w2 < 0.01)} of 1 rows" in told
+    assert f"error_95 above w2 in {int(w2 < 0.01)} of 1 rows" in told
 
 
 def test_an_error_that_is_no_number_is_wrong():

@@ -68,5 +68,34 @@ def test_the_estimated_error_is_that_of_the_mode_that_the_map_misses():
     assert run["spread"] == pytest.approx(np.ones(4), rel=0.03)  # without the fastest samples
     assert run["error_estimate"][0] == 0
     assert run["error_estimate"][1:] == pytest.approx(1 / (3 + 1 / elapsed[1:]), rel=0.03)
+    assert np.isnan(run["step_error"]).all() and np.isnan(run["error_95"]).all()  # steps without error control
     error, t = accuracy.estimated_error(run)
     assert (error, t) == (pytest.approx(1 / (3 + 1 / 0.3), rel=0.03), pytest.approx(5.3))
+
+
+@pytest.mark.parametrize("integrator", ["auto", "implicit", "explicit"])
+def test_errors_of_the_steps_add_up_and_bound_those_of_the_law(integrator):
+    """Affine maps of Gaussians: what is wrong, the steps have done. V = x₁² + 50x₂², variances 1 at the start."""
+    rates = torch.tensor([2.0, 100.0]).double()
+    energy = energies.Potential(lambda x: (x.square() * rates.to(x)).sum(-1) / 2) + energies.Entropy()
+    scheme = pwgf.PWGF(energy, maps.Affine(2), pwgf.Gaussian(2), integrator=integrator, num_samples=200, tolerance=1e-3)
+    run = pwgf.solve(scheme, np.linspace(0, 1, 5), progress=False)
+    variances = 1 / rates + (1 - 1 / rates) * torch.exp(-2 * rates * torch.from_numpy(run.t)[:, None])
+    for k, t in list(enumerate(run.t))[1:]:
+        root = np.sqrt(np.linalg.eigvalsh(run.at(t).cov().numpy()))[::-1]
+        off = np.linalg.norm(root - variances[k].sqrt().numpy())
+        assert off <= run["error_95"][k] + 1e-12
+    assert run["error_95"] == pytest.approx(np.hypot(6 * run["error_estimate"], 5 * run["step_error"]))
+    assert run["step_error"][0] == 0 and (np.diff(run["step_error"]) >= 0).all()
+    assert 1e-4 < run["step_error"][-1] < 1e-3 * np.sqrt(run["num_stages"][-1])
+
+
+def test_errors_of_the_steps_go_on_after_a_resume(tmp_path):
+    """Not from zero: they are in the state."""
+    energy = energies.Potential(lambda x: x.square().sum(-1)) + energies.Entropy()
+    scheme = pwgf.PWGF(energy, maps.Affine(1), pwgf.Gaussian(1), num_samples=200)
+    whole = pwgf.solve(scheme, np.linspace(0, 1, 5), progress=False)
+    path = tmp_path / "run.h5"
+    pwgf.solve(scheme, np.linspace(0, 1, 5), out=path, max_steps=3, progress=False)
+    run = pwgf.solve(scheme, np.linspace(0, 1, 5), out=path, resume=True, progress=False)
+    np.testing.assert_array_equal(run["step_error"], whole["step_error"])

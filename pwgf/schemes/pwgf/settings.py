@@ -58,12 +58,13 @@ def solve_settings(
     about a quarter of the n·d numbers of a velocity) need little more: 1e-7; many of them fit noise. On a line evenly
     spread samples leave little noise, and the damping is the larger error: it holds back what moves few samples, such
     as the mass that passes between wells. There it is 1e-10, also in the explicit steps of a run that takes implicit
-    ones. An affine map, each of whose parameters moves samples, takes 1e-9 from twice as many numbers as parameters on:
-    as the damping is relative to the trace, 1e-6 would be a hundredth of each eigenvalue in d = 100.
+    ones; not on a circle, where samples of no wider law reach what is left of the density on the far side. An affine
+    map, each of whose parameters moves samples, takes 1e-9 from twice as many numbers as parameters on: as the damping
+    is relative to the trace, 1e-6 would be a hundredth of each eigenvalue in d = 100.
     """
     num_params, dim = map.num_params, map.dim
     few = num_params <= MAX_PRIMAL and _ROWS_PER_PARAMETER * num_params <= num_samples * dim
-    if few and dim == 1 and takes_implicit:
+    if few and dim == 1 and takes_implicit and not map.periodic:
         defaults = SolveSettings(1e-10, 0.9, 1e-10, 0.0)
     elif not map.needs_damping and 2 * num_params <= num_samples * dim:
         defaults = SolveSettings(1e-9, 0.9, 1e-9, 0.0)
