@@ -58,9 +58,7 @@ _MEANINGS = {
     "power": Meaning("power", "units of F / units of t", "E ∂ₜV, the rate of work on the samples"),
     "entropy_production": Meaning("entropy production", "1 / units of t", "E|v|²/τ of a driven flow"),
     "num_iterations": Meaning("iterations", "1", "for the equations of the steps, total since the start"),
-    "spread": Meaning(
-        "spread of the law", "units of x", "√tr cov of ρ; in PWGF without the fastest .5 %"
-    ),
+    "spread": Meaning("spread of the law", "units of x", "√tr cov of ρ; in PWGF without the fastest .5 %"),
     "dissipation": Meaning("dissipation", "units of F / units of t", "E[v·Jθ̇], about −dF/dt"),
     "fold_fraction": Meaning("folded samples", "1", "share of samples where det ∂T/∂z ≤ 0, so that the map folds"),
     "second_moment": Meaning("second moment", "units of x²", "E|x|²"),
