@@ -87,7 +87,7 @@ class PWHFWatch(Watch):
             message = (
                 f"fresh samples are off the paths of Newton's law by {off:.2g} (rms, path_error) at t = {t:.4g}, "
                 f"{100 * off / self._spread:.2g} % of the largest spread so far: the map does not follow all of them. "
-                "Cure: more samples (num_samples), which reach further into the tails, a wider map, or an earlier end"
+                "Cure: more samples (num_samples), which reach further into the tails; a wider map; an earlier end"
             )
             yield "paths", message
         total, self._kinetic = float(row["total_energy"]), max(self._kinetic, float(row["kinetic_energy"]))
