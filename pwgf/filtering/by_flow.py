@@ -15,7 +15,7 @@ from .. import fitting, sampling
 from ..checks import check_device, check_integer, check_seed, memory_told, private, seeded
 from ..distances import divergence
 from ..energies.base import check_slope
-from ..errors import ConfigError
+from ..errors import ConfigError, SolverError
 from ..maps import PushForward, ResidualMLP
 from ..measures import PushedLaw, PushedMeasure, Reference
 from ..oracles._observations import check_observation, schedule
@@ -117,7 +117,12 @@ def run(
         predicted.append(move(law, t))
         now = t
         chosen = {"seed": seed + len(runs), **(update_settings or {})}
-        updates.append(update(predicted[-1], model.at(y), t=t, **chosen))
+        try:
+            updates.append(update(predicted[-1], model.at(y), t=t, **chosen))
+        except SolverError as error:
+            raise SolverError(
+                f"filtering.run: observation {len(updates)}, of t = {t:g}, was not taken in: {error}"
+            ) from error
         law = updates[-1].law
     if end > now:
         law = move(law, end)

@@ -143,7 +143,7 @@ def _checked(x: object) -> Tensor:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ConfigError(
             f"from_samples(x) needs at least {_LEAST} finite samples of shape (n, d); got {got}. Leave out those that "
-            "are not finite."
+            "are not finite; numbers on a line are x[:, None]."
         )
     x = x.detach().double().cpu()
     scaled = (x - x.mean(0)) / x.std(0)

@@ -8,7 +8,7 @@ import torch
 
 import pwgf
 from pwgf import energies, filtering, maps, problems, storage
-from pwgf.errors import ConfigError, PathError, ResumeMismatchError, SchemaError, ShapeError
+from pwgf.errors import ConfigError, PathError, ResumeMismatchError, SchemaError, ShapeError, SolverError
 from pwgf.filtering import Law, StateSpace, update
 from tests.storage.forging import forge, set_value
 
@@ -402,3 +402,12 @@ def test_a_fit_that_misses_the_law_is_reported(caplog):
     law = filtering.Law(maps.Affine(1), pwgf.Gaussian(1), maps.Affine(1).initial())
     found = update(law, lambda x: -(x.square().sum(-1) - 2).square(), map=maps.ResidualMLP(1), tolerance=1e-2)
     assert found.kl_fit > 0.1 and "kl_fit" in caplog.text
+
+
+def test_an_observation_that_cannot_be_taken_in_is_named(monkeypatch):
+    def fails(law, log_likelihood, **settings):
+        raise SolverError("no descent")
+
+    monkeypatch.setattr("pwgf.filtering.by_flow.update", fails)
+    with pytest.raises(SolverError, match=r"filtering\.run: observation 0, of t = 0\.4, was not taken in: no descent"):
+        filtering.run(Linear().model(), TIMES, Linear.seen, map=maps.Affine(2), num_samples=200, progress=False)
