@@ -7,8 +7,7 @@
   Gaussian, m = e^{−t}m₀, C′ = −4C + 2I. In d = 100 explicit steps and 500 samples a right side.
 - `diffusion`: V = x² on a line, D = 1 + ½ sin 2x or 1 + ½x², in both forms, from N(0, 1) to t = 1, against finite
   volumes.
-- `kuramoto`: noisy Kuramoto oscillators below and above the onset 2, against the differential equations of the moments;
-  above it with damping=1e-6, momentum=.9.
+- `kuramoto`: noisy Kuramoto oscillators below and above the onset 2, against the differential equations of the moments.
 - `covariance`: F = KL(·|N(1, Σ)) with mobility="covariance" from N(0, I) to t = 2, C⁻¹ = Σ⁻¹ + e^{−2t}(I − Σ⁻¹), for
   Σ of condition 1 and 10⁶, rotated at random; and without a mobility, for comparison.
 
@@ -135,8 +134,7 @@ def kuramoto(seed: int) -> Iterator[Row]:
     circle = torch.linspace(-math.pi, math.pi, 4001, dtype=torch.float64)[:-1].unsqueeze(1)
     for K in (1.0, 4.0):
         problem = problems.Kuramoto(K=K)
-        settings = {"damping": 1e-6, "momentum": 0.9} if K > 2 else {}
-        scheme = pwgf.PWGF(problem.energy, problem.needed_map, problem.reference, **settings)
+        scheme = pwgf.PWGF(problem.energy, problem.needed_map, problem.reference)
         run, cpu = solved(scheme, problem.times, seed)
         for t in (float(run.t[4]), float(run.t[-1])):
             k = int(np.argmin(abs(run.t - t)))
