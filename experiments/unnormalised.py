@@ -1,8 +1,9 @@
 """log Z, effective share and mode weights of unnormalised densities p by `sampling.sample` at default settings.
 
-Gaussians of condition 120 and 10⁶ (d = 12, mean (1, …, 1)), double wells exp(−.06 Σ x⁴ − 16x² + 5x), four modes of
-weights .1 to .4 at (±3, ±3), a ring exp(−2(|x| − 2)²), a banana x₂ | x₁ ~ N(x₁²/2, 1/4) and Neal's funnel. Exact
-constants by closed forms or quadrature in one dimension. The table stands in results/sampling.md.
+Gaussians of condition 120 and 10⁶ (d = 12, mean (1, …, 1)) and one of mean (1000, −500) and deviations .01 and 3,
+double wells exp(−.06 Σ x⁴ − 16x² + 5x), four modes of weights .1 to .4 at (±3, ±3), two of .97 and .03 that lie 8
+apart, a ring exp(−2(|x| − 2)²), a banana x₂ | x₁ ~ N(x₁²/2, 1/4) and Neal's funnel. Exact constants by closed forms
+or quadrature in one dimension. The table stands in results/sampling.md.
 
     python -m experiments.unnormalised                             # seeds 0 to 2: ten minutes
     python -m experiments.unnormalised --names wells-10 funnel-10  # slow ones, seed 0: four minutes
@@ -23,6 +24,7 @@ from pwgf import sampling
 
 CENTRES = torch.tensor([[3.0, 3.0], [3.0, -3.0], [-3.0, 3.0], [-3.0, -3.0]]).double()
 SHARES = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
+APART = torch.tensor([[0.0, 0.0], [8.0, 0.0]]).double(), torch.tensor([0.97, 0.03]).double()
 
 
 def gaussian(dim: int, condition: float) -> tuple[Callable[[Tensor], Tensor], float]:
@@ -41,12 +43,18 @@ def wells(dim: int) -> tuple[Callable[[Tensor], Tensor], float]:
     return lambda x: -0.06 * (x**4 - 16 * x**2 + 5 * x).sum(1), log_z
 
 
-def modes(dim: int) -> tuple[Callable[[Tensor], Tensor], float]:
-    """Unit Gaussians at CENTRES, in the first two of d coordinates."""
-    centres = torch.cat([CENTRES, torch.zeros(4, dim - 2).double()], 1)
+def far() -> tuple[Callable[[Tensor], Tensor], float]:
+    """A Gaussian far from the start, narrow in one coordinate."""
+    mean, deviation = torch.tensor([1000.0, -500.0]).double(), torch.tensor([0.01, 3.0]).double()
+    return lambda x: -((x - mean) / deviation).square().sum(1) / 2, math.log(2 * math.pi * float(deviation.prod()))
+
+
+def modes(dim: int, centres: Tensor = CENTRES, shares: Tensor = SHARES) -> tuple[Callable[[Tensor], Tensor], float]:
+    """Unit Gaussians at the centres (k,2), in the first two of d coordinates, of weights (k,)."""
+    centres = torch.cat([centres, torch.zeros(len(centres), dim - 2).double()], 1)
 
     def log_density(x: Tensor) -> Tensor:
-        return torch.logsumexp(SHARES.log() - torch.cdist(x, centres).square() / 2, 1)
+        return torch.logsumexp(shares.log() - torch.cdist(x, centres).square() / 2, 1)
 
     return log_density, 0.5 * dim * math.log(2 * math.pi)
 
@@ -76,15 +84,17 @@ def funnel(dim: int) -> tuple[Callable[[Tensor], Tensor], float]:
 TARGETS = {
     "gaussian-120": (12, gaussian(12, 120)),
     "gaussian-1e6": (12, gaussian(12, 1e6)),
+    "gaussian-far": (2, far()),
     "wells-2": (2, wells(2)),
     "modes-2": (2, modes(2)),
     "modes-8": (8, modes(8)),
+    "modes-apart": (2, modes(2, *APART)),
     "ring": (2, ring()),
     "banana": (2, banana()),
     "wells-10": (10, wells(10)),
     "funnel-10": (10, funnel(10)),
 }
-QUICK = ("gaussian-120", "gaussian-1e6", "wells-2", "modes-2", "ring", "banana")
+QUICK = ("gaussian-120", "gaussian-1e6", "gaussian-far", "wells-2", "modes-2", "modes-apart", "ring", "banana")
 
 
 def main(names: tuple[str, ...] = QUICK, seeds: tuple[int, ...] = (0, 1, 2), finish: bool = True) -> None:
@@ -120,9 +130,10 @@ def main(names: tuple[str, ...] = QUICK, seeds: tuple[int, ...] = (0, 1, 2), fin
 def _weights(name: str, found: sampling.Sampled) -> str:
     if not name.startswith("modes"):
         return "–"
-    mode = torch.cdist(found.x[:, :2], CENTRES).argmin(1)
-    share = torch.zeros(4).double().index_add(0, mode, torch.softmax(found.log_weights, 0))
-    return f"{float((share - SHARES).abs().max()):.4f}"
+    centres, shares = APART if name == "modes-apart" else (CENTRES, SHARES)
+    mode = torch.cdist(found.x[:, :2], centres).argmin(1)
+    share = torch.zeros(len(shares)).double().index_add(0, mode, torch.softmax(found.log_weights, 0))
+    return f"{float((share - shares).abs().max()):.4f}"
 
 
 if __name__ == "__main__":

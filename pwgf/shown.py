@@ -82,7 +82,7 @@ class Shown:
         terms = config.get("terms")
         if isinstance(terms, list):
             return as_table([["Sum", ""], *(["", as_call({"terms": [term]})] for term in terms)])
-        name = str(config["name"]).rpartition(".")[2]
+        name = str(config.get("name", "")).rpartition(".")[2]
         return as_table([[name, ""], *([key, text] for key, text in _arguments(config).items())])
 
 

@@ -108,7 +108,7 @@ def quality_lines(found: Facts) -> list[str]:
         if found["error_95"] is not None:
             above = f"{100 * found['error_95']:.2g} %"
             said.append(
-                f"  With the errors of the steps it should be below {above}; 95 of 100 rows of test problems were"
+                f"  With the errors of the steps it should be below {above}, as in 79 of 80 rows of test problems"
             )
         tried = [f"{100 * value:.2g} % with {words}" for words, value in found["tried"].items()]
         said += [f"  Tried there: {' and '.join(tried)}"] if tried else []

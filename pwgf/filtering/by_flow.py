@@ -117,12 +117,7 @@ def run(
         predicted.append(move(law, t))
         now = t
         chosen = {"seed": seed + len(runs), **(update_settings or {})}
-        try:
-            updates.append(update(predicted[-1], model.at(y), t=t, **chosen))
-        except SolverError as error:
-            raise SolverError(
-                f"filtering.run: observation {len(updates)}, of t = {t:g}, was not taken in: {error}"
-            ) from error
+        updates.append(_taken_in(len(updates), predicted[-1], model.at(y), t, chosen))
         law = updates[-1].law
     if end > now:
         law = move(law, end)
@@ -131,6 +126,14 @@ def run(
     found = Filtered(at, predicted, updates, end, law, runs)
     store_table(out, found)
     return found
+
+
+def _taken_in(k: int, law: PushedLaw, log_likelihood: Any, t: float, settings: dict[str, Any]) -> Updated:
+    """The update by observation k; an error names that."""
+    try:
+        return update(law, log_likelihood, t=t, **settings)
+    except SolverError as error:
+        raise SolverError(f"filtering.run: observation {k}, of t = {t:g}, was not taken in: {error}") from error
 
 
 def predict(

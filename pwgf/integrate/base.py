@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
 
@@ -104,7 +105,7 @@ class Advance(NamedTuple):
         stiffness: h·κ, the step times the fastest rate that it has seen.
         reason: why the last substep was rejected; empty when none was.
         error: estimated rms displacement error of the accepted substeps, the root of the sum of their squares, in the
-            units of the tolerance; 0 where none is estimated.
+            units of the tolerance; NaN where none is estimated.
     """
 
     theta: Tensor
@@ -117,7 +118,7 @@ class Advance(NamedTuple):
     implicit: bool
     stiffness: float
     reason: str = ""
-    error: float = 0.0
+    error: float = math.nan
 
 
 def check_positive(call: str, max_rejections: int = 1, **values: float | None) -> None:

@@ -89,6 +89,16 @@ class Composed(PushForward):
         return found
 
     @property
+    def needs_damping(self) -> bool:  # type: ignore[override]
+        """Whether a part does."""
+        return any(map.needs_damping for map in self.maps)
+
+    @property
+    def periodic(self) -> bool:  # type: ignore[override]
+        """Whether a part is."""
+        return any(map.periodic for map in self.maps)
+
+    @property
     def own_coordinates(self) -> bool:  # type: ignore[override]
         """Whether a part sees its own."""
         return any(map.own_coordinates for map in self.maps)

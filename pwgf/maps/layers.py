@@ -69,6 +69,16 @@ class Layers(PushForward):
         return self.map.dim
 
     @property
+    def needs_damping(self) -> bool:  # type: ignore[override]
+        """As M."""
+        return self.map.needs_damping
+
+    @property
+    def periodic(self) -> bool:  # type: ignore[override]
+        """As M."""
+        return self.map.periodic
+
+    @property
     def own_coordinates(self) -> bool:  # type: ignore[override]
         """Whether M sees its own, and all layers then see those."""
         return self.map.own_coordinates

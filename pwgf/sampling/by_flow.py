@@ -37,7 +37,7 @@ _log = logging.getLogger("pwgf")
 _FIRST_CHECK = 0.125  # time of the first check of the law; each later one at twice the time
 _SLOW = 0.5  # fall of F over a doubling of t, relative to the KL that remains: where natural-gradient steps take over
 _MISSED, _LEAST_MISSED = 10.0, 0.01  # KL(π|ρ) relative to KL(ρ|π), or to .01 nats where that is less: a warning
-_MISSED_MODE = 3.0  # log(p/Zρ) at a mode of which ρ knows nothing
+_MISSED_MODE = 3.0  # log(p/ρ) at a mode of which ρ knows nothing, above that at another
 _MARGIN = 0.25  # of the tolerance: what the natural-gradient steps aim at, so that fresh samples confirm it
 _DIVERGED_CHECKS = 4  # in a row, with F falling no slower while the samples spread: there is no minimum
 _DIVERGED_GROWTH = 1.3  # of the spread of the samples between two such checks
@@ -147,7 +147,7 @@ def sample(
     law = PushedLaw(scheme.map, reference, theta.double().to(device))
     if bridge and not polish:
         found = _bridged(found, target, law, y, bridge, seed)
-    if _misses(modes, target, law, found.log_z):
+    if _misses(modes, target, law):
         found = dataclasses.replace(found, converged=False)
     if run.path is not None:
         about = {"seed": int(seed), "tolerance": float(tolerance), "polish": int(polish), "bridge": int(bridge)}
@@ -173,27 +173,27 @@ def _posed(
     return centred, start, not len(found.modes), torch.linalg.solve(found.scale, (found.modes - found.m).T).T
 
 
-def _misses(modes: Tensor, target: Target, law: PushedLaw, log_z: float) -> bool:
-    """Has ρ far less density than p/Z at one of the modes (k,d)? A warning names the first."""
-    for k in range(len(modes)):
-        y = modes[k : k + 1]
-        with torch.no_grad():
-            x, value = target.coordinates(y)[0], float(target(y))
+def _misses(modes: Tensor, target: Target, law: PushedLaw) -> bool:
+    """Has ρ far less of one of the modes (k,d) than of another, relative to p? A warning names that."""
+    missed = []  # log p − log ρ
+    for y in modes.unsqueeze(1):
         try:
-            missed = value - log_z - float(law.log_density(y))
+            with torch.no_grad():
+                missed.append(float(target(y) - law.log_density(y)))
         except SolverError:  # no sample of λ is mapped there
-            missed = math.inf
-        if missed > _MISSED_MODE:
-            _log.warning(
-                "sample: a search found %d modes, and the law misses the one near x = %s (number %d by weight), "
-                "where it has less than a twentieth of the density of p/Z: samples and log Z are those of the others. "
-                "Cure: reference=Gaussian(dim, cov=…), as wide as the modes lie apart, or a larger map",
-                len(modes),
-                [round(value, 3) for value in x[0].tolist()],
-                k + 1,
-            )
-            return True
-    return False
+            missed.append(math.inf)
+    if not missed or max(missed) - min(missed) < _MISSED_MODE:
+        return False
+    k = int(np.argmax(missed))
+    _log.warning(
+        "sample: a search found %d modes, and the law misses the one near x = %s (number %d by weight), where it has "
+        "less than a twentieth of its share: samples and log Z are those of the others. Cure: "
+        "reference=Gaussian(dim, cov=…), as wide as the modes lie apart, or a larger map",
+        len(modes),
+        [round(value, 3) for value in target.coordinates(modes[k : k + 1])[0][0].tolist()],
+        k + 1,
+    )
+    return True
 
 
 def _bridged(found: Sampled, target: Target, law: PushedLaw, y: Tensor, steps: int, seed: int) -> Sampled:

@@ -23,6 +23,7 @@ _FAR = 2.0  # beyond √d standard deviations: a mode that N(m, LLᵀ) does not 
 _SAME = 1.0  # distance of two ends of the search, in standard deviations of the peak, below which they are one mode
 _MOST_MODES = 20
 _LEAST_WEIGHT = 1e-3  # of a mode that counts
+_UPHILL = 0.01  # gᵀH⁻¹g, twice the height of a peak above a point on its slope: beyond it that is no mode
 _SMALL = 1e-4  # distance of slopes whose difference is the curvature of log p
 
 
@@ -41,7 +42,7 @@ def closest_gaussian(log_density: LogDensity, dim: int, device: str, seed: int) 
     instead: of a mixture of Gaussians, by Laplace's approximation at each.
 
     None where it would not serve: d > 31, where the steps are expensive; log p is not finite on the way; p has no
-    finite integral; or the modes are more than twenty, or have no Gaussian.
+    finite integral; or the modes are fewer than two or more than twenty.
     """
     descent = NaturalDescent(Affine(dim), Gaussian(dim), log_density, device, seed + 5)
     if not descent.has_enough:
@@ -114,14 +115,15 @@ def _of_modes(log_density: LogDensity, ends: Tensor) -> Centred | None:
             return None
         best = int(heights.masked_fill(~rest, -math.inf).argmax())
         rest[best] = False
-        factor, failed = torch.linalg.cholesky_ex(_curvature(log_density, ends[best]))
-        if int(failed) > 0:  # no peak: the search stopped on its way
-            continue
+        slope, curvature = _expanded(log_density, ends[best])
+        factor, failed = torch.linalg.cholesky_ex(curvature)
+        if int(failed) > 0 or float(slope @ torch.cholesky_solve(slope[:, None], factor)) > _UPHILL:
+            continue  # no peak: the search stopped on its way
         at.append(ends[best])
         factors.append(factor)
         log_weights.append(heights[best] - factor.diagonal().log().sum())
         rest = rest & (((ends - ends[best]) @ factor).square().sum(1) > _SAME**2)
-    if not at:
+    if len(at) < 2:
         return None
     weights = torch.softmax(torch.stack(log_weights), 0)
     kept = weights > _LEAST_WEIGHT
@@ -132,11 +134,11 @@ def _of_modes(log_density: LogDensity, ends: Tensor) -> Centred | None:
     return Centred(m, torch.linalg.cholesky(within + between), modes[weights.argsort(descending=True)])
 
 
-def _curvature(log_density: LogDensity, y: Tensor) -> Tensor:
-    """−∇² log p at y (d,), (d,d), from differences of slopes: log p may be differentiable once only."""
+def _expanded(log_density: LogDensity, y: Tensor) -> tuple[Tensor, Tensor]:
+    """∇ log p and −∇² log p at y (d,), by differences of slopes: log p may be differentiable once only."""
     steps = _SMALL * torch.eye(len(y)).to(y)
     around = torch.cat([y + steps, y - steps]).requires_grad_(True)
     (slopes,) = torch.autograd.grad(log_density(around).sum(), around)
     before, after = slopes.split(len(y))
-    found = (after - before) / (2 * _SMALL)
-    return 0.5 * (found + found.T)
+    curvature = (after - before) / (2 * _SMALL)
+    return slopes.mean(0), 0.5 * (curvature + curvature.T)

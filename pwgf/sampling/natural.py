@@ -33,6 +33,7 @@ _NUM_SAMPLES = 2000  # of a step; up to twice as many where they are four for ea
 _MOST_NUMBERS = 40_000_000  # of the rows, n·p
 _LONGEST = 0.5  # step: standard deviation of the change of log ρ
 _MOST_STEPS = 60
+_NEAR = 3.0  # nats
 _PATIENCE = 12  # steps in which KL must fall by a tenth
 _HALVINGS = 4  # of a step, before ε grows
 _CHUNK = 500  # samples whose rows are formed at a time
@@ -82,8 +83,8 @@ class Descended(NamedTuple):
 
     @property
     def arrived(self) -> bool:
-        """Did the steps end before there were sixty, where log p was finite all the way?"""
-        return 0 < len(self.kl) <= _MOST_STEPS
+        """Did KL fall below three nats, or are the steps still far from π?"""
+        return min(self.kl, default=math.inf) < _NEAR
 
     @property
     def runs_away(self) -> bool:
@@ -124,7 +125,7 @@ class NaturalDescent:
         It ends before that where in twelve steps neither the estimate nor F has fallen by a tenth of it, after sixty
         steps, and where log p is not finite.
         """
-        theta = theta.double().to(self.device)
+        theta, self.damping = theta.double().to(self.device), self.least_damping
         found = Descended(theta, [], [], [])
         for _ in range(_MOST_STEPS + 1):
             z = self.reference.matched_sample(self.num_samples, self.generator).to(self.device)

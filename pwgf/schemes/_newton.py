@@ -35,14 +35,16 @@ class FreePaths:
         self._force = energy.velocity(Cloud(x, t))
 
     @classmethod
-    def of(cls, energy: Energy, state: State) -> FreePaths | None:
-        """Those that a state carries, if any."""
-        paths = state.extra.get("paths")
-        return None if paths is None else cls(energy, paths[0], paths[1], state.t)
+    def of(cls, energy: Energy, state: State, count: int) -> FreePaths | None:
+        """Those that a state carries; None where they are not so many, or it has been given another θ."""
+        paths, theta = state.extra.get("paths"), state.extra.get("paths_theta")
+        if paths is None or theta is None or paths.shape[1] != count or not torch.equal(theta, state.theta):
+            return None
+        return cls(energy, paths[0], paths[1], state.t)
 
-    def to_extra(self) -> dict[str, Tensor]:
-        """What a state carries of them: positions and velocities, (2,n,d)."""
-        return {"paths": torch.stack([self._x, self._velocity])}
+    def to_extra(self, theta: Tensor) -> dict[str, Tensor]:
+        """What a state at θ (p,) carries of them: positions and velocities, (2,n,d), and θ."""
+        return {"paths": torch.stack([self._x, self._velocity]), "paths_theta": theta}
 
     def move(self, h: float, slowed: float, t: float) -> None:
         """A step of length h that ends at t; velocities are multiplied by `slowed` before and after it."""

@@ -208,12 +208,15 @@ class PWHF(MapReplay):
         """Free paths of fresh samples, at their start; for the state."""
         x = self._path_ends(theta, rng)
         velocity = torch.zeros_like(x) if self.velocity0 is None else self._first_velocity(x)
-        return FreePaths(self.energy, x, velocity, t).to_extra()
+        return FreePaths(self.energy, x, velocity, t).to_extra(theta)
+
+    @property
+    def _num_paths(self) -> int:
+        return self.num_samples if self.energy.pairwise else self.num_eval
 
     def _path_ends(self, theta: Tensor, rng: Tensor) -> Tensor:
         """x = T(z) of the fresh samples whose paths a state carries, (m,d)."""
-        count = self.num_samples if self.energy.pairwise else self.num_eval
-        z = self._drawn(self.reference.matched_sample(count, fork(rng, "paths")))
+        z = self._drawn(self.reference.matched_sample(self._num_paths, fork(rng, "paths")))
         with torch.no_grad():
             return torch.cat([self.map(theta, part) for part in z.split(_BLOCK)])
 
@@ -262,7 +265,8 @@ class PWHF(MapReplay):
         h, together = left / count, min(count, _TOGETHER)
         slowed, eta, iterations = math.exp(-0.5 * self.friction * h), state.theta_dot, 0
         t, rest = state.t, state.rest
-        place, paths = self._place(state.theta, self._samples(state.rng), t), FreePaths.of(self.energy, state)
+        place = self._place(state.theta, self._samples(state.rng), t)
+        paths = FreePaths.of(self.energy, state, self._num_paths)
         for k in range(together):
             before = place
             theta, needed = self._moved(before, slowed * eta, h, t)
@@ -274,7 +278,7 @@ class PWHF(MapReplay):
             eta = slowed * self._solved(place, velocity, (theta - before.theta) / h)
             iterations += needed
         counters = merge_counters(state.counters, num_steps=1, num_stages=together, num_iterations=iterations)
-        extra = state.extra if paths is None else paths.to_extra()
+        extra = {} if paths is None else paths.to_extra(place.theta)
         after = State(t, place.theta, eta, self.dt, state.rng, counters, extra, rest)
         return after, Info(state.t, t, h, together, 0, {"num_iterations": float(iterations)})
 
@@ -320,7 +324,7 @@ class PWHF(MapReplay):
         row.update(energy_stderr=standard_error(each), kinetic_energy=mean["kinetic"])
         row.update(total_energy=energy + mean["kinetic"], acceleration_rms=math.sqrt(mean["a2"]))
         row.update(projection_residual=mean["miss2"] / mean["a2"] if mean["a2"] > 0 else 0.0)
-        paths = FreePaths.of(self.energy, state)
+        paths = FreePaths.of(self.energy, state, self._num_paths)
         off = math.nan if paths is None else paths.distance(self._path_ends(state.theta, state.rng))
         row.update(path_error=off, spread=spread_of(before.x))
         row.update(fold_fraction=mean["folded"], dt=state.dt)

@@ -50,9 +50,7 @@ _MEANINGS = {
     "step_error": Meaning(
         "error of the steps", "units of x", "root of the sum of squares of the estimated errors of all steps so far"
     ),
-    "error_95": Meaning(
-        "error of the law, 95 % level", "units of x", "W₂ to the exact law is below it in 95 of 100 rows, by experience"
-    ),
+    "error_95": Meaning("error of the law, 95 % level", "units of x", "W₂ to the exact law is below it, by experience"),
     "kinetic_energy": Meaning("kinetic energy", "units of F", "½E|Jη|² of a second-order flow"),
     "total_energy": Meaning("total energy", "units of F", "F + ½E|Jη|², which friction alone changes"),
     "acceleration_rms": Meaning("rms acceleration", "units of x / units of t²", "that the samples should have"),

@@ -106,10 +106,10 @@ def estimated_error(run: Trajectory) -> tuple[float, float]:
 
 
 def error_95(run: Trajectory) -> float:
-    """What 95 of 100 errors of laws are below, at the row where that is largest, in spreads; NaN if not known."""
+    """The column error_95 at the row where it is largest, in spreads; NaN if not known."""
     if "error_95" not in run.names:
         return math.nan
-    return float(np.nan_to_num(_in_spreads(run, "error_95"), nan=-math.inf).max())
+    return float(np.nan_to_num(_in_spreads(run, "error_95"), nan=-math.inf, posinf=math.inf).max())
 
 
 def tried_cures(run: Trajectory) -> dict[str, float]:

@@ -275,16 +275,25 @@ def test_samples_off_their_paths_are_measured_and_named(caplog):
     assert "at t = 2, " in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("energy", "largest"),
-    [(energies.Interaction(lambda u: u.square().sum(-1) / 2), 0.003), (SPRING + energies.Entropy(), math.nan)],
-    ids=["interaction", "no paths with a density"],
-)
-def test_paths_of_an_exact_map_are_its_own(energy, largest):
+def test_paths_of_an_exact_map_are_its_own():
     """Each sample at cos t·z where all pull each other; a second set of samples has its own mean and spread."""
-    run = solve(scheme(energy), [0.0, 1.0])
-    assert np.allclose(run["path_error"], [0 if largest > 0 else math.nan, run["path_error"][1]], equal_nan=True)
-    assert run["path_error"][1] < largest or math.isnan(largest)
+    run = solve(scheme(energies.Interaction(lambda u: u.square().sum(-1) / 2)), [0.0, 1.0])
+    assert run["path_error"][0] == 0 and run["path_error"][1] < 0.003
+
+
+def test_there_are_no_free_paths_with_a_density():
+    assert np.isnan(solve(scheme(SPRING + energies.Entropy()), [0.0, 0.2])["path_error"]).all()
+
+
+@pytest.mark.parametrize("altered", ["theta", "num_eval"])
+def test_paths_of_another_flow_are_left(altered):
+    """A state that was given another θ, or goes on with other numbers of samples, has none."""
+    start, own = scheme(SPRING).start(), scheme(SPRING)
+    if altered == "theta":
+        start = dataclasses.replace(start, theta=start.theta + 0.1)
+    else:
+        own = scheme(SPRING, num_eval=own.num_eval + 1)
+    assert np.isnan(pwgf.solve(own, [0.0, 0.1], start=start, progress=False)["path_error"]).all()
 
 
 def test_it_has_no_bound_of_gradient_flows():

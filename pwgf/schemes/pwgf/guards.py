@@ -34,7 +34,8 @@ class Memory(NamedTuple):
         integrator: its numbers, (k,).
         tiny: see `tiny_steps`.
         began: when the flow began.
-        step_error: root of the sum of the squared errors of all steps, in units of x, as the integrator estimates them.
+        step_error: root of the sum of the squared errors of all steps, in units of x, as the integrator estimates them;
+            NaN where one of them had no estimate.
     """
 
     integrator: Tensor
@@ -60,8 +61,9 @@ def none_yet(t: float) -> dict[str, Tensor]:
 
 def memory_of(state: State) -> Memory:
     """The memory of a state; ConfigError where it holds what no step of PWGF leaves."""
-    kept = {name: state.extra.get(name, values).cpu() for name, values in none_yet(0.0).items()}
-    sound = all(values.ndim == 1 and bool(torch.isfinite(values).all()) for values in kept.values())
+    none = {**none_yet(0.0), "step_error": torch.full((1,), math.nan)}  # of a state from elsewhere
+    kept = {name: state.extra.get(name, values).cpu() for name, values in none.items()}
+    sound = all(v.ndim == 1 and bool(torch.isfinite(v).all()) for name, v in kept.items() if name != "step_error")
     single = len(kept["began"]) == len(kept["step_error"]) == 1
     if not sound or not single or len(kept["tiny"]) not in (1, 2):  # 1 in files of version 0.1
         shapes = {name: tuple(values.shape) for name, values in kept.items()}

@@ -81,9 +81,9 @@ class PWGF(MapReplay):
             `explicit`, an adaptive method such as `bosh3`, or an integrator with its settings from `pwgf.integrate`:
             Implicit(…), Explicit(…), FixedStep("rk4", dt), Euler(dt).
         damping: of the solve, relative to the metric's trace; None means 1e-6, and 1e-7 for implicit steps of a map
-            with few parameters (up to 600, and about n·d/4); for d = 1 1e-10 in all steps of a run that takes implicit
-            ones with such a map; 1e-9 for `maps.Affine` from num_samples of 2(d + 1) on. Smaller is more accurate, and
-            takes more steps.
+            with few parameters (up to 600, and about n·d/4); for d = 1, but a circle, 1e-10 in all steps of a run that
+            takes implicit ones with such a map; 1e-9 for `maps.Affine` from num_samples of 2(d + 1) on. Smaller is more
+            accurate, and takes more steps.
         momentum: the damping is centred at up to momentum times the last accepted θ̇; in [0, 1]. None means .9, and 0
             for implicit steps of a map with few parameters.
         accuracy: error of the law that is aimed at, W₂ relative to its spread √tr cov. Each row's `error_estimate` is
@@ -351,7 +351,7 @@ class PWGF(MapReplay):
         elapsed = state.t - memory_of(state).began
         z = self._draws.samples(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
         row["error_estimate"], row["spread"] = error_estimate(alone, theta, rate, z, elapsed, state.t, side.frame)
-        steps = memory_of(state).step_error if self.integrator.adaptive else math.nan
+        steps = memory_of(state).step_error
         row.update(step_error=steps, error_95=error_95(float(row["error_estimate"]), steps))
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:

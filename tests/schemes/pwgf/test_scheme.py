@@ -174,6 +174,8 @@ def test_heavy_damping_keeps_of_the_last_theta_dot_what_fits_the_velocity():
         (maps.ResidualMLP(1, width=4, axis_units=2), "auto", 1e-10),
         (maps.ResidualMLP(1, width=4, axis_units=2), "implicit", 1e-10),
         (maps.ResidualMLP(1, width=4, axis_units=2), "explicit", 1e-6),
+        (maps.OnTorus(1, 6.0, map=maps.ResidualMLP(2, width=4)), "auto", 1e-6),
+        (maps.Layers(maps.OnTorus(1, 6.0, map=maps.ResidualMLP(2, width=4))), "auto", 1e-6),
         (maps.ResidualMLP(2, width=4), "auto", 1e-6),
         (maps.Affine(2), "auto", 1e-9),
         (maps.Affine(150), "auto", 1e-6),  # whose parameters 200 samples do not determine well
@@ -181,8 +183,10 @@ def test_heavy_damping_keeps_of_the_last_theta_dot_what_fits_the_velocity():
     ],
 )
 def test_damping_of_explicit_solves_is_small_on_a_line_and_for_affine_maps(map, integrator, damping):
-    energy = energies.Potential(lambda x: 0.5 * x.square().sum(-1)) + energies.Entropy()
-    scheme = pwgf.PWGF(energy, map, pwgf.Gaussian(map.dim), integrator=integrator, num_samples=200)
+    bowl = energies.Potential(lambda x: 0.5 * x.square().sum(-1))
+    energy = energies.Entropy() if map.periodic else bowl + energies.Entropy()
+    reference = pwgf.UniformBox(0.0, 6.0) if map.periodic else pwgf.Gaussian(map.dim)
+    scheme = pwgf.PWGF(energy, map, reference, integrator=integrator, num_samples=200)
     assert scheme.measure(scheme.start(0))["damping"] == damping
 
 
