@@ -35,6 +35,7 @@ from .stored import store
 
 _log = logging.getLogger("pwgf")
 _FIRST_CHECK = 0.125  # time of the first check of the law; each later one at twice the time
+_MOST_STAGES = 300  # right sides, beyond which cheap natural-gradient steps take over from a stiff flow at once
 _SLOW = 0.5  # fall of F over a doubling of t, relative to the KL that remains: where natural-gradient steps take over
 _MISSED, _LEAST_MISSED = 10.0, 0.01  # KL(π|ρ) relative to KL(ρ|π), or to .01 nats where that is less: a warning
 _MISSED_MODE = 3.0  # log(p/ρ) at a mode of which ρ knows nothing, above that at another
@@ -69,13 +70,13 @@ def sample(
 ) -> Sampled:
     r"""Independent samples of p/Z: the Wasserstein gradient flow of KL(ρ|p/Z) from λ, then natural-gradient steps.
 
-    At t = 1/8, 1/4, 1/2, 1, … the law is checked on fresh samples: it has converged when KL(ρ|π), estimated by
-    log E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. Where it has not, natural-gradient steps of the same map
+    At t = 1/8, 1/4, 1/2, 1, … the law is checked on fresh samples: it has converged when KL(ρ|π), estimated by log
+    E_ρ[w] − E_ρ[log w] with w = p/ρ, is below `tolerance`. Where it has not, natural-gradient steps of the same map
     follow (`sampling.natural`), in which mass moves between wells at once, while the flow takes exponentially long to
-    cross barriers: after the first check where they are cheap (p ≤ 1000 parameters), else as soon as the fall of F over
-    a doubling of t is less than half of the KL that remains. Where they cannot reach
-    `tolerance` either, a warning says so, and the weights must correct for the remainder. The estimate does not see
-    mass of π where ρ has none: like any local method, this one misses a mode that no sample of the start can reach.
+    cross barriers: after the first check, or 300 right sides, where they are cheap (p ≤ 1000 parameters), else as soon
+    as the fall of F over a doubling of t is less than half of the KL that remains. Where they cannot reach `tolerance`
+    either, a warning says so, and the weights must correct for the remainder. The estimate does not see mass of π where
+    ρ has none: like any local method, this one misses a mode that no sample of the start can reach.
 
     Args:
         log_density: log p, (n,d) → (n,), a differentiable torch function, finite wherever the flow goes.
@@ -242,7 +243,8 @@ class _Watch:
                     self._look(float(t), torch.from_numpy(record.vector("theta", k)))
 
     def __call__(self, state: State, info: Info) -> bool:
-        return state.t in self.times and self._look(state.t, state.theta)
+        crawls = self.finish and self.descent.has_enough and state.counters["num_stages"] > _MOST_STAGES
+        return crawls or (state.t in self.times and self._look(state.t, state.theta))
 
     def _look(self, t: float, theta: Tensor) -> bool:
         y, log_w = self._weighed(theta, f"t = {t:g}")

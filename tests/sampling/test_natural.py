@@ -139,6 +139,21 @@ def test_a_mode_that_the_law_misses_is_named(caplog):
     assert "a search found 2 modes, and the law misses the one near x = [8.0, " in caplog.text
 
 
+@pytest.mark.slow
+def test_a_flow_that_is_too_stiff_gives_way(caplog):
+    """Modes of deviations .05, 1 and 2 apart by 25: steps of the flow are of 1e-6, and KL stays above the tolerance."""
+
+    def three(x):
+        heights = [-200 * x.square(), -0.5 * (x - 6).square() - 1, -0.125 * (x + 25).square() - 2]
+        return torch.logsumexp(torch.cat(heights, 1), 1)
+
+    with caplog.at_level(logging.WARNING, "pwgf"):
+        found = sample(three, 1, n=2000, progress=False)
+    assert found.t < 0.125 and not found.converged and "KL(ρ|π) is still about" in caplog.text
+    exact = math.log(math.sqrt(2 * math.pi) * (0.05 + math.exp(-1) + 2 * math.exp(-2)))
+    assert abs(found.log_z - exact) < 0.1
+
+
 def test_theta_is_that_of_the_samples():
     """But where the map may have folded, at half a per cent of them: a point there has three densities."""
     found = sample(wells, 1, n=500, progress=False)
