@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,15 +37,15 @@ class FreePaths:
 
     @classmethod
     def of(cls, energy: Energy, state: State, count: int) -> FreePaths | None:
-        """Those that a state carries; None where they are not so many, or it has been given another θ."""
-        paths, theta = state.extra.get("paths"), state.extra.get("paths_theta")
-        if paths is None or theta is None or paths.shape[1] != count or not torch.equal(theta, state.theta):
+        """Those that a state carries; None where they are not so many, or it has been given another θ or θ̇."""
+        paths, own = state.extra.get("paths"), state.extra.get("paths_of")
+        if paths is None or own is None or paths.shape[1] != count or not torch.equal(own, _place(state)):
             return None
         return cls(energy, paths[0], paths[1], state.t)
 
-    def to_extra(self, theta: Tensor) -> dict[str, Tensor]:
-        """What a state at θ (p,) carries of them: positions and velocities, (2,n,d), and θ."""
-        return {"paths": torch.stack([self._x, self._velocity]), "paths_theta": theta}
+    def added_to(self, state: State) -> State:
+        """The state, which carries them: positions and velocities, (2,n,d), and the θ and θ̇ to which they belong."""
+        return replace(state, extra={"paths": torch.stack([self._x, self._velocity]), "paths_of": _place(state)})
 
     def move(self, h: float, slowed: float, t: float) -> None:
         """A step of length h that ends at t; velocities are multiplied by `slowed` before and after it."""
@@ -56,6 +57,10 @@ class FreePaths:
     def distance(self, x: Tensor) -> float:
         """Of samples x (n,d) from them, rms, in units of x."""
         return float((x - self._x).square().sum(1).mean().sqrt())
+
+
+def _place(state: State) -> Tensor:
+    return torch.stack([state.theta, state.theta_dot])
 
 
 def spread_of(x: Tensor) -> float:

@@ -202,13 +202,14 @@ class PWHF(MapReplay):
             place = self._place(theta, z, t)
             eta = self._solved(place, self._first_velocity(place.x), torch.zeros_like(theta))
         counters = {"num_steps": 0, "num_stages": 0, "num_iterations": 0}
-        return State(t, theta, eta, self.dt, rng, counters, {} if few.asked_for_density else self._paths(theta, rng, t))
+        state = State(t, theta, eta, self.dt, rng, counters)
+        return state if few.asked_for_density else self._paths(state).added_to(state)
 
-    def _paths(self, theta: Tensor, rng: Tensor, t: float) -> dict[str, Tensor]:
-        """Free paths of fresh samples, at their start; for the state."""
-        x = self._path_ends(theta, rng)
+    def _paths(self, state: State) -> FreePaths:
+        """Free paths of fresh samples, at their start."""
+        x = self._path_ends(state.theta, state.rng)
         velocity = torch.zeros_like(x) if self.velocity0 is None else self._first_velocity(x)
-        return FreePaths(self.energy, x, velocity, t).to_extra(theta)
+        return FreePaths(self.energy, x, velocity, state.t)
 
     @property
     def _num_paths(self) -> int:
@@ -278,8 +279,8 @@ class PWHF(MapReplay):
             eta = slowed * self._solved(place, velocity, (theta - before.theta) / h)
             iterations += needed
         counters = merge_counters(state.counters, num_steps=1, num_stages=together, num_iterations=iterations)
-        extra = {} if paths is None else paths.to_extra(place.theta)
-        after = State(t, place.theta, eta, self.dt, state.rng, counters, extra, rest)
+        after = State(t, place.theta, eta, self.dt, state.rng, counters, {}, rest)
+        after = after if paths is None else paths.added_to(after)
         return after, Info(state.t, t, h, together, 0, {"num_iterations": float(iterations)})
 
     def _moved(self, place: _Place, eta: Tensor, h: float, t: float) -> tuple[Tensor, int]:

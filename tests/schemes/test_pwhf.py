@@ -285,12 +285,12 @@ def test_there_are_no_free_paths_with_a_density():
     assert np.isnan(solve(scheme(SPRING + energies.Entropy()), [0.0, 0.2])["path_error"]).all()
 
 
-@pytest.mark.parametrize("altered", ["theta", "num_eval"])
+@pytest.mark.parametrize("altered", ["theta", "theta_dot", "num_eval"])
 def test_paths_of_another_flow_are_left(altered):
-    """A state that was given another θ, or goes on with other numbers of samples, has none."""
+    """A state that was given another θ or θ̇, or goes on with other numbers of samples, has none."""
     start, own = scheme(SPRING).start(), scheme(SPRING)
-    if altered == "theta":
-        start = dataclasses.replace(start, theta=start.theta + 0.1)
+    if altered != "num_eval":
+        start = dataclasses.replace(start, **{altered: getattr(start, altered) + 0.1})
     else:
         own = scheme(SPRING, num_eval=own.num_eval + 1)
     assert np.isnan(pwgf.solve(own, [0.0, 0.1], start=start, progress=False)["path_error"]).all()
