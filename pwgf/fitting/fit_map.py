@@ -18,7 +18,7 @@ from ..maps.base import PushForward
 from ..measures import PushedMeasure, Reference
 from ..run.progress import Progress
 from ..shown import fields_as_table
-from . import stored
+from .stored import File, keep
 
 _CHECK_EVERY = 10  # iterations between two checks on the held-out samples
 _HALVINGS = 6  # of the learning rate after failures, before giving up
@@ -127,8 +127,8 @@ def fit(
 
     settings |= {"learning_rate": learning_rate, "max_iterations": max_iterations, "polish": polish}
     settings |= {"held_out_share": held_out, "theta0": theta0}
-    file = stored.File(out, resume, overwrite)
-    return fit_of(*stored.keep(file, map, reference, target, settings, seed, find))
+    file = File(out, resume, overwrite)
+    return fit_of(*keep(file, map, reference, target, settings, seed, find))
 
 
 def fit_of(theta: Tensor, figures: Mapping[str, float]) -> Fit:

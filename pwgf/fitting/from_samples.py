@@ -19,8 +19,8 @@ from ..run.results import final_law
 from ..run.trajectory import load as load_run
 from ..schemes._arguments import in_standard_coordinates
 from ..shown import fields_as_table
-from . import stored
 from .fit_map import Fit, fit, fit_of
+from .stored import File, keep, read
 
 _TEST_SHARE = 0.2  # of the samples, by which the fit is judged and which it does not see
 _LEAST = 20  # samples
@@ -111,8 +111,8 @@ def from_samples(
         floor = (sum(squares) / _REPEATS) ** 0.5
         return found.theta, {**found._asdict(), "error": error, "floor": floor}
 
-    file = stored.File(out, resume, overwrite)
-    theta, figures = stored.keep(file, map, reference, x, options, seed, find)
+    file = File(out, resume, overwrite)
+    theta, figures = keep(file, map, reference, x, options, seed, find)
     return _start(PushedLaw(map, reference, theta), figures)
 
 
@@ -128,7 +128,7 @@ def load(path: str | os.PathLike[str], *, map: PushForward | None = None, refere
         ConfigError: a run that is no fit.
     """
     path = storage.checked_path(path, "fitting.load(path)")
-    figures = stored.read(path, f"fitting.load({path!r})")
+    figures = read(path, f"fitting.load({path!r})")
     return _start(final_law(load_run(path, map=map, reference=reference), map, reference), figures)
 
 

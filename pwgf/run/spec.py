@@ -108,11 +108,8 @@ class RunSpec:
 
 def _formula(map: Any) -> str:
     """The first paragraph of the docstring of a map's class, and of that of a map within it; "" without a map."""
-    told = (
-        ""
-        if map is None
-        else " ".join(inspect.cleandoc(type(map).__dict__.get("__doc__") or "").partition("\n\n")[0].split())
-    )
+    text = None if map is None else type(map).__dict__.get("__doc__")  # its own, not that of its base
+    told = " ".join(inspect.cleandoc(text or "").partition("\n\n")[0].split())
     inner = getattr(map, "map", None)
     return told if not isinstance(inner, PushForward) else f"{told} M: {_formula(inner)}"
 

@@ -65,7 +65,9 @@ def closest_gaussian(log_density: LogDensity, dim: int, device: str, seed: int) 
     if bool((ends.square().sum(1) < radius**2).all()):
         return Centred(m, scale, m.new_zeros(0, dim))
     several = _of_modes(inside, ends)
-    return several and Centred(m + scale @ several.m, scale @ several.scale, m + several.modes @ scale.T)
+    if several is None:
+        return None
+    return Centred(m + scale @ several.m, scale @ several.scale, m + several.modes @ scale.T)
 
 
 def _from_mode(descent: NaturalDescent, found: Descended, log_density: LogDensity, dim: int) -> Descended:

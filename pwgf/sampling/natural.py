@@ -33,7 +33,7 @@ _NUM_SAMPLES = 2000  # of a step; up to twice as many where they are four for ea
 _MOST_NUMBERS = 40_000_000  # of the rows, n·p
 _LONGEST = 0.5  # step: standard deviation of the change of log ρ
 _MOST_STEPS = 60
-_NEAR = 3.0  # nats
+_NEAR = 3.0  # nats, of KL(ρ|π): above it the steps are still on their way
 _PATIENCE = 12  # steps in which KL must fall by a tenth
 _HALVINGS = 4  # of a step, before ε grows
 _CHUNK = 500  # samples whose rows are formed at a time
@@ -83,7 +83,7 @@ class Descended(NamedTuple):
 
     @property
     def arrived(self) -> bool:
-        """Did KL fall below three nats, or are the steps still far from π?"""
+        """Did KL fall below three nats?"""
         return min(self.kl, default=math.inf) < _NEAR
 
     @property

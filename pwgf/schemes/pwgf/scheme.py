@@ -348,11 +348,12 @@ class PWGF(MapReplay):
         row: Row = {"theta": state.theta, "theta_dot": theta_dot}
         row.update(evaluate_row(setup, theta, rate, self._draws.blocks(generator), state.t, side.frame))
         alone = dataclasses.replace(setup, group=ALONE)
-        elapsed = state.t - memory_of(state).began
+        memory = memory_of(state)
+        elapsed = state.t - memory.began
         z = self._draws.samples(samples_for(self.map.dim, self.energy.pairwise), generator, even=True)
         row["error_estimate"], row["spread"] = error_estimate(alone, theta, rate, z, elapsed, state.t, side.frame)
-        steps = memory_of(state).step_error
-        row.update(step_error=steps, error_95=error_95(float(row["error_estimate"]), steps))
+        row.update(step_error=memory.step_error)
+        row.update(error_95=error_95(float(row["error_estimate"]), memory.step_error))
         row.update(NOT_TRIED)
         if row["error_estimate"] > self.accuracy * row["spread"]:
             draw = functools.partial(self._draws.of_side, generator)
